@@ -1,0 +1,122 @@
+"""Config to network, objective and tokenizer: the one place where the order of transformations matters."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import checkpoint, surgery
+from .config import Config, configure
+from .data.masks import Renderer
+from .errors import CheckpointError, ModelError
+from .models import load, network
+from .parallel import layers
+from .parallel.ranks import Ranks
+
+
+@dataclass
+class Assembled:
+    """What a run works with."""
+
+    config: Config
+    network: network.Network
+    objective: nn.Module
+    tokenizer: Any
+    renderer: Renderer
+    ranks: Ranks
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All that moves: of the network under its own names, of the objective under `objective.`"""
+        moving = surgery.trainable(self.network.model)
+        return moving | {f"objective.{n}": p for n, p in surgery.trainable(self.objective).items()}
+
+
+def quietly() -> None:
+    """Keep transformers' own progress bars and advice out of what a run says."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.manual_seed(seed)
+
+
+def tokenizer_and_renderer(config: Config) -> tuple[Any, Renderer]:
+    quietly()
+    tokenizer = load.load_tokenizer(config.model)
+    if tokenizer.eos_token is None and not tokenizer.chat_template:
+        raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
+    return tokenizer, Renderer(tokenizer, config.data.train_on, config.data.max_length)
+
+
+def assemble(config: Config, tell: Callable[[str], None] = lambda text: None, training: bool = True) -> Assembled:
+    """Weights in their precision -> what moves -> packed attention, recomputation, compilation."""
+    tokenizer, renderer = tokenizer_and_renderer(config)
+    seed_everything(config.seed)
+    ranks = Ranks(config.parallel)
+    dtype = config.precision.resolve(ranks.device)
+    model = load.load_model(config.model, dtype, ranks.device)
+    if training:
+        model.train()
+    net = network.Network(model)
+    net.longest = config.data.max_length
+    network.check_head(net)
+    reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
+    if reason:
+        tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
+    config.trainable.apply(model)
+    objective = config.objective.build().to(ranks.device)
+    if training:
+        layers.checkpoint_activations(config.parallel, model)
+        layers.compile_layers(config.parallel, model, ranks.device)
+    return Assembled(config, net, objective, tokenizer, renderer, ranks)
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration that a run's folder was made with."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no folder of a run: it has no config.yaml")
+    return configure(path, {"output_dir": str(folder)})
+
+
+def best_or_newest(folder: Path) -> tuple[Path, list[str]]:
+    """The checkpoint to use of a finished or interrupted run, and why newer ones were refused."""
+    newest, refused = checkpoint.newest(folder / "checkpoints")
+    if newest is None:
+        told = "".join(f"\n  {line}" for line in refused)
+        raise CheckpointError(f"{folder} has no whole checkpoint{told}; start it again with `luthier train`")
+    best = checkpoint.read_state(newest).get("best")
+    if best and (folder / "checkpoints" / best["name"]).is_dir():
+        chosen = folder / "checkpoints" / best["name"]
+        reason = checkpoint.damage(chosen)
+        if reason is None:
+            return chosen, refused
+        refused.append(f"checkpoint {chosen} is not used: {reason}")
+    return newest, refused
+
+
+def restore(folder: Path, tell: Callable[[str], None] = lambda text: None) -> tuple[Assembled, Path]:
+    """A run's network with the weights of its best checkpoint, for evaluation, generation and export."""
+    chosen, refused = best_or_newest(folder)
+    for line in refused:
+        tell(line)
+    made = assemble(read_config(folder), tell, training=False)
+    load_weights(made, chosen)
+    made.network.eval()
+    return made, chosen
+
+
+def load_weights(made: Assembled, folder: Path) -> None:
+    checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, "weights"), str(folder))

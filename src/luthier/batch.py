@@ -1,0 +1,120 @@
+"""Batch: packed rows of tokens and what is learnt of them. Loss: a sum and its denominator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Document(NamedTuple):
+    """One row of the data as tokens: `tokens[i]` is learnt, as a prediction from those before, by `weights[i]`."""
+
+    tokens: np.ndarray  # [L] int32
+    weights: np.ndarray  # [L] float32; weights[0] is 0: nothing predicts the first token
+    row: int  # number of the row in its file, from 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents end to end. `ends` stays on the host, as the shapes of the work depend on it."""
+
+    tokens: Tensor  # [T] int64
+    positions: Tensor  # [T] int64, restarting at 0 in each document
+    ends: tuple[int, ...]  # [D + 1] cumulative lengths, from 0 to T
+    weights: Tensor  # [T] float32, 0 where nothing is learnt, aligned with the token predicted
+    trained: Tensor  # [N] int64, where weights are not 0
+    rows: tuple[int, ...] = ()  # [D] numbers of the documents in their data
+    fields: dict[str, Tensor] = field(default_factory=dict)  # [T, ...] or [D, ...], what an objective adds
+
+    @classmethod
+    def pack(cls, documents: Sequence[Document]) -> Batch:
+        lengths = [len(document.tokens) for document in documents]
+        weights = torch.from_numpy(np.concatenate([d.weights for d in documents]).astype(np.float32))
+        return cls(
+            tokens=torch.from_numpy(np.concatenate([d.tokens for d in documents]).astype(np.int64)),
+            positions=torch.cat([torch.arange(n) for n in lengths]),
+            ends=(0, *np.cumsum(lengths).tolist()),
+            weights=weights,
+            trained=weights.nonzero()[:, 0],
+            rows=tuple(d.row for d in documents),
+        )
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [b - a for a, b in zip(self.ends, self.ends[1:])]
+
+    def to(self, device: torch.device) -> Batch:
+        def move(t: Tensor) -> Tensor:
+            if device.type == "cuda" and t.device.type == "cpu":
+                t = t.pin_memory()
+            return t.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            tokens=move(self.tokens),
+            positions=move(self.positions),
+            weights=move(self.weights),
+            trained=move(self.trained),
+            fields={name: move(t) for name, t in self.fields.items()},
+        )
+
+    def select(self, start: int, stop: int) -> Batch:
+        """The documents start..stop-1."""
+        a, b = self.ends[start], self.ends[stop]
+        weights = self.weights[a:b]
+        total, documents = self.ends[-1], len(self.ends) - 1
+
+        def cut(t: Tensor) -> Tensor:
+            assert len(t) in (total, documents), "a field has one entry for each token or for each document"
+            return t[a:b] if len(t) == total else t[start:stop]
+
+        return Batch(
+            tokens=self.tokens[a:b],
+            positions=self.positions[a:b],
+            ends=tuple(e - a for e in self.ends[start : stop + 1]),
+            weights=weights,
+            trained=weights.nonzero()[:, 0],
+            rows=self.rows[start:stop],
+            fields={name: cut(t) for name, t in self.fields.items()},
+        )
+
+    def split(self, micro_tokens: int) -> list[Batch]:
+        """Consecutive parts of at most `micro_tokens` tokens each, or of one document where it alone is longer."""
+        parts, start = [], 0
+        for stop in range(1, len(self.ends)):
+            last = stop + 1 == len(self.ends)
+            if last or self.ends[stop + 1] - self.ends[start] > micro_tokens:
+                parts.append(self.select(start, stop))
+                start = stop
+        return parts
+
+    def padded_to(self, total: int) -> Batch:
+        """One more document of zeros, from which nothing is learnt, so that the row has `total` tokens."""
+        extra = total - len(self)
+        if extra <= 0:
+            return self
+        assert not self.fields, "pad before an objective adds its fields"
+        zeros = torch.zeros(extra, dtype=torch.int64)
+        return replace(
+            self,
+            tokens=torch.cat([self.tokens, zeros]),
+            positions=torch.cat([self.positions, torch.arange(extra)]),
+            ends=(*self.ends, total),
+            weights=torch.cat([self.weights, torch.zeros(extra)]),
+        )
+
+
+class Loss(NamedTuple):
+    """`total / count` is the mean; the loop divides once, by the count over all micro-batches and ranks."""
+
+    total: Tensor  # [] differentiable
+    count: Tensor  # [] what the total is to be divided by
+    metrics: dict[str, Tensor]  # sums, to be divided by the same count

@@ -1,0 +1,34 @@
+"""Step 1, data: from files to packed rows of tokens with what is learnt of them."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..settings import Settings
+
+
+class Data(Settings):
+    """Where rows come from and how they become tokens."""
+
+    train: str | list[str] | None = None
+    """A file (.jsonl .json .csv .parquet, plain or .gz .bz2 .xz .zst), a folder of them, several, or a hub name."""
+    validation: str | float | int | None = None
+    """Held-out rows: a file or hub name, a share of `train` below 1, or a number of its rows."""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
+    """How rows are read; `auto` goes by their keys and says what it found."""
+    columns: dict[str, str] = {}
+    """A map from a key of the format to the name of the column that holds it, such as {prompt: question}."""
+    subset: str | None = None
+    """The configuration of a hub data set."""
+    split: str = "train"
+    """The split of a hub data set."""
+    train_on: Literal["all", "last"] = "all"
+    """Learn every assistant turn of a conversation, or the last one only."""
+    max_length: int = Field(2048, ge=2)
+    """Longest document, in tokens; an answer that does not fit makes a bad row."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop on rows from which nothing right can be learnt, or leave them out and list them in a file."""
+    limit: int | None = Field(None, ge=1)
+    """Use no more than so many rows of `train`, after the validation rows were taken."""
+    seed: int = 0
+    """Decides the validation split and, with the epoch, the order of rows."""

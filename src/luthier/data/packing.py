@@ -1,0 +1,79 @@
+"""The order of rows, and best-fit packing of it: pure functions of lengths, seed and epoch."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+LOOKAHEAD = 2048  # documents that wait to be placed
+
+
+def order(count: int, seed: int, epoch: int) -> list[int]:
+    """The documents of one epoch, shuffled."""
+    return np.random.default_rng([seed, epoch]).permutation(count).tolist()
+
+
+def endless(count: int, seed: int, epochs: int | None) -> Iterator[int]:
+    """Epoch after epoch; for ever without `epochs`."""
+    epoch = 0
+    while epochs is None or epoch < epochs:
+        yield from order(count, seed, epoch)
+        epoch += 1
+
+
+def best_fit(documents: Iterable[int], lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
+    """Rows of at most `row_tokens`: the document that waited longest, then always the longest that still fits.
+
+    Best fit on a buffer of `LOOKAHEAD` documents, as bin packing does it (arXiv:2404.10830); none starves.
+    """
+    source = iter(documents)
+    waiting: list[tuple[int, int, int]] = []  # (length, arrival, document), sorted
+    arrivals: dict[int, tuple[int, int, int]] = {}  # in order of arrival
+    arrived = 0
+
+    def fill() -> None:
+        nonlocal arrived
+        while len(waiting) < LOOKAHEAD and (document := next(source, None)) is not None:
+            entry = (lengths[document], arrived, document)
+            bisect.insort(waiting, entry)
+            arrivals[arrived] = entry
+            arrived += 1
+
+    fill()
+    while waiting:
+        entry = next(iter(arrivals.values()))
+        row, left = [], row_tokens
+        while entry is not None:
+            waiting.pop(bisect.bisect_left(waiting, entry))
+            del arrivals[entry[1]]
+            row.append(entry[2])
+            left -= entry[0]
+            place = bisect.bisect_right(waiting, (left, arrived, -1))
+            entry = waiting[place - 1] if place else None
+        yield row
+        fill()
+
+
+def one_by_one(documents: Iterable[int]) -> Iterator[list[int]]:
+    for document in documents:
+        yield [document]
+
+
+def grouped(documents: Iterable[int], size: int) -> Iterator[list[int]]:
+    """Consecutive groups of `size`; the last may be smaller."""
+    group: list[int] = []
+    for document in documents:
+        group.append(document)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def fullness(rows: Iterable[Sequence[int]], lengths: Sequence[int], row_tokens: int) -> float:
+    """The share of the rows' slots that hold a token."""
+    rows = list(rows)
+    return sum(lengths[d] for row in rows for d in row) / max(1, row_tokens * len(rows))

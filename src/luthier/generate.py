@@ -1,0 +1,103 @@
+"""Answers: batched decoding with a cache, left-padded, finished rows leave the batch; greedy or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .logprobs import Head
+from .models.network import Network
+
+SHRINK = 0.75  # share of unfinished rows under which the finished ones are taken out of the cache
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+    """The next token of each row of logits [B, V]: the likeliest at temperature 0, else sampled (arXiv:1904.09751)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits.float() / temperature).softmax(-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(-1, descending=True)
+        # The smallest set that holds top_p, the likeliest always in it.
+        ordered[(ordered.cumsum(-1) - ordered) >= top_p] = 0
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def generate(
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    stop: set[int],
+    max_new_tokens: int,
+    *,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    on_token: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """The new tokens after each prompt, without the stop token, in the order of the prompts."""
+    generator = None
+    if seed is not None and temperature > 0:
+        generator = torch.Generator(network.device).manual_seed(seed)
+    answers: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    with network.natively() as model:
+        for start in range(0, len(order), batch_size):
+            members = order[start : start + batch_size]
+            decode = _Decode(model, network.head, [prompts[i] for i in members])
+            for _ in range(max_new_tokens):
+                chosen = choose(decode.logits(), temperature, top_p, generator).tolist()
+                for slot, token in zip(decode.slots, chosen):
+                    if token not in stop:
+                        answers[members[slot]].append(token)
+                        if on_token is not None:
+                            on_token(token)
+                if not decode.advance(chosen, stop):
+                    break
+    return answers
+
+
+class _Decode:
+    """One batch on its way: the cache, the mask, and which prompts are still unfinished."""
+
+    def __init__(self, model: torch.nn.Module, head: Head, prompts: Sequence[Sequence[int]]):
+        from transformers import DynamicCache
+
+        self.model, self.head = model, head
+        device = model.get_input_embeddings().weight.device
+        longest = max(len(p) for p in prompts)
+        self.slots = list(range(len(prompts)))
+        self.done: set[int] = set()
+        self.tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+        self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.cache = DynamicCache(config=model.config)
+
+    def logits(self) -> Tensor:
+        """[B, V] after the last token of each row."""
+        out = self.model.base_model(
+            input_ids=self.tokens, attention_mask=self.mask, position_ids=self.positions,
+            past_key_values=self.cache, use_cache=True,
+        )  # fmt: skip
+        return self.head(out.last_hidden_state[:, -1])
+
+    def advance(self, chosen: list[int], stop: set[int]) -> bool:
+        """Take the chosen tokens in; False when every row is finished."""
+        self.done |= {slot for slot, token in zip(self.slots, chosen) if token in stop}
+        keep = [i for i, slot in enumerate(self.slots) if slot not in self.done]
+        if not keep:
+            return False
+        device = self.tokens.device
+        self.tokens = torch.tensor(chosen, device=device)[:, None]
+        self.positions = self.positions[:, -1:] + 1
+        if len(keep) <= SHRINK * len(self.slots):
+            index = torch.tensor(keep, device=device)
+            self.cache.batch_select_indices(index)
+            self.tokens, self.positions, self.mask = (t[index] for t in (self.tokens, self.positions, self.mask))
+            self.slots = [self.slots[i] for i in keep]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        return True

@@ -1,0 +1,96 @@
+"""The few kernels that we write for NVIDIA GPUs; every one has a plain PyTorch twin at its place of use."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@cache
+def available() -> bool:
+    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _cross_entropy():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def kernel(x_ptr, stride, target_ptr, weight_ptr, loss_ptr, vocabulary, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        x_ptr += row * stride
+        target = tl.load(target_ptr + row)
+        weight = tl.load(weight_ptr + row)
+        offsets = tl.arange(0, BLOCK)
+        largest = float("-inf")
+        total = 0.0
+        for start in range(0, vocabulary, BLOCK):
+            inside = start + offsets < vocabulary
+            x = tl.load(x_ptr + start + offsets, mask=inside, other=float("-inf")).to(tl.float32)
+            new = tl.maximum(largest, tl.max(x))
+            total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new))
+            largest = new
+        lse = largest + tl.log(total)
+        tl.store(loss_ptr + row, (lse - tl.load(x_ptr + target).to(tl.float32)) * weight)
+        for start in range(0, vocabulary, BLOCK):
+            inside = start + offsets < vocabulary
+            x = tl.load(x_ptr + start + offsets, mask=inside, other=float("-inf")).to(tl.float32)
+            gradient = (tl.exp(x - lse) - (start + offsets == target)) * weight
+            tl.store(x_ptr + start + offsets, gradient.to(x_ptr.dtype.element_ty), mask=inside)
+
+    return kernel
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted losses [N] of logits [N, V], which are overwritten by the gradient of the losses' sum."""
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    if len(logits):
+        _cross_entropy()[(len(logits),)](
+            logits, logits.stride(0), targets, weights, losses, logits.shape[1], BLOCK=8192, num_warps=16
+        )
+    return losses
+
+
+@cache
+def _adamw():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def kernel(
+        p_ptr, master_ptr, grad_ptr, m_ptr, v_ptr, scale_ptr, n,
+        lr, decay, beta1, beta2, eps, correction1, correction2_sqrt, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < n
+        grad = tl.load(grad_ptr + i, mask=inside, other=0.0).to(tl.float32) * tl.load(scale_ptr)
+        master = tl.load(master_ptr + i, mask=inside, other=0.0)
+        m = tl.load(m_ptr + i, mask=inside, other=0.0)
+        v = tl.load(v_ptr + i, mask=inside, other=0.0)
+        m = beta1 * m + (1 - beta1) * grad
+        v = beta2 * v + (1 - beta2) * grad * grad
+        master = master * (1 - lr * decay)
+        master = master - lr / correction1 * m / (tl.sqrt(v) / correction2_sqrt + eps)
+        tl.store(m_ptr + i, m, mask=inside)
+        tl.store(v_ptr + i, v, mask=inside)
+        tl.store(master_ptr + i, master, mask=inside)
+        tl.store(p_ptr + i, master.to(p_ptr.dtype.element_ty), mask=inside)
+
+    return kernel
+
+
+def adamw_(
+    parameter: Tensor, master: Tensor, gradient: Tensor, m: Tensor, v: Tensor, scale: Tensor,
+    *, lr: float, decay: float, beta1: float, beta2: float, eps: float, step: int,
+) -> None:  # fmt: skip
+    """One AdamW step on a float32 master, its moments and the shorter copy that computes, in one pass of memory."""
+    n = parameter.numel()
+    block = 2048
+    _adamw()[((n + block - 1) // block,)](
+        parameter, master, gradient, m, v, scale, n,
+        lr, decay, beta1, beta2, eps, 1 - beta1**step, (1 - beta2**step) ** 0.5, BLOCK=block, num_warps=8,
+    )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Hidden states to log-probabilities in chunks, so that the whole [N, V] of logits never exists.
+
+The gradient of a chunk is made in the forward pass, while its logits are there (as in Cut Your Losses,
+arXiv:2411.09009, and Liger Kernel, arXiv:2410.10989): the logits are written over by their own gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from . import kernels
+
+CHUNK_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}  # of logits
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer of a causal language model, with what its family does to the logits."""
+
+    module: nn.Module  # [..., H] -> [..., V]
+    scale: float = 1.0  # Cohere, Granite
+    softcap: float | None = None  # Gemma 2: cap * tanh(logits / cap)
+
+    @property
+    def linear(self) -> bool:
+        """Whether the module is a plain product, which can be fused with the loss."""
+        return type(self.module) is nn.Linear
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.shape(self.module(hidden))
+
+    def shape(self, logits: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+def chunk_rows(vocabulary: int, hidden: Tensor) -> int:
+    limit = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
+    return max(1, limit // (vocabulary * hidden.element_size()))
+
+
+def nll_sum(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
+    """Sum over i of weights[i] * -log p(targets[i] | hidden[i]); hidden [N, H], targets and weights [N]."""
+    if head.linear:
+        return _LinearNLL.apply(hidden, head.module.weight, head.module.bias, targets, weights, head)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    size = chunk_rows(int(getattr(head.module, "out_features", 1 << 17)), hidden)
+    for start in range(0, len(hidden), size):
+        part = slice(start, start + size)
+        total = total + checkpoint(_plain_nll, hidden[part], head, targets[part], weights[part], use_reentrant=False)
+    return total
+
+
+def _plain_nll(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
+    return -(token_logprobs(hidden, head, targets) * weights).sum()
+
+
+def token_logprobs(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """log p(targets[i] | hidden[i]) in float32, all logits at once; for one chunk."""
+    logits = head(hidden).float()
+    return logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+
+
+@torch.no_grad()
+def scored(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N] and whether the target was the likeliest token [N], in chunks, without gradients."""
+    logprobs, hits = [], []
+    size = chunk_rows(int(getattr(head.module, "out_features", 1 << 17)), hidden) // 2 + 1
+    for start in range(0, len(hidden), size):
+        logits = head(hidden[start : start + size]).float()
+        wanted = targets[start : start + size, None]
+        logprobs.append(logits.gather(-1, wanted)[:, 0] - logits.logsumexp(-1))
+        hits.append(logits.argmax(-1) == wanted[:, 0])
+    if not logprobs:
+        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.bool)
+    return torch.cat(logprobs), torch.cat(hits)
+
+
+class _LinearNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, weights, head):
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        wanted = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
+        size = chunk_rows(len(weight), hidden)
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            chunk = hidden[part]
+            logits = chunk @ weight.t() if bias is None else torch.addmm(bias, chunk, weight.t())
+            total += _nll_and_gradient_(logits, targets[part], weights[part], head, any(wanted[:3]))
+            if grad_hidden is not None:
+                torch.mm(logits, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                _add_product_(grad_weight, logits.t(), chunk)
+            if grad_bias is not None:
+                grad_bias += logits.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+        )
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return (*(None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors), None, None, None)
+
+
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, accumulated in float32 although a and b may be shorter."""
+    if a.dtype == torch.float32:
+        torch.addmm(total, a, b, out=total)
+    elif a.is_cuda:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a.float() @ b.float()
+
+
+def _nll_and_gradient_(logits: Tensor, targets: Tensor, weights: Tensor, head: Head, gradient: bool) -> Tensor:
+    """The weighted sum; `logits` is overwritten by its gradient."""
+    plain = head.scale == 1.0 and head.softcap is None
+    if plain and gradient and logits.is_cuda and kernels.available():
+        return kernels.cross_entropy_(logits, targets, weights).sum()
+    shaped = logits if plain else head.shape(logits)
+    full = shaped.float()
+    lse = full.logsumexp(-1)
+    losses = (lse - full.gather(-1, targets[:, None])[:, 0]) * weights
+    if gradient:
+        full = full.sub_(lse[:, None]).exp_() if plain else (full - lse[:, None]).exp_()
+        full[torch.arange(len(targets), device=targets.device), targets] -= 1
+        full *= weights[:, None]
+        if head.softcap is not None:
+            full *= 1 - (shaped.float() / head.softcap) ** 2
+        if head.scale != 1.0:
+            full *= head.scale
+        if full.data_ptr() != logits.data_ptr():
+            logits.copy_(full)
+    return losses.sum()

@@ -1,0 +1,44 @@
+"""The named methods of the field: each a row, a point on the axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    caption: str
+    paper: str
+    settings: dict = field(default_factory=dict)  # what the row sets; a user's own settings go over it
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """axis -> answer, the point that makes the method."""
+        return {axis: values["kind"] for axis, values in self.settings.items() if "kind" in values}
+
+
+def row(name: str, caption: str, paper: str, **settings: dict) -> Method:
+    return Method(name, caption, paper, settings)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        row(
+            "full", "every weight moves", "",
+            trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 1e-5},
+        ),
+        row(
+            "partial", "chosen layers move, the rest is frozen", "",
+            trainable={"kind": "partial", "last_layers": 2}, objective={"kind": "next_token"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-5},
+        ),
+        row(
+            "lora", "a low-rank update beside each frozen linear layer", "arXiv:2106.09685",
+            trainable={"kind": "lora"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
+        ),
+    )
+}  # fmt: skip

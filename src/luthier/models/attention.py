@@ -1,0 +1,136 @@
+"""Attention over packed documents: each token sees the earlier ones of its own document, and no [T, T] mask exists.
+
+On a GPU in 16 bits the variable-length FlashAttention kernels that PyTorch ships (arXiv:2307.08691), elsewhere one
+call of `scaled_dot_product_attention` for each group of documents of similar length.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NAME = "luthier_packed"
+SIMILAR = 0.75  # shortest over longest document of a group
+
+
+class Unsupported(Exception):
+    """The layer asks for something that packed attention does not do."""
+
+
+def install() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def cumulative(ends: tuple[int, ...], device: torch.device) -> Tensor:
+    """int32 [P] cumulative lengths, repeated at the end up to a power of two, so that graphs see few shapes."""
+    size = max(16, 1 << (len(ends) - 1).bit_length())
+    padded = [*ends, *[ends[-1]] * (size - len(ends))]
+    made = torch.tensor(padded, dtype=torch.int32)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, H, T, d]
+    key: Tensor,  # [1, K, T, d]
+    value: Tensor,  # [1, K, T, d]
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """[1, T, H, d]; the signature is that of transformers' attention functions."""
+    if softcap is not None or s_aux is not None or attention_mask is not None or cu_seq_lens_q is None:
+        raise Unsupported("soft caps, sinks, a mask, or no document borders")
+    if getattr(module, "is_causal", True) is False:
+        raise Unsupported("attention in both directions")
+    if on_flash(query):
+        if dropout:
+            raise Unsupported("attention dropout")
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
+        window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
+        extra = {"enable_gqa": True} if _wants_gqa_flag() and q.shape[1] != k.shape[1] else {}
+        out = varlen_attn(
+            q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=window, **extra
+        )
+        return out[None], None
+    return _grouped(query, key, value, tuple(cu_seq_lens_q.tolist()), scaling, dropout, sliding_window), None
+
+
+@lru_cache(maxsize=1)
+def _wants_gqa_flag() -> bool:
+    import inspect
+
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def on_flash(t: Tensor) -> bool:
+    return t.is_cuda and t.dtype in (torch.bfloat16, torch.float16) and t.shape[-1] % 8 == 0 and t.shape[-1] <= 256
+
+
+def _grouped(query, key, value, ends, scaling, dropout, window) -> Tensor:
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    heads, total = query.shape[1], query.shape[2]
+    groups, restore = _groups(ends)
+    outs = []
+    for places, longest in groups:
+        index = places.to(query.device)
+        q, k, v = (t[0].index_select(1, index).view(heads, -1, longest, t.shape[-1]).transpose(0, 1)
+                   for t in (query, key, value))  # fmt: skip
+        mask = _band(longest, window, query.device) if window is not None and longest > window else None
+        # A document shorter than its group is filled up at its end, where causal attention never looks.
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+        )  # [D, H, L, d]
+        outs.append(out.transpose(1, 2).reshape(-1, heads, out.shape[-1]))
+    joined = outs[0] if len(outs) == 1 else torch.cat(outs)
+    if restore is not None:
+        joined = joined.index_select(0, restore.to(query.device))
+    assert len(joined) == total
+    return joined[None]
+
+
+@lru_cache(maxsize=64)
+def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[Tensor, int]], Tensor | None]:
+    """[(the tokens of a group's documents [D * L], L)], and where each token of the row went, None if in order."""
+    spans = sorted(((b - a, a) for a, b in zip(ends, ends[1:]) if b > a), reverse=True)
+    groups: list[list[tuple[int, int]]] = []
+    for span in spans:
+        if groups and span[0] >= SIMILAR * groups[-1][0][0]:
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    made, where, offset = [], torch.empty(ends[-1], dtype=torch.int64), 0
+    for members in groups:
+        longest = members[0][0]
+        places = torch.zeros(len(members), longest, dtype=torch.int64)
+        for slot, (length, start) in enumerate(members):
+            places[slot, :length] = torch.arange(start, start + length)
+            where[start : start + length] = torch.arange(offset, offset + length)
+            offset += longest
+        made.append((places.flatten(), longest))
+    ordered = offset == ends[-1] and bool((where == torch.arange(ends[-1])).all())
+    return made, None if ordered else where
+
+
+@lru_cache(maxsize=16)
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """[L, L] True where a token may look: at itself and the `window` - 1 before it."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (distance >= 0) & (distance < window)

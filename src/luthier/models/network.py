@@ -1,0 +1,181 @@
+"""Network: a transformers model seen as packed batch -> hidden states [T, H], with its head apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Batch
+from ..errors import ModelError
+from ..logprobs import Head
+from . import attention
+
+
+class Network(nn.Module):
+    """`hidden(batch)` runs the decoder; `packed` tells whether rows run flat or, for some families, padded."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.native = model.config._attn_implementation
+        self.packed = False
+        self.longest = 0  # an upper bound of document lengths that stays the same, so that graphs do
+        module = model.get_output_embeddings()
+        if module is None:
+            raise ModelError(f"{type(model).__name__} has no output layer: it is no causal language model")
+
+    @property
+    def config(self):
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def head(self) -> Head:
+        config = self.config.get_text_config()
+        scale = 1.0
+        if getattr(config, "logits_scaling", None):  # Granite
+            scale = 1.0 / config.logits_scaling
+        if getattr(config, "logit_scale", None):  # Cohere
+            scale = config.logit_scale
+        return Head(self.model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.hidden(batch)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """[T, H] after the last norm."""
+        return self._packed(batch) if self.packed else self._padded(batch)
+
+    def predictions(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For the N tokens that are learnt: the hidden state that predicts each [N, H], the token, its weight."""
+        return hidden[batch.trained - 1], batch.tokens[batch.trained], batch.weights[batch.trained]
+
+    def _packed(self, batch: Batch) -> Tensor:
+        ends = attention.cumulative(batch.ends, self.device)
+        longest = max(self.longest, *batch.lengths)
+        out = self.model.base_model(
+            input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False,
+            cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest,
+        )  # fmt: skip
+        return out.last_hidden_state[0]
+
+    def _padded(self, batch: Batch) -> Tensor:
+        lengths = torch.tensor(batch.lengths, device=self.device)
+        inside = torch.arange(max(batch.lengths), device=self.device) < lengths[:, None]  # [D, L]
+        tokens = torch.zeros_like(inside, dtype=torch.int64).masked_scatter(inside, batch.tokens)
+        positions = torch.zeros_like(tokens).masked_scatter(inside, batch.positions)
+        out = self.model.base_model(
+            input_ids=tokens, attention_mask=inside.long(), position_ids=positions, use_cache=False
+        )
+        return out.last_hidden_state[inside]
+
+    @contextmanager
+    def natively(self) -> Iterator[nn.Module]:
+        """The model with its own attention, eager, in evaluation mode: for generation with a cache."""
+        training, before = self.model.training, self.model.config._attn_implementation
+        compiled = [m for m in self.model.modules() if m._compiled_call_impl is not None]
+        calls = [m._compiled_call_impl for m in compiled]
+        try:
+            for module in compiled:
+                module._compiled_call_impl = None
+            self.model.set_attn_implementation(self.native)
+            self.model.eval()
+            yield self.model
+        finally:
+            self.model.set_attn_implementation(before)
+            self.model.train(training)
+            for module, call in zip(compiled, calls):
+                module._compiled_call_impl = call
+
+
+def prepare(network: Network, wanted: str) -> str | None:
+    """Switch to packed attention if the family allows it exactly; else the reason why it runs padded."""
+    reason = None if wanted == "padded" else _try_packed(network)
+    if wanted == "padded" or reason is None:
+        return None
+    if wanted == "packed":
+        raise ModelError(f"model.attention=packed: {type(network.model).__name__} cannot run packed: {reason}")
+    return reason
+
+
+LAYERS = {"full_attention", "sliding_attention"}
+
+
+def _try_packed(network: Network) -> str | None:
+    config = network.config.get_text_config()
+    other = set(getattr(config, "layer_types", None) or ()) - LAYERS
+    if other:
+        return f"it has layers of the kinds {', '.join(sorted(other))}"
+    if network.model.training and network.device.type == "cuda" and (getattr(config, "attention_dropout", 0) or 0) > 0:
+        return "its attention has dropout, which the packed kernels lack"
+    attention.install()
+    training = network.model.training
+    try:
+        network.model.eval()
+        reason = _probe(network)
+    except (attention.Unsupported, ValueError, TypeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    finally:
+        network.model.train(training)
+    network.packed = reason is None
+    if reason is not None:
+        network.model.set_attn_implementation(network.native)
+    return reason
+
+
+@torch.no_grad()
+def _probe(network: Network) -> str | None:
+    """Two short documents packed against the model's own attention, and against other neighbours."""
+    vocabulary = network.config.get_text_config().vocab_size
+    tokens = (torch.arange(12) * 7919 + 11) % min(vocabulary, 1 << 15)
+    positions = torch.cat([torch.arange(5), torch.arange(7)])
+    weights = torch.ones(12)
+    batch = Batch(tokens, positions, (0, 5, 12), weights, torch.arange(1, 12)).to(network.device)
+    plain = network._padded(batch)
+    calls: list[int | None] = []
+
+    def spy(*args: object, sliding_window: int | None = None, **kwargs: object):
+        calls.append(sliding_window)
+        return attention.packed_attention(*args, sliding_window=sliding_window, **kwargs)  # type: ignore[arg-type]
+
+    from transformers import AttentionInterface
+
+    try:
+        AttentionInterface.register(attention.NAME, spy)
+        network.model.set_attn_implementation(attention.NAME)
+        packed = network._packed(batch)
+    finally:
+        attention.install()
+    if not calls:
+        return "its layers do not use transformers' attention interface"
+    kinds = getattr(network.config.get_text_config(), "layer_types", None) or ()
+    sliding = sum(kind == "sliding_attention" for kind in kinds)
+    if sliding != sum(window is not None for window in calls) and sliding:
+        return "its sliding windows do not reach the attention function"
+    tolerance = 1e-3 if packed.dtype == torch.float32 else 6e-2
+    if (packed - plain).abs().max() > tolerance * plain.abs().max():
+        return "packed and padded rows give different hidden states"
+    other = Batch((tokens + torch.arange(12).lt(5)) % vocabulary, positions, (0, 5, 12), weights, torch.arange(1, 12))
+    if not torch.equal(network._packed(other.to(network.device))[5:], packed[5:]):
+        return "a document changes with its neighbour"
+    return None
+
+
+@torch.no_grad()
+def check_head(network: Network) -> None:
+    """Our head on the decoder's output must give the model's own logits, whatever its family does to them."""
+    with network.natively() as model:
+        tokens = torch.arange(4, device=network.device)[None] + 5
+        theirs = model(input_ids=tokens, use_cache=False).logits[0].float()
+        ours = network.head(model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]).float()
+    if ours.shape != theirs.shape or (ours - theirs).abs().max() > 2e-2 * theirs.abs().max().clamp(min=1e-3):
+        raise ModelError(
+            f"{type(network.model).__name__} changes its logits in a way that is not known here "
+            f"(largest difference {(ours - theirs).abs().max():.3g}); please report the family"
+        )

@@ -1,0 +1,38 @@
+"""What is done to every decoder layer: recomputing its activations, compiling it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+from ..surgery import blocks
+from . import Parallel
+
+
+def checkpoint_activations(config: Parallel, model: nn.Module) -> None:
+    """Every n-th layer keeps its input only (arXiv:1604.06174)."""
+    if not config.activation_checkpointing:
+        return
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"parallel.activation_checkpointing: {type(model).__name__} cannot: {error}") from None
+    for i, layer in enumerate(blocks(model)[1]):
+        layer.gradient_checkpointing = i % config.activation_checkpointing == 0
+
+
+def compiled(config: Parallel, device: torch.device) -> bool:
+    return device.type == "cuda" if config.compile == "auto" else config.compile
+
+
+def compile_layers(config: Parallel, model: nn.Module, device: torch.device) -> None:
+    """Each decoder layer and the last norm become graphs of fixed shapes; equal layers share their code."""
+    if not compiled(config, device):
+        return
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    for layer in blocks(model)[1]:
+        layer.compile(dynamic=False)
+    for name, module in model.base_model.named_children():
+        if "norm" in name or name == "ln_f":
+            module.compile(dynamic=False)

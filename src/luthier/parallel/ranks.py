@@ -1,0 +1,75 @@
+"""The processes of a run: who am I, and sums over all of us. One process needs nothing of torch.distributed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import ConfigError
+from . import Parallel
+
+BUCKET = 64 << 20  # elements summed in one message
+
+
+class Ranks:
+    """`world` processes started by torchrun, or one; gradients are summed, never averaged."""
+
+    def __init__(self, config: Parallel):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self.device = _device(config)
+        if self.world > 1 and not dist.is_initialized():
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def mine(self, items: Sequence) -> list:
+        return list(items[self.rank :: self.world])
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Each gradient becomes the sum over all ranks, in few messages."""
+        if self.world == 1:
+            return
+        bucket: list[Tensor] = []
+        for i, gradient in enumerate(gradients):
+            bucket.append(gradient)
+            ahead = gradients[i + 1] if i + 1 < len(gradients) else None
+            if ahead is None or ahead.dtype != gradient.dtype or sum(g.numel() for g in bucket) > BUCKET:
+                flat = torch.cat([g.flatten() for g in bucket])
+                dist.all_reduce(flat)
+                for g, part in zip(bucket, flat.split([g.numel() for g in bucket])):
+                    g.copy_(part.view_as(g))
+                bucket = []
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum_(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def _device(config: Parallel) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("parallel.device=cuda, but PyTorch sees no GPU here: use parallel.device=auto")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,0 +1,385 @@
+"""The loop: the ten steps of a fine-tune, in order, for every objective on every parameterisation."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, evaluate, explain
+from .assemble import Assembled, assemble, load_weights
+from .batch import Batch
+from .config import Config
+from .data import dataset as datasets
+from .data import stream
+from .data.dataset import Dataset
+from .errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
+from .monitor import Console, Monitor, memory_gb, records
+from .optim import schedule
+from .optim.adamw import MasteredAdamW, clip_scale
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step that was taken: `step` counts from 1."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: where it is, and base against tuned."""
+
+    folder: Path
+    report: dict
+
+    def generate(self, *questions: str, **options) -> list[str]:
+        """Answers of the tuned model; see `luthier.ask`."""
+        from .chat import Chat
+
+        return Chat.open(self.folder).ask(questions, **options)
+
+    def export(self, out: str | Path, kind: str = "adapter") -> dict:
+        """Write the model where other tools read it; see `luthier.export`."""
+        from .export import export
+
+        return export(self.folder, Path(out), kind)
+
+
+def train(config: Config, console: Console | None = None) -> Result:
+    """Run a configuration to its end, or go on where its folder stands."""
+    return Trainer(config, console).run()
+
+
+class Trainer:
+    """One run. Iterate over it for its steps one by one, or `run` it."""
+
+    def __init__(self, config: Config, console: Console | None = None):
+        self.config, self.console = config, console or Console()
+        self.folder = Path(config.output_dir)
+        self.stop_signal: int | None = None
+        self.step = 0
+        self.best: dict | None = None
+        self.started = time.monotonic()
+        say, warn = self.console.say, self.console.warn
+
+        # 1 data, before the weights: a bad row must not cost a model's loading
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_same_run()
+        from .assemble import tokenizer_and_renderer
+
+        _, renderer = tokenizer_and_renderer(config)
+        self.training, self.validation = load_data(config, renderer, self.folder, say, warn)
+        self.steps = stream.plan(
+            self.training.lengths, examples=config.batch.examples, tokens=config.batch.tokens,
+            micro_tokens=config.batch.micro_tokens, pack=config.batch.packing, seed=config.data.seed,
+            epochs=config.epochs, max_steps=config.max_steps,
+        )  # fmt: skip
+        say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
+        # 2 model initialisation, 3 layer freezing, 4 method
+        self.made: Assembled = assemble(config, warn)
+        self.ranks = self.made.ranks
+        if self.ranks.first:
+            self.console.show(explain.table(self.made.network.model))
+        # 5 to 7: the optimiser with its schedule, regularisation and clipping
+        self.parameters = self.made.parameters()
+        self.optimizer = MasteredAdamW(self.parameters, config.optim)
+        if self.ranks.first:
+            checkpoint.write_atomically(self.folder / "config.yaml", config.dump())
+        self._resume()
+        # 8 evaluation and monitoring
+        self.monitor = Monitor(self.folder, self.console, config.monitor.tensorboard and self.ranks.first, self.step)
+
+    # ------------------------------------------------------------------ the loop
+    def run(self) -> Result:
+        with self._signals():
+            try:
+                if self.step == 0:
+                    self._evaluate(answer=True)
+                self.console.begin(len(self.steps), self.step)
+                for _ in self:
+                    pass
+                return self._finish()
+            finally:
+                self.monitor.close()
+
+    def __iter__(self) -> Iterator[Step]:
+        """The steps that are left; each is taken, checked, logged, and saved where that is due, before it is yielded."""
+        config = self.config
+        while self.step < len(self.steps):
+            taken = self._take()
+            self._log(taken)
+            due = self.step == len(self.steps) or (config.checkpoint.every and self.step % config.checkpoint.every == 0)
+            if config.evaluation.every and self.step % config.evaluation.every == 0 and self.step < len(self.steps):
+                self._evaluate(answer=config.evaluation.generate_every)
+                due = True
+            if self.ranks.any(self.stop_signal is not None):
+                self.save()
+                self._interrupted()
+            if due and self.step < len(self.steps):
+                self.save()
+            yield taken
+
+    def _take(self) -> Step:
+        """One optimiser step: rows forward and backward, one division, clipping, AdamW."""
+        config, made = self.config, self.made
+        began = time.monotonic()
+        rate = config.optim.learning_rate * schedule.factor(config.schedule, self.step, len(self.steps))
+        total = torch.zeros((), device=self.ranks.device)
+        count = torch.zeros((), device=self.ranks.device)
+        self.rows = self.ranks.mine(self.steps[self.step])
+        tokens = 0
+        for row in self.rows:
+            batch = Batch.pack([self.training.documents[d] for d in row])
+            tokens += len(batch)
+            batch = made.objective.prepare(made.network, self._shaped(batch).to(self.ranks.device))
+            loss = made.objective(made.network, batch)
+            loss.total.backward()
+            total += loss.total.detach()
+            count += loss.count
+        gradients = self.optimizer.gradients()
+        self.ranks.sum_gradients(gradients)
+        sums = self.ranks.sum_(torch.stack([total, count, torch.tensor(float(tokens), device=self.ranks.device)]))
+        norm = torch.nn.utils.get_total_norm(gradients) / sums[1]
+        scale = clip_scale(norm, config.optim.max_grad_norm) / sums[1]
+        self.optimizer.step(rate, scale)
+        self.optimizer.zero_grad()
+        loss_value, grad_norm, counted = (sums[0] / sums[1]).item(), norm.item(), int(sums[2].item())
+        self.step += 1
+        if not (abs(loss_value) < float("inf") and grad_norm < float("inf")):
+            self._not_finite(loss_value, grad_norm)
+        self.seconds = time.monotonic() - began
+        return Step(self.step, loss_value, rate, grad_norm, counted)
+
+    def _shaped(self, batch: Batch) -> Batch:
+        """Compiled graphs want few shapes: fill the row up with a document that teaches nothing."""
+        from .parallel.layers import compiled
+
+        if not (compiled(self.config.parallel, self.ranks.device) and self.made.network.packed):
+            return batch
+        unit = self.config.batch.micro_tokens
+        if self.config.batch.tokens is None:
+            unit = max(1, unit // 8)
+        return batch.padded_to(-(-len(batch) // unit) * unit)
+
+    # ------------------------------------------------------------------ 8 evaluation, monitoring, checkpoints
+    def _log(self, taken: Step) -> None:
+        if not self.ranks.first:
+            return
+        values = {
+            "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
+            "tokens": taken.tokens, "tokens_per_second": taken.tokens / self.seconds, "memory_gb": memory_gb(),
+            "seconds": self.seconds, "seconds_left": self.seconds * (len(self.steps) - taken.step),
+        }  # fmt: skip
+        if taken.step % self.config.monitor.log_every == 0 or taken.step == len(self.steps):
+            self.monitor.log("train", taken.step, values)
+
+    def _evaluate(self, answer: bool) -> None:
+        """Held-out loss, and the answers where they are wanted; the random state of training is left alone."""
+        if self.validation is None:
+            return
+        config, state = self.config.evaluation, checkpoint.random_state()
+        values = evaluate.held_out(self.made, self.validation, self.config.batch.micro_tokens)
+        text = f"held out at step {self.step}: loss {values['loss']:.4f}, token accuracy {values['token_accuracy']:.3f}"
+        if answer and config.generate:
+            found = evaluate.answers(
+                self.made, self.validation, config.generate, config.max_new_tokens, config.batch_size
+            )
+            values |= evaluate.summary(found)
+            text += f", exact match {values['exact_match']:.3f} of {values['rows']}"
+            if self.ranks.first:
+                folder = self.folder / "answers"
+                folder.mkdir(exist_ok=True)
+                checkpoint.write_atomically(folder / f"step-{self.step:08}.jsonl", evaluate.to_json(found))
+        checkpoint.restore_random_state(*state)
+        self.console.say(text)
+        if self.ranks.first:
+            self.monitor.log("evaluation", self.step, values)
+        if self.step and (self.best is None or values["loss"] < self.best["loss"]):
+            self.best = {"name": self._name(), "loss": values["loss"], "step": self.step}
+
+    def _name(self) -> str:
+        return f"step-{self.step:08}"
+
+    def save(self) -> Path:
+        """A checkpoint of everything that the next step depends on."""
+        config = self.config.checkpoint
+        folder = self.folder / "checkpoints" / self._name()
+        if self.ranks.first:
+            tensors, generators = checkpoint.random_state()
+            checkpoint.write_folder(
+                folder,
+                {"weights": self.parameters, "optimizer": self.optimizer.state(), "random": tensors},
+                {
+                    "step": self.step, "updates": self.optimizer.count, "random": generators, "best": self.best,
+                    "data": self._position(),
+                },
+            )  # fmt: skip
+            best = self.best["name"] if self.best and config.best else None
+            checkpoint.prune(folder.parent, config.keep, folder.parent / best if best else None)
+        self.ranks.wait()
+        return folder
+
+    def _position(self) -> dict:
+        """What must be the same for a step to be at the same place of the data."""
+        return {"rows": self.training.fingerprint(), "plan": stream.digest(self.steps)}
+
+    def _resume(self) -> None:
+        found, refused = checkpoint.newest(self.folder / "checkpoints")
+        for line in refused:
+            self.console.warn(line)
+        if found is None:
+            return
+        state = checkpoint.read_state(found)
+        if state["data"] != self._position():
+            what = "rows" if state["data"]["rows"] != self._position()["rows"] else "order of the rows"
+            raise CheckpointError(
+                f"the {what} that {found} was trained on are not those of this configuration: restore the data, or give "
+                "another output_dir"
+            )
+        load_weights(self.made, found)
+        self.optimizer.restore(checkpoint.read_tensors(found, "optimizer"), state["updates"])
+        checkpoint.restore_random_state(checkpoint.read_tensors(found, "random"), state["random"])
+        self.step, self.best = state["step"], state["best"]
+        self.console.say(f"resumed from {found}")
+
+    def _check_same_run(self) -> None:
+        """A folder holds one run: its settings may not change under its checkpoints."""
+        path = self.folder / "config.yaml"
+        if not path.exists() or not checkpoint.listed(self.folder / "checkpoints"):
+            return
+        from .assemble import read_config
+
+        free = {"output_dir", "evaluation", "checkpoint", "monitor", "parallel"}
+        before, now = (c.model_dump(exclude=free) for c in (read_config(self.folder), self.config))
+        changed = [
+            f"{section}: {before[section]!r} there, {now[section]!r} here" for section in now if before[section] != now[section]
+        ]
+        if changed:
+            raise ConfigError(
+                f"output_dir={str(self.folder)!r} holds a run with other settings ({'; '.join(changed)}): give another "
+                "output_dir, or the same settings to resume it"
+            )
+
+    # ------------------------------------------------------------------ ends
+    def _finish(self) -> Result:
+        """The evaluation at the end, the last checkpoint, and the report of base against tuned."""
+        self.console.end()
+        path = self.folder / "report.json"
+        done = checkpoint.listed(self.folder / "checkpoints")
+        if path.exists() and done and checkpoint.step_of(done[-1]) == self.step:
+            self.console.say(f"{self.folder} is finished; its report stands in {path}")
+            return Result(self.folder, json.loads(path.read_text()))
+        self._evaluate(answer=True)
+        self.save()
+        report = self._report()
+        if self.ranks.first:
+            checkpoint.write_atomically(path, json.dumps(report, indent=1))
+        return Result(self.folder, report)
+
+    def _report(self) -> dict:
+        history = records(self.folder / "metrics.jsonl") if self.ranks.first else []
+        losses = [r for r in history if r["kind"] == "evaluation"]
+        train = [r for r in history if r["kind"] == "train"]
+        report: dict = {
+            "steps": self.step,
+            "rows": len(self.training),
+            "tokens": sum(r["tokens"] for r in train),
+            "training_seconds": sum(r["seconds"] for r in train),
+            "trained_parameters": sum(p.numel() for p in self.parameters.values()),
+        }
+        if losses:
+            report["held_out_loss"] = {"base": losses[0]["loss"], "tuned": losses[-1]["loss"]}
+            report["token_accuracy"] = {"base": losses[0]["token_accuracy"], "tuned": losses[-1]["token_accuracy"]}
+        first, last = (self.folder / "answers" / f"step-{n:08}.jsonl" for n in (0, self.step))
+        if first.exists() and last.exists():
+            report["answers"] = evaluate.compare(*(evaluate.from_json(p.read_text()) for p in (first, last)))
+        return report
+
+    def _not_finite(self, loss: float, norm: float) -> None:
+        """Keep the rows that made it, and stop: what follows could only be wrong."""
+        folder = self.folder / "nonfinite"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{self._name()}-rank{self.ranks.rank}.jsonl"
+        rows = [self.training.documents[d] for row in self.rows for d in row]
+        checkpoint.write_atomically(
+            path,
+            "".join(
+                json.dumps({"row": d.row, "tokens": d.tokens.tolist(), "weights": d.weights.tolist()}) + "\n" for d in rows
+            ),
+        )
+        last, _ = checkpoint.newest(self.folder / "checkpoints")
+        where = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise NonFiniteError(
+            f"step {self.step}: loss {loss}, gradient norm {norm}. The batch is kept in {path} (rows "
+            f"{', '.join(str(d.row) for d in rows[:10])}); {where}. Lower optim.learning_rate, or look at those rows."
+        )
+
+    def _interrupted(self) -> None:
+        assert self.stop_signal is not None
+        name = signal.Signals(self.stop_signal).name
+        raise Interrupted(
+            f"stopped by {name} after step {self.step} of {len(self.steps)}; saved. The same command goes on from there.",
+            self.stop_signal,
+        )
+
+    def _signals(self):
+        return _Signals(self)
+
+
+class _Signals:
+    """SIGTERM and Ctrl-C ask the run to save and stop after its present step; a second one stops it at once."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.before: dict = {}
+
+    def __enter__(self) -> None:
+        import threading
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self.asked)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def asked(self, number: int, frame: FrameType | None) -> None:
+        if self.trainer.stop_signal is not None:
+            raise KeyboardInterrupt
+        self.trainer.stop_signal = number
+
+
+def load_data(
+    config: Config, renderer, folder: Path, say: Callable[[str], None], warn: Callable[[str], None]
+) -> tuple[Dataset, Dataset | None]:
+    """Training and held-out rows, with everything that is wrong with them said."""
+    data = config.data
+    assert data.train is not None
+    training = datasets.load(data, data.train, renderer)
+    say(f"{training.source}: {len(training) + len(training.faults):,} rows, {training.found}")
+    training = datasets.settle(training, data, folder / "skipped_rows.jsonl", warn)
+    validation = None
+    if isinstance(data.validation, str):
+        validation = datasets.load(data, data.validation, renderer)
+        say(f"{validation.source}: {len(validation) + len(validation.faults):,} held-out rows, {validation.found}")
+        validation = datasets.settle(validation, data, folder / "skipped_validation_rows.jsonl", warn)
+    elif data.validation is not None:
+        training, validation = datasets.split(training, data.validation, data.seed)
+    if data.limit is not None:
+        training = training.subset(range(min(data.limit, len(training))))
+    if not len(training):
+        raise DataError("no row is left to train on")
+    return training, validation

@@ -1,0 +1,70 @@
+"""Steps 3 and 4, trainable: which parameters move, and how; a class for each answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from ..settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Full(Settings):
+    """Every weight moves."""
+
+    kind: Literal["full"] = "full"
+
+    def apply(self, model: nn.Module) -> None:
+        from . import full
+
+        full.apply(self, model)
+
+
+class Partial(Settings):
+    """Layer freezing: what is named moves, all else is frozen."""
+
+    kind: Literal["partial"] = "partial"
+    patterns: list[str] = []
+    """Names of parameters or modules: whole, their ends, globs (`*.mlp.*`), or `re:` and a regular expression."""
+    last_layers: int = Field(0, ge=0)
+    """The last so many layers of the network."""
+    embeddings: bool = False
+    norms: bool = False
+    """All norms, in every layer and after the last."""
+    head: bool = False
+    """The output layer; where it is tied to the embeddings, both move."""
+
+    def apply(self, model: nn.Module) -> None:
+        from . import partial
+
+        partial.apply(self, model)
+
+
+class LoRA(Settings):
+    """Low-rank adaptation (arXiv:2106.09685): W + scale * B A, with W frozen and B zero at the start."""
+
+    kind: Literal["lora"] = "lora"
+    r: int = Field(16, ge=1)
+    """Rank."""
+    lora_alpha: float = Field(32, gt=0)
+    """The update is scaled by lora_alpha / r, with use_rslora by lora_alpha / sqrt(r)."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear`, `attention`, `mlp`, or names and patterns of linear layers."""
+    use_rslora: bool = False
+    """Rank-stabilised scaling (arXiv:2312.03732)."""
+
+    @property
+    def scaling(self) -> float:
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+    def apply(self, model: nn.Module) -> None:
+        from . import lora
+
+        lora.apply(self, model)
+
+
+Trainable = Annotated[Full | Partial | LoRA, Field(discriminator="kind")]

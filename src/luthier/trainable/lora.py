@@ -1,0 +1,77 @@
+"""LoRA (arXiv:2106.09685): a low-rank update beside frozen linear layers, plain or quantised or transposed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..settings import nearest
+from ..surgery import Adapter, blocks, freeze, linear_shape, matches, swap, transposed
+from . import LoRA
+
+ROLES = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward")}
+
+
+class LoRALinear(Adapter):
+    """base(x) + scaling * B A dropout(x); A and B are kept in float32 and computed in the dtype of x."""
+
+    def __init__(self, base: nn.Module, config: LoRA):
+        super().__init__()
+        inputs, outputs = linear_shape(base)  # type: ignore[misc]
+        device = base.weight.device
+        self.base = base
+        self.scaling = config.scaling
+        self.dropout = config.lora_dropout
+        self.lora_A = nn.Parameter(torch.empty(config.r, inputs, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, config.r, device=device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
+        y = self.base(x)
+        if not self.enabled:
+            return y
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        z = F.linear(x, self.lora_A.to(x.dtype))
+        flat = torch.addmm(y.flatten(0, -2), z.flatten(0, -2), self.lora_B.to(x.dtype).t(), alpha=self.scaling)
+        return flat.view(y.shape)
+
+    def delta(self) -> Tensor:
+        update = self.scaling * (self.lora_B.detach() @ self.lora_A.detach())
+        return update.t() if transposed(self.base) else update
+
+
+def targets(config: LoRA, model: nn.Module) -> list[str]:
+    """The names of the linear layers to adapt, in the model's order."""
+    linear = [name for name, module in model.named_modules() if linear_shape(module)]
+    prefix, _ = blocks(model)
+    inside = [name for name in linear if name.startswith(prefix + ".")]
+    wanted = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
+    chosen: set[str] = set()
+    for pattern in wanted:
+        if pattern == "all-linear":
+            found = set(inside)
+        elif pattern in ROLES:
+            found = {n for n in inside if any(role in n.rpartition(".")[0].lower() for role in ROLES[pattern])}
+        else:
+            found = {n for n in linear if matches(n, pattern)}
+        if not found:
+            meant = nearest(pattern, {n.rpartition(".")[2] for n in linear} | {"all-linear", *ROLES})
+            hint = f"; did you mean {meant!r}?" if meant else ""
+            raise ModelError(
+                f"trainable.target_modules: {pattern!r} matches no linear layer of the model{hint} "
+                f"(it has {', '.join(sorted({n.rpartition('.')[2] for n in linear}))})"
+            )
+        chosen |= found
+    return [name for name in linear if name in chosen]
+
+
+def apply(config: LoRA, model: nn.Module) -> None:
+    names = targets(config, model)
+    freeze(model)
+    for name in names:
+        swap(model, name, LoRALinear(model.get_submodule(name), config))
