@@ -1,3 +1,41 @@
-"""Luthier fine-tunes language models."""
+"""Luthier fine-tunes language models: every method on one loop, fast, correct, and with evidence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .config import Config, configure
+    from .errors import LuthierError
+    from .export import export
+    from .methods import METHODS
+    from .train import Result, Step, open_run, steps, train
+
+_HOMES = {
+    "Config": "config",
+    "LuthierError": "errors",
+    "METHODS": "methods",
+    "Result": "train",
+    "Step": "train",
+    "configure": "config",
+    "export": "export",
+    "open_run": "train",
+    "steps": "train",
+    "train": "train",
+}
+__all__ = [
+    "METHODS", "Config", "LuthierError", "Result", "Step", "configure", "export", "open_run", "steps", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, each imported when it is first asked for, so that importing luthier costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'luthier' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -13,6 +13,7 @@ from .assemble import Assembled
 from .batch import Batch
 from .data.dataset import Dataset
 from .generate import generate
+from .surgery import adapters, adapters_off
 
 RESAMPLES = 10_000
 
@@ -115,6 +116,32 @@ def compare(base: Sequence[Answer], tuned: Sequence[Answer]) -> dict:
     assert [a.row for a in base] == [a.row for a in tuned], "base and tuned must have answered the same rows"
     gain = [float(t.exact) - float(b.exact) for b, t in zip(base, tuned)]
     return {"base": summary(base), "tuned": summary(tuned), "gain": float(np.mean(gain)), "gain_interval": list(interval(gain))}
+
+
+def measure(made: Assembled, rows: Dataset, generated: int, batch_size: int) -> dict:
+    """The figures of a trained network; of its base, too, where adapters can be switched off."""
+    config = made.config
+
+    def figures() -> tuple[dict, list[Answer]]:
+        found = answers(made, rows, generated, config.evaluation.max_new_tokens, batch_size) if generated else []
+        return held_out(made, rows, config.batch.micro_tokens), found
+
+    tuned, tuned_answers = figures()
+    base, base_answers = None, []
+    if any(True for _ in adapters(made.network.model)):
+        with adapters_off(made.network.model):
+            base, base_answers = figures()
+    both = {"base": base, "tuned": tuned} if base else {"tuned": tuned}
+    report: dict = {
+        "rows": len(rows),
+        "held_out_loss": {name: figures["loss"] for name, figures in both.items()},
+        "token_accuracy": {name: figures["token_accuracy"] for name, figures in both.items()},
+    }
+    if base_answers:
+        report["answers"] = compare(base_answers, tuned_answers)
+    elif tuned_answers:
+        report["answers"] = {"tuned": summary(tuned_answers)}
+    return report
 
 
 def to_json(found: Sequence[Answer]) -> str:

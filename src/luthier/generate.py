@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .data.formats import Conversation
+from .data.masks import Renderer
 from .logprobs import Head
 from .models.network import Network
 
@@ -101,3 +103,42 @@ class _Decode:
             self.slots = [self.slots[i] for i in keep]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         return True
+
+
+class Chat:
+    """A conversation with a model, or many questions at once, through the template that it was trained with."""
+
+    def __init__(self, network: Network, renderer: Renderer, system: str | None = None):
+        self.network, self.renderer = network, renderer
+        self.history: list[dict] = [{"role": "system", "content": system}] if system else []
+
+    def prompt(self, messages: Sequence[dict]) -> list[int]:
+        return self.renderer.prompt_tokens(Conversation(list(messages)), messages)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self.renderer.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+    def ask(self, *questions: str, max_new_tokens: int = 256, **options) -> list[str]:
+        """Answers to separate questions, decoded together; `options` are those of `generate`."""
+        prompts = [self.prompt([*self.history, {"role": "user", "content": q}]) for q in questions]
+        new = generate(self.network, prompts, self.renderer.stop_tokens(), max_new_tokens, **options)
+        return [self.text(tokens) for tokens in new]
+
+    def say(self, message: str, on_text: Callable[[str], None], max_new_tokens: int = 256, **options) -> str:
+        """The answer to the next turn of one conversation, its text handed out as it comes."""
+        self.history.append({"role": "user", "content": message})
+        tokens: list[int] = []
+        shown = ""
+
+        def more(token: int) -> None:
+            nonlocal shown
+            tokens.append(token)
+            text = self.renderer.tokenizer.decode(tokens, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # the first bytes of a character
+                on_text(text[len(shown) :])
+                shown = text
+
+        stop = self.renderer.stop_tokens()
+        new = generate(self.network, [self.prompt(self.history)], stop, max_new_tokens, on_token=more, **options)
+        self.history.append({"role": "assistant", "content": self.text(new[0])})
+        return self.history[-1]["content"]

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, evaluate, explain
-from .assemble import Assembled, assemble, load_weights
+from .assemble import Assembled, assemble, load_weights, read_config, restore, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config
 from .data import dataset as datasets
 from .data import stream
 from .data.dataset import Dataset
+from .data.masks import Renderer
+from .export import export, keep_probe
 from .errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
+from .generate import Chat
 from .monitor import Console, Monitor, memory_gb, records
 from .optim import schedule
 from .optim.adamw import MasteredAdamW, clip_scale
@@ -44,22 +47,34 @@ class Result:
     folder: Path
     report: dict
 
-    def generate(self, *questions: str, **options) -> list[str]:
-        """Answers of the tuned model; see `luthier.ask`."""
-        from .chat import Chat
-
-        return Chat.open(self.folder).ask(questions, **options)
+    def chat(self) -> Chat:
+        """The tuned model, ready to be asked."""
+        made, _ = restore(self.folder)
+        return Chat(made.network, made.renderer)
 
     def export(self, out: str | Path, kind: str = "adapter") -> dict:
-        """Write the model where other tools read it; see `luthier.export`."""
-        from .export import export
-
+        """Write the model where other tools read it: `adapter`, `merged` or `full`."""
         return export(self.folder, Path(out), kind)
 
 
 def train(config: Config, console: Console | None = None) -> Result:
     """Run a configuration to its end, or go on where its folder stands."""
     return Trainer(config, console).run()
+
+
+def steps(config: Config, console: Console | None = None) -> Iterator[Step]:
+    """The same, one optimiser step at a time; the end of the iteration is the end of the run."""
+    trainer = Trainer(config, console)
+    with _Signals(trainer):
+        yield from trainer.loop()
+
+
+def open_run(folder: str | Path) -> Result:
+    """A finished run, to be asked, evaluated or exported."""
+    path = Path(folder) / "report.json"
+    if not path.exists():
+        raise CheckpointError(f"{folder} holds no finished run: it has no report.json; go on with `luthier train`")
+    return Result(Path(folder), json.loads(path.read_text()))
 
 
 class Trainer:
@@ -77,8 +92,6 @@ class Trainer:
         # 1 data, before the weights: a bad row must not cost a model's loading
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_same_run()
-        from .assemble import tokenizer_and_renderer
-
         _, renderer = tokenizer_and_renderer(config)
         self.training, self.validation = load_data(config, renderer, self.folder, say, warn)
         self.steps = stream.plan(
@@ -97,38 +110,44 @@ class Trainer:
         self.optimizer = MasteredAdamW(self.parameters, config.optim)
         if self.ranks.first:
             checkpoint.write_atomically(self.folder / "config.yaml", config.dump())
+            keep_probe(self.folder, (self.validation or self.training).documents)
         self._resume()
         # 8 evaluation and monitoring
         self.monitor = Monitor(self.folder, self.console, config.monitor.tensorboard and self.ranks.first, self.step)
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
-        with self._signals():
-            try:
-                if self.step == 0:
-                    self._evaluate(answer=True)
-                self.console.begin(len(self.steps), self.step)
-                for _ in self:
-                    pass
-                return self._finish()
-            finally:
-                self.monitor.close()
+        with _Signals(self):
+            for _ in self.loop():
+                pass
+        return self.result()
 
-    def __iter__(self) -> Iterator[Step]:
-        """The steps that are left; each is taken, checked, logged, and saved where that is due, before it is yielded."""
+    def loop(self) -> Iterator[Step]:
+        """Both ends and the steps between; each is taken, checked, logged and saved where due before it is yielded."""
+        try:
+            if self.step == 0:
+                self._evaluate(answer=True)
+            self.console.begin(len(self.steps), self.step)
+            yield from self._steps()
+            self._finish()
+        finally:
+            self.monitor.close()
+
+    def _steps(self) -> Iterator[Step]:
         config = self.config
         while self.step < len(self.steps):
             taken = self._take()
             self._log(taken)
-            due = self.step == len(self.steps) or (config.checkpoint.every and self.step % config.checkpoint.every == 0)
-            if config.evaluation.every and self.step % config.evaluation.every == 0 and self.step < len(self.steps):
+            last = self.step == len(self.steps)
+            due = bool(config.checkpoint.every) and self.step % config.checkpoint.every == 0
+            if config.evaluation.every and self.step % config.evaluation.every == 0 and not last:
                 self._evaluate(answer=config.evaluation.generate_every)
                 due = True
-            if self.ranks.any(self.stop_signal is not None):
+            stop = self.ranks.any(self.stop_signal is not None)
+            if stop or (due and not last):
                 self.save()
+            if stop:
                 self._interrupted()
-            if due and self.step < len(self.steps):
-                self.save()
             yield taken
 
     def _take(self) -> Step:
@@ -259,8 +278,6 @@ class Trainer:
         path = self.folder / "config.yaml"
         if not path.exists() or not checkpoint.listed(self.folder / "checkpoints"):
             return
-        from .assemble import read_config
-
         free = {"output_dir", "evaluation", "checkpoint", "monitor", "parallel"}
         before, now = (c.model_dump(exclude=free) for c in (read_config(self.folder), self.config))
         changed = [
@@ -273,20 +290,20 @@ class Trainer:
             )
 
     # ------------------------------------------------------------------ ends
-    def _finish(self) -> Result:
+    def _finish(self) -> None:
         """The evaluation at the end, the last checkpoint, and the report of base against tuned."""
         self.console.end()
         path = self.folder / "report.json"
-        done = checkpoint.listed(self.folder / "checkpoints")
-        if path.exists() and done and checkpoint.step_of(done[-1]) == self.step:
+        if path.exists():
             self.console.say(f"{self.folder} is finished; its report stands in {path}")
-            return Result(self.folder, json.loads(path.read_text()))
+            return
         self._evaluate(answer=True)
         self.save()
-        report = self._report()
         if self.ranks.first:
-            checkpoint.write_atomically(path, json.dumps(report, indent=1))
-        return Result(self.folder, report)
+            checkpoint.write_atomically(path, json.dumps(self._report(), indent=1))
+
+    def result(self) -> Result:
+        return open_run(self.folder)
 
     def _report(self) -> dict:
         history = records(self.folder / "metrics.jsonl") if self.ranks.first else []
@@ -334,9 +351,6 @@ class Trainer:
             self.stop_signal,
         )
 
-    def _signals(self):
-        return _Signals(self)
-
 
 class _Signals:
     """SIGTERM and Ctrl-C ask the run to save and stop after its present step; a second one stops it at once."""
@@ -363,19 +377,19 @@ class _Signals:
 
 
 def load_data(
-    config: Config, renderer, folder: Path, say: Callable[[str], None], warn: Callable[[str], None]
+    config: Config, renderer: Renderer, folder: Path | None, say: Callable[[str], None], warn: Callable[[str], None]
 ) -> tuple[Dataset, Dataset | None]:
     """Training and held-out rows, with everything that is wrong with them said."""
     data = config.data
     assert data.train is not None
     training = datasets.load(data, data.train, renderer)
     say(f"{training.source}: {len(training) + len(training.faults):,} rows, {training.found}")
-    training = datasets.settle(training, data, folder / "skipped_rows.jsonl", warn)
+    training = datasets.settle(training, data, folder and folder / "skipped_rows.jsonl", warn)
     validation = None
     if isinstance(data.validation, str):
         validation = datasets.load(data, data.validation, renderer)
         say(f"{validation.source}: {len(validation) + len(validation.faults):,} held-out rows, {validation.found}")
-        validation = datasets.settle(validation, data, folder / "skipped_validation_rows.jsonl", warn)
+        validation = datasets.settle(validation, data, folder and folder / "skipped_validation_rows.jsonl", warn)
     elif data.validation is not None:
         training, validation = datasets.split(training, data.validation, data.seed)
     if data.limit is not None:

@@ -1,0 +1,7 @@
+"""`python -m luthier` is `luthier`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

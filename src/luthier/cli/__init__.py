@@ -1,0 +1,80 @@
+"""The command line: verbs, options and exit codes; a verb is imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .. import __version__
+from ..errors import EXIT_CODES, ConfigError, LuthierError
+
+VERBS = ("train", "evaluate", "generate", "export", "methods", "data", "demo")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options are written in full; what is wrong with a command line is one of our errors."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> argparse.ArgumentParser:
+    codes = "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
+    made = _Parser(
+        prog="luthier", description="Fine-tune language models.", epilog=f"exit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    made.add_argument("--version", action="version", version=f"luthier {__version__}")
+    verbs = made.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    for verb in VERBS:
+        import_module(f".{verb}", __name__).add(verbs)
+    return made
+
+
+def subparser(verbs: argparse._SubParsersAction, name: str, caption: str) -> argparse.ArgumentParser:
+    """A verb's parser, with the options that all verbs have."""
+    made = verbs.add_parser(
+        name, help=caption, description=caption, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", action="store_true", help="print the answer as JSON on the standard output")
+    made.add_argument("--quiet", action="store_true", help="say nothing but the answer")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code. What a user can mend is one message, never a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        options = parser().parse_args(arguments)
+        answer = options.run(options)
+        if as_json and answer is not None:
+            print(json.dumps(answer, indent=1, ensure_ascii=False))
+        sys.stdout.flush()
+        return 0
+    except LuthierError as error:
+        return _tell(error, str(error), error.exit_code, as_json)
+    except KeyboardInterrupt as error:
+        return _tell(error, "stopped by Ctrl-C", 130, as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _tell(error, f"{error.filename or 'file system'}: {error.strerror or error}", 1, as_json)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        remedy = "use a smaller batch.micro_tokens, or parallel.activation_checkpointing=1"
+        return _tell(error, f"the GPU's memory is used up: {remedy}\n({str(error).splitlines()[0]})", 1, as_json)
+
+
+def _tell(error: BaseException, message: str, code: int, as_json: bool) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        problems = error.problems if isinstance(error, ConfigError) else [message]
+        print(json.dumps({"error": type(error).__name__, "problems": problems, "exit_code": code}, indent=1))
+    return code

@@ -1,0 +1,100 @@
+"""luthier data inspect: the tokens of any row, coloured by what is learnt, and what a whole file amounts to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from . import subparser
+
+EPILOG = """\
+examples:
+  luthier data inspect rows.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
+  luthier data inspect rows.csv --model ./model --row 7 data.columns='{prompt: question, completion: answer}'
+"""
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    made = subparser(verbs, "data", "look at data as training will see it")
+    made.epilog = EPILOG
+    made.add_argument("action", choices=("inspect",))
+    made.add_argument("file", metavar="FILE", help="a file, a folder or a hub name")
+    made.add_argument("settings", nargs="*", metavar="a.b=c", help="overrides, such as data.max_length=4096")
+    made.add_argument("--model", help="whose tokenizer and chat template to use")
+    made.add_argument("--row", type=int, action="append", help="show the row of this number (default: the first)")
+    made.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> Any:
+    from ..config import configure
+    from ..errors import ConfigError
+
+    given = [{"data": {"train": options.file}}]
+    if options.model:
+        given.append({"model": {"name": options.model}})
+    elif not any(s.startswith(("model.name=", "model=")) for s in options.settings):
+        raise ConfigError("--model: required, as tokens and masks depend on it (for example --model Qwen/Qwen3-0.6B)")
+    config = configure(*given, *options.settings)
+    from ..assemble import tokenizer_and_renderer
+    from ..data import dataset, inspection
+
+    _, renderer = tokenizer_and_renderer(config)
+    assert config.data.train is not None
+    found = dataset.load(config.data, config.data.train, renderer)
+    totals = inspection.totals(found, config.batch.micro_tokens, config.data.seed)
+    rows = _rows(found, options.row)
+    pieces = {number: inspection.tokens_of(found, index) for number, index in rows.items()}
+    if options.json:
+        shown = {
+            number: [{"text": text, "weight": weight} for text, weight in tokens] for number, tokens in pieces.items()
+        }
+        faults = [vars(fault) for fault in found.faults]
+        return {**totals, "faults": faults, "tokens_of_rows": shown}
+    _show(found, totals, pieces, config.batch.micro_tokens)
+    return None
+
+
+def _rows(found: Any, wanted: list[int] | None) -> dict[int, int]:
+    """Number of the row -> place among the documents."""
+    from ..errors import DataError
+
+    places = {document.row: index for index, document in enumerate(found.documents)}
+    if wanted is None:
+        return dict(list(places.items())[:1])
+    for number in wanted:
+        fault = next((f for f in found.faults if f.row == number), None)
+        if fault is not None:
+            raise DataError(f"row {number} ({fault.place}) is bad: {fault.kind}: {fault.detail}")
+        if number not in places:
+            raise DataError(f"--row {number}: the file has rows 0 to {len(found) + len(found.faults) - 1}")
+    return {number: places[number] for number in wanted}
+
+
+def _show(found: Any, totals: dict, pieces: dict, row_tokens: int) -> None:
+    from rich.console import Console
+
+    from ..data import dataset, inspection
+
+    console = Console(highlight=False, soft_wrap=True)
+    for number, tokens in pieces.items():
+        console.print(f"row {number}: {len(tokens)} pieces, learnt in green", style="bold")
+        if console.is_terminal and not console.no_color:
+            console.print(inspection.coloured(tokens))
+        else:
+            print(inspection.bracketed(tokens))
+        console.print()
+    lengths = totals["lengths"]
+    print(f"format              {totals['format']}")
+    print(f"rows                {totals['rows']:,} ({totals['usable']:,} usable)")
+    print(f"tokens              {totals['tokens']:,}")
+    print(f"trained tokens      {totals['trained_tokens']:,} ({totals['trained_tokens'] / max(1, totals['tokens']):.1%})")
+    print(f"truncated           {totals['truncated']:,}")
+    print(f"packing efficiency  {totals['packing_efficiency']:.1%} in rows of {row_tokens}")
+    print("lengths             " + ", ".join(f"{name} {value}" for name, value in lengths.items()))
+    most = max((count for *_, count in totals["histogram"]), default=1)
+    for low, high, count in totals["histogram"]:
+        print(f"  {low:>6} to {high - 1:<6} {count:>7,} {'#' * round(40 * count / most)}")
+    if found.faults:
+        sys.stdout.flush()
+        print(f"\n{len(found.faults)} bad rows\n{dataset.report(found.faults)}")

@@ -1,0 +1,46 @@
+"""luthier evaluate: the held-out figures of a run, base against tuned where the base is still inside."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from . import subparser
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    made = subparser(verbs, "evaluate", "measure a run on held-out rows: its own, or those of a file")
+    made.add_argument("run_folder", metavar="RUN")
+    made.add_argument("--data", help="rows to measure on, instead of the run's held-out rows")
+    made.add_argument("--generate", type=int, metavar="N", help="answer so many prompts (default: as the run did)")
+    made.add_argument("--batch-size", type=int, metavar="N", help="prompts answered at once")
+    made.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> Any:
+    from ..assemble import read_config
+
+    config = read_config(Path(options.run_folder))
+    from ..assemble import restore
+    from ..evaluate import measure
+    from ..monitor import Console
+    from ..train import load_data
+    from .figures import show_report
+
+    console = Console(options.quiet)
+    made, chosen = restore(Path(options.run_folder), console.warn)
+    console.say(f"weights of {chosen}")
+    if options.data:
+        data = config.data.model_copy(update={"train": options.data, "validation": None, "limit": None})
+        rows, _ = load_data(config.model_copy(update={"data": data}), made.renderer, None, console.say, console.warn)
+    else:
+        training, held_out = load_data(config, made.renderer, None, console.say, console.warn)
+        rows = held_out or training
+        if held_out is None:
+            console.warn("the run held no rows out: these are figures of the rows that it was trained on")
+    wanted = config.evaluation.generate if options.generate is None else options.generate
+    report = measure(made, rows, wanted, options.batch_size or config.evaluation.batch_size)
+    if not options.json:
+        show_report(report)
+    return report

@@ -1,0 +1,24 @@
+"""luthier methods: the named methods, and the point on the axes that each one is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from . import subparser
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    made = subparser(verbs, "methods", "list the methods that `luthier train --method` knows")
+    made.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> Any:
+    from ..methods import METHODS
+
+    rows = [{"name": m.name, "caption": m.caption, "paper": m.paper, "settings": m.settings} for m in METHODS.values()]
+    if not options.json:
+        for method in METHODS.values():
+            point = ", ".join(f"{axis} {kind}" for axis, kind in method.kinds.items())
+            print(f"{method.name:10} {method.caption}{f' ({method.paper})' if method.paper else ''}\n{'':10} {point}")
+    return rows

@@ -1,0 +1,266 @@
+"""Write a trained model as others read it, load it again in a fresh process, compare, and only then call it done."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import __version__, reload, surgery
+from .assemble import Assembled, restore
+from .batch import Batch, Document
+from .checkpoint import write_atomically
+from .config import Config
+from .errors import ExportError
+from .logprobs import scored
+from .trainable import LoRA
+
+KINDS = ("adapter", "merged", "full")
+PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
+# Largest and mean difference of log-probabilities between what was trained and what was written.
+TOLERANCE = {torch.float32: (5e-3, 5e-4), torch.bfloat16: (1.0, 0.05), torch.float16: (0.5, 0.02)}
+
+
+def export(run: Path, out: Path, kind: str) -> dict:
+    """Export a run's best checkpoint; returns what was compared: differences, tolerance, files."""
+    if kind not in KINDS:
+        raise ExportError(f"as={kind!r}: known are {', '.join(KINDS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} exists: give another folder, or remove it; nothing was written")
+    if kind == "adapter" and importlib.util.find_spec("peft") is None:
+        raise ExportError("an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written")
+    made, chosen = restore(run)
+    _check_kind(made.config, kind)
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        base = _base(made, run) if kind == "adapter" else None
+        WRITERS[kind](made, aside, base)
+        made.tokenizer.save_pretrained(aside)
+        _generation_config(made, aside)
+        compared = verify(made, run, aside, base)
+        (aside / "README.md").write_text(card(made.config, run, kind, base, compared))
+        _readable(aside)
+        if out.exists():
+            out.rmdir()
+        os.rename(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    files = sorted(p.name for p in out.iterdir())
+    return {"out": str(out), "as": kind, "checkpoint": str(chosen), **compared, "files": files}
+
+
+def _readable(folder: Path) -> None:
+    """The permissions that a plain `open` would have given: safetensors files are made for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)
+
+
+def _check_kind(config: Config, kind: str) -> None:
+    adapted = isinstance(config.trainable, LoRA)
+    if adapted and kind == "full":
+        raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
+    if not adapted and kind != "full":
+        raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use as=full")
+
+
+# ---------------------------------------------------------------------------- writers
+
+
+def _write_adapter(made: Assembled, out: Path, base: str | None) -> None:
+    config, model = made.config.trainable, made.network.model
+    assert isinstance(config, LoRA)
+    found = dict(surgery.adapters(model))
+    tensors = {}
+    for name, adapter in found.items():
+        for side in ("lora_A", "lora_B"):
+            tensors[f"base_model.model.{surgery.base_name(name)}.{side}.weight"] = getattr(adapter, side).detach().cpu()
+    save_file({k: t.contiguous() for k, t in tensors.items()}, out / "adapter_model.safetensors", {"format": "pt"})
+    written = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": made.config.model.revision,
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "use_rslora": config.use_rslora,
+        "target_modules": _short_names(model, list(found)),
+        "fan_in_fan_out": any(surgery.transposed(a.base) for a in found.values()),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    (out / "adapter_config.json").write_text(json.dumps(written, indent=2))
+
+
+def _short_names(model: torch.nn.Module, chosen: Sequence[str]) -> list[str]:
+    """Last names, where they mean the chosen layers and no others; else the whole names."""
+    linear = [n for n, m in model.named_modules() if surgery.linear_shape(m) and not n.endswith(".base")]
+    lasts = sorted({n.rpartition(".")[2] for n in chosen})
+    others = [n for n in linear if n not in chosen and n.rpartition(".")[2] in lasts]
+    return list(chosen) if others else lasts
+
+
+def _write_merged(made: Assembled, out: Path, base: str | None) -> None:
+    _write_model(made, out, surgery.merged_state(made.network.model))
+
+
+def _write_full(made: Assembled, out: Path, base: str | None) -> None:
+    _write_model(made, out, None)
+
+
+def _write_model(made: Assembled, out: Path, state: dict[str, Tensor] | None) -> None:
+    """Shards with their index; tied weights once."""
+    model = made.network.model
+    model.set_attn_implementation(made.network.native)
+    model.save_pretrained(out, state_dict=state)
+
+
+WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full}
+
+
+def _base(made: Assembled, run: Path) -> str:
+    """Where PEFT finds the base model; one read from GGUF is kept, dequantised, in the run's folder."""
+    name = made.config.model.name
+    if not name.endswith(".gguf"):
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.is_dir() else name
+    folder = run / "base"
+    if not folder.exists():
+        aside = run / f".base.{os.getpid()}"
+        unadapted = {
+            surgery.base_name(n): t.detach()
+            for n, t in made.network.model.state_dict().items()
+            if ".lora_" not in n
+        }  # fmt: skip
+        _write_model(made, aside, unadapted)
+        made.tokenizer.save_pretrained(aside)
+        os.rename(aside, folder)
+    return str(folder.resolve())
+
+
+def _generation_config(made: Assembled, out: Path) -> None:
+    """The model's own, with every token at which a learnt answer ends as a stop token."""
+    config = made.network.model.generation_config
+    own = config.eos_token_id
+    stops = set(own if isinstance(own, list) else [own] if own is not None else []) | made.renderer.stop_tokens()
+    values = config.to_diff_dict() | {"eos_token_id": sorted(stops), "pad_token_id": made.tokenizer.pad_token_id}
+    (out / "generation_config.json").write_text(json.dumps(values, indent=2))
+
+
+# ---------------------------------------------------------------------------- the check
+
+
+def keep_probe(run: Path, documents: Sequence[Document]) -> None:
+    """A few held-out documents, on which every export of the run will be compared."""
+    kept = [d.tokens[:PROBE_TOKENS].tolist() for d in documents[:PROBE_DOCUMENTS]]
+    write_atomically(run / "probe.json", json.dumps(kept))
+
+
+def logprobs(made: Assembled, documents: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probabilities of all tokens but each document's first, as the trained model gives them."""
+    packed = [
+        Document(np.asarray(d, np.int32), np.r_[0.0, np.ones(len(d) - 1)].astype(np.float32), 0) for d in documents
+    ]
+    batch = Batch.pack(packed).to(made.ranks.device)
+    with torch.no_grad():
+        hidden, targets, _ = made.network.predictions(batch, made.network.hidden(batch))
+        return scored(hidden, made.network.head, targets)[0].float().cpu()
+
+
+def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
+    """Load `out` in a fresh process that knows nothing of Luthier, and compare log-probabilities."""
+    documents = [d for d in json.loads((run / "probe.json").read_text()) if len(d) > 1]
+    dtype = next(made.network.model.parameters()).dtype if base is None else _base_dtype(made)
+    ours = logprobs(made, documents)
+    device = made.ranks.device.type
+    result = out / "probe.safetensors"
+    request = {"documents": documents, "model": str(out), "base": base, "dtype": str(dtype).removeprefix("torch."),
+               "device": device, "out": str(result)}  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, reload.__file__], input=json.dumps(request), capture_output=True, text=True,
+        env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )  # fmt: skip
+    if ran.returncode or not result.exists():
+        raise ExportError(f"what was written cannot be loaded again; nothing was exported\n{ran.stderr.strip()[-1500:]}")
+    loaded = load_file(result)["logprobs"]
+    result.unlink()
+    difference = (loaded - ours).abs()
+    worst, mean = TOLERANCE[dtype]
+    compared = {
+        "largest_difference": difference.max().item(),
+        "mean_difference": difference.mean().item(),
+        "tolerance": worst,
+        "compared_tokens": len(ours),
+    }
+    if isinstance(made.config.trainable, LoRA):
+        with surgery.adapters_off(made.network.model):
+            compared["difference_to_base"] = (logprobs(made, documents) - ours).abs().max().item()
+    if not (difference.max() <= worst and difference.mean() <= mean):
+        raise ExportError(
+            f"what was written answers differently from what was trained: log-probabilities differ by up to "
+            f"{difference.max():.3g}, on average {difference.mean():.3g} (allowed {worst:g} and {mean:g}); nothing was exported"
+        )
+    return compared
+
+
+def _base_dtype(made: Assembled) -> torch.dtype:
+    return made.network.model.get_input_embeddings().weight.dtype
+
+
+# ---------------------------------------------------------------------------- the card
+
+
+def card(config: Config, run: Path, kind: str, base: str | None, compared: dict) -> str:
+    """README.md: what it is, from which data and settings, and what was measured."""
+    report = json.loads((run / "report.json").read_text()) if (run / "report.json").exists() else {}
+    base_name = config.model.name if not config.model.name.endswith(".gguf") else Path(config.model.name).name
+    front = ["---", f"base_model: {base_name}", "library_name: " + ("peft" if kind == "adapter" else "transformers"),
+             "pipeline_tag: text-generation", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
+    lines = [
+        *front, "", f"# {base_name}, fine-tuned ({config.method})", "",
+        f"Made with Luthier {__version__} from `{config.data.train}`.", "", "## Figures", "",
+    ]  # fmt: skip
+    if "held_out_loss" in report:
+        lines += [f"- held-out loss: base {report['held_out_loss']['base']:.4f}, tuned {report['held_out_loss']['tuned']:.4f}"]
+    if "answers" in report:
+        base_figures, tuned = report["answers"]["base"], report["answers"]["tuned"]
+        low, high = tuned["exact_match_interval"]
+        lines += [
+            f"- exact match on {tuned['rows']} held-out rows: base {base_figures['exact_match']:.3f}, tuned "
+            f"{tuned['exact_match']:.3f} (95% interval {low:.3f} to {high:.3f})"
+        ]
+    lines += [
+        f"- steps {report.get('steps', 'unknown')}, tokens {report.get('tokens', 'unknown')}",
+        f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens differ by at most "
+        f"{compared['largest_difference']:.2e} from the trained model's",
+        "", "## Loading", "", "```python", *_loading(kind, base), "```", "", "## Configuration", "", "```yaml",
+        config.dump().rstrip(), "```", "",
+    ]  # fmt: skip
+    return "\n".join([*lines])
+
+
+def _loading(kind: str, base: str | None) -> list[str]:
+    if kind == "adapter":
+        return [
+            "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "",
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            'model = PeftModel.from_pretrained(base, "path/of/this/folder")',
+        ]  # fmt: skip
+    return [
+        "from transformers import AutoModelForCausalLM", "",
+        'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")',
+    ]  # fmt: skip
