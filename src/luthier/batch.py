@@ -34,6 +34,7 @@ class Batch:
     @classmethod
     def pack(cls, documents: Sequence[Document]) -> Batch:
         lengths = [len(document.tokens) for document in documents]
+        assert all(d.weights[0] == 0 for d in documents), "nothing predicts a document's first token"
         weights = torch.from_numpy(np.concatenate([d.weights for d in documents]).astype(np.float32))
         return cls(
             tokens=torch.from_numpy(np.concatenate([d.tokens for d in documents]).astype(np.int64)),

@@ -16,18 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import CheckpointError
+from .files import flush_folder, write_atomically
 
 MANIFEST = "manifest.json"
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """`path` holds either what it held or all of `data`, whatever happens in between."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping) -> None:
@@ -36,9 +27,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], stat
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     for group, members in tensors.items():
-        save_file(
-            {name: t.detach().contiguous().cpu() for name, t in members.items()}, aside / f"{group}.safetensors"
-        )
+        save_file({name: t.detach().contiguous().cpu() for name, t in members.items()}, aside / f"{group}.safetensors")
     (aside / "state.json").write_text(json.dumps(state, indent=1))
     manifest = {}
     for path in sorted(aside.iterdir()):
@@ -53,14 +42,6 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], stat
         shutil.rmtree(folder)
     os.rename(aside, folder)
     flush_folder(folder.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def damage(folder: Path) -> str | None:

@@ -133,8 +133,14 @@ def configure(*sources: str | Path | Mapping, method: str | None = None) -> Conf
         given = values.get(axis)
         if isinstance(given, Mapping) and given.get("kind", kind) != kind:
             fitting = [m.name for m in METHODS.values() if m.kinds.get(axis) == given["kind"]]
-            remedy = f"use method={fitting[0]}" if fitting else f"known are {sorted({m.kinds[axis] for m in METHODS.values()})}"
-            problems.append(f"{axis}.kind: {given['kind']!r} does not go with method={name}, which is {kind!r}; {remedy}")
+            remedy = (
+                f"use method={fitting[0]}"
+                if fitting
+                else f"known are {sorted({m.kinds[axis] for m in METHODS.values()})}"
+            )
+            problems.append(
+                f"{axis}.kind: {given['kind']!r} does not go with method={name}, which is {kind!r}; {remedy}"
+            )
             values[axis] = {"kind": kind}
     values = merged(METHODS[name].settings, values)
     try:

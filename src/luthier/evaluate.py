@@ -32,7 +32,6 @@ class Answer:
         return self.answer.strip() == self.reference.strip()
 
 
-
 def held_out(made: Assembled, dataset: Dataset, micro_tokens: int) -> dict[str, float]:
     """Loss and token accuracy over all learnt tokens."""
     training = made.network.training
@@ -97,7 +96,11 @@ def interval(values: Sequence[float], seed: int = 0, level: float = 0.95) -> tup
 def summary(found: Sequence[Answer]) -> dict:
     """Exact match with its interval, and the share of answers that are JSON where the references are."""
     exact = [float(a.exact) for a in found]
-    out: dict = {"rows": len(found), "exact_match": float(np.mean(exact)), "exact_match_interval": list(interval(exact))}
+    out: dict = {
+        "rows": len(found),
+        "exact_match": float(np.mean(exact)),
+        "exact_match_interval": list(interval(exact)),
+    }
     if found and all(is_json(a.reference) for a in found):
         out["valid_json"] = float(np.mean([is_json(a.answer) for a in found]))
     return out
@@ -115,7 +118,12 @@ def compare(base: Sequence[Answer], tuned: Sequence[Answer]) -> dict:
     """What tuning changed, with the interval of the paired difference of exact matches."""
     assert [a.row for a in base] == [a.row for a in tuned], "base and tuned must have answered the same rows"
     gain = [float(t.exact) - float(b.exact) for b, t in zip(base, tuned)]
-    return {"base": summary(base), "tuned": summary(tuned), "gain": float(np.mean(gain)), "gain_interval": list(interval(gain))}
+    return {
+        "base": summary(base),
+        "tuned": summary(tuned),
+        "gain": float(np.mean(gain)),
+        "gain_interval": list(interval(gain)),
+    }
 
 
 def measure(made: Assembled, rows: Dataset, generated: int, batch_size: int) -> dict:

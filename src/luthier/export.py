@@ -19,9 +19,9 @@ from torch import Tensor
 from . import __version__, reload, surgery
 from .assemble import Assembled, restore
 from .batch import Batch, Document
-from .checkpoint import write_atomically
 from .config import Config
 from .errors import ExportError
+from .files import write_atomically
 from .logprobs import scored
 from .trainable import LoRA
 
@@ -38,7 +38,9 @@ def export(run: Path, out: Path, kind: str) -> dict:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} exists: give another folder, or remove it; nothing was written")
     if kind == "adapter" and importlib.util.find_spec("peft") is None:
-        raise ExportError("an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written")
+        raise ExportError(
+            "an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written"
+        )
     made, chosen = restore(run)
     _check_kind(made.config, kind)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
@@ -195,7 +197,9 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
         env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     if ran.returncode or not result.exists():
-        raise ExportError(f"what was written cannot be loaded again; nothing was exported\n{ran.stderr.strip()[-1500:]}")
+        raise ExportError(
+            f"what was written cannot be loaded again; nothing was exported\n{ran.stderr.strip()[-1500:]}"
+        )
     loaded = load_file(result)["logprobs"]
     result.unlink()
     difference = (loaded - ours).abs()
@@ -235,7 +239,9 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
         f"Made with Luthier {__version__} from `{config.data.train}`.", "", "## Figures", "",
     ]  # fmt: skip
     if "held_out_loss" in report:
-        lines += [f"- held-out loss: base {report['held_out_loss']['base']:.4f}, tuned {report['held_out_loss']['tuned']:.4f}"]
+        lines += [
+            f"- held-out loss: base {report['held_out_loss']['base']:.4f}, tuned {report['held_out_loss']['tuned']:.4f}"
+        ]
     if "answers" in report:
         base_figures, tuned = report["answers"]["base"], report["answers"]["tuned"]
         low, high = tuned["exact_match_interval"]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from .checkpoint import write_atomically
+from .files import write_atomically
 
 COLUMNS = (  # key of a record, caption on the console, format
     ("loss", "loss", "{:.4f}"),
@@ -87,7 +87,7 @@ class Monitor:
             # What a killed process did after its last checkpoint is done again.
             kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= resumed_at]
             write_atomically(self.path, "".join(line + "\n" for line in kept) if resumed_at else "")
-        self.file = open(self.path, "a")  # noqa: SIM115
+        self.file = open(self.path, "a")
         self.writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -33,7 +33,9 @@ class _Loader(yaml.SafeLoader):
         seen: set = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise ConfigError(f"{key.start_mark.name}, line {key.start_mark.line + 1}: {key.value!r} is given twice")
+                raise ConfigError(
+                    f"{key.start_mark.name}, line {key.start_mark.line + 1}: {key.value!r} is given twice"
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import Tensor
 
 from . import checkpoint, evaluate, explain
 from .assemble import Assembled, assemble, load_weights, read_config, restore, tokenizer_and_renderer
@@ -21,8 +20,9 @@ from .data import dataset as datasets
 from .data import stream
 from .data.dataset import Dataset
 from .data.masks import Renderer
-from .export import export, keep_probe
 from .errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
+from .export import export, keep_probe
+from .files import write_atomically
 from .generate import Chat
 from .monitor import Console, Monitor, memory_gb, records
 from .optim import schedule
@@ -109,7 +109,7 @@ class Trainer:
         self.parameters = self.made.parameters()
         self.optimizer = MasteredAdamW(self.parameters, config.optim)
         if self.ranks.first:
-            checkpoint.write_atomically(self.folder / "config.yaml", config.dump())
+            write_atomically(self.folder / "config.yaml", config.dump())
             keep_probe(self.folder, (self.validation or self.training).documents)
         self._resume()
         # 8 evaluation and monitoring
@@ -220,7 +220,7 @@ class Trainer:
             if self.ranks.first:
                 folder = self.folder / "answers"
                 folder.mkdir(exist_ok=True)
-                checkpoint.write_atomically(folder / f"step-{self.step:08}.jsonl", evaluate.to_json(found))
+                write_atomically(folder / f"step-{self.step:08}.jsonl", evaluate.to_json(found))
         checkpoint.restore_random_state(*state)
         self.console.say(text)
         if self.ranks.first:
@@ -281,7 +281,9 @@ class Trainer:
         free = {"output_dir", "evaluation", "checkpoint", "monitor", "parallel"}
         before, now = (c.model_dump(exclude=free) for c in (read_config(self.folder), self.config))
         changed = [
-            f"{section}: {before[section]!r} there, {now[section]!r} here" for section in now if before[section] != now[section]
+            f"{section}: {before[section]!r} there, {now[section]!r} here"
+            for section in now
+            if before[section] != now[section]
         ]
         if changed:
             raise ConfigError(
@@ -300,7 +302,7 @@ class Trainer:
         self._evaluate(answer=True)
         self.save()
         if self.ranks.first:
-            checkpoint.write_atomically(path, json.dumps(self._report(), indent=1))
+            write_atomically(path, json.dumps(self._report(), indent=1))
 
     def result(self) -> Result:
         return open_run(self.folder)
@@ -330,10 +332,11 @@ class Trainer:
         folder.mkdir(exist_ok=True)
         path = folder / f"{self._name()}-rank{self.ranks.rank}.jsonl"
         rows = [self.training.documents[d] for row in self.rows for d in row]
-        checkpoint.write_atomically(
+        write_atomically(
             path,
             "".join(
-                json.dumps({"row": d.row, "tokens": d.tokens.tolist(), "weights": d.weights.tolist()}) + "\n" for d in rows
+                json.dumps({"row": d.row, "tokens": d.tokens.tolist(), "weights": d.weights.tolist()}) + "\n"
+                for d in rows
             ),
         )
         last, _ = checkpoint.newest(self.folder / "checkpoints")

@@ -38,7 +38,11 @@ def parser() -> argparse.ArgumentParser:
 def subparser(verbs: argparse._SubParsersAction, name: str, caption: str) -> argparse.ArgumentParser:
     """A verb's parser, with the options that all verbs have."""
     made = verbs.add_parser(
-        name, help=caption, description=caption, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        name,
+        help=caption,
+        description=caption,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--json", action="store_true", help="print the answer as JSON on the standard output")
     made.add_argument("--quiet", action="store_true", help="say nothing but the answer")

@@ -88,7 +88,9 @@ def _show(found: Any, totals: dict, pieces: dict, row_tokens: int) -> None:
     print(f"format              {totals['format']}")
     print(f"rows                {totals['rows']:,} ({totals['usable']:,} usable)")
     print(f"tokens              {totals['tokens']:,}")
-    print(f"trained tokens      {totals['trained_tokens']:,} ({totals['trained_tokens'] / max(1, totals['tokens']):.1%})")
+    print(
+        f"trained tokens      {totals['trained_tokens']:,} ({totals['trained_tokens'] / max(1, totals['tokens']):.1%})"
+    )
     print(f"truncated           {totals['truncated']:,}")
     print(f"packing efficiency  {totals['packing_efficiency']:.1%} in rows of {row_tokens}")
     print("lengths             " + ", ".join(f"{name} {value}" for name, value in lengths.items()))

@@ -65,7 +65,9 @@ def run(options: argparse.Namespace) -> Any:
 
 def _say_where(folder: Path, adapter: Path, exported: dict | None, seconds: float) -> None:
     if exported:
-        print(f"adapter  {adapter}  (loaded again elsewhere: log-probabilities within {exported['largest_difference']:.1e})")
+        print(
+            f"adapter  {adapter}  (loaded again elsewhere: log-probabilities within {exported['largest_difference']:.1e})"
+        )
     elif adapter.exists():
         print(f"adapter  {adapter}  (was there already)")
     else:
@@ -77,7 +79,11 @@ def settings(model: str, folder: Path) -> dict:
     """The demo's configuration."""
     return {
         "model": {"name": model, "chat_template": "chatml"},
-        "data": {"train": str(files("luthier") / "demo" / "home_intents.jsonl"), "validation": HELD_OUT, "max_length": 256},
+        "data": {
+            "train": str(files("luthier") / "demo" / "home_intents.jsonl"),
+            "validation": HELD_OUT,
+            "max_length": 256,
+        },
         "trainable": {"r": 8, "lora_alpha": 16},
         "optim": {"learning_rate": 2e-3},
         "batch": {"examples": EXAMPLES, "micro_tokens": 1024},

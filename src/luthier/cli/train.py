@@ -19,7 +19,9 @@ examples:
 def add(verbs: argparse._SubParsersAction) -> None:
     made = subparser(verbs, "train", "fine-tune a model, or resume where the run's folder stands")
     made.epilog = EPILOG
-    made.add_argument("settings", nargs="*", metavar="FILE | a.b=c", help="YAML files and overrides, later over earlier")
+    made.add_argument(
+        "settings", nargs="*", metavar="FILE | a.b=c", help="YAML files and overrides, later over earlier"
+    )
     made.add_argument("--method", help="the row of `luthier methods` to start from")
     made.add_argument("--show-config", action="store_true", help="print the resolved configuration, train nothing")
     made.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration")

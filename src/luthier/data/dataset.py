@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..batch import Document
-from ..checkpoint import write_atomically
 from ..errors import DataError
+from ..files import write_atomically
 from . import Data, sources
 from .formats import FORMATS, BadRow, Conversation, Format, recognise, renamed
 from .masks import Renderer
@@ -112,7 +112,9 @@ def load(data: Data, source: str | list[str], renderer: Renderer) -> Dataset:
         absent = [key for key in form.keys if key not in values]
         try:
             if absent:
-                raise BadRow("format", f"no {absent[0]!r}, which {form.name} rows have; the row has {sorted(row.values)}")
+                raise BadRow(
+                    "format", f"no {absent[0]!r}, which {form.name} rows have; the row has {sorted(row.values)}"
+                )
             waiting.append((row, form.convert(values)))
         except BadRow as fault:
             made.faults.append(Fault(row.number, row.place, fault.kind, fault.detail))

@@ -113,7 +113,9 @@ def _sharegpt(values: Mapping) -> Conversation:
         value = _text(turn.get("value"), "value")
         if turn["from"] == "function_call":
             call = _json_or_text(value, "a function call")
-            messages.append({"role": role, "content": "", "tool_calls": _calls(call if isinstance(call, list) else [call])})
+            messages.append(
+                {"role": role, "content": "", "tool_calls": _calls(call if isinstance(call, list) else [call])}
+            )
         else:
             messages.append({"role": role, "content": value})
     return Conversation(messages, _tools(values))
@@ -173,7 +175,9 @@ def renamed(values: Mapping, columns: Mapping[str, str]) -> dict:
     if not columns:
         return dict(values)
     taken = set(columns.values())
-    return {k: v for k, v in values.items() if k not in taken} | {k: values[c] for k, c in columns.items() if c in values}
+    return {k: v for k, v in values.items() if k not in taken} | {
+        k: values[c] for k, c in columns.items() if c in values
+    }
 
 
 def recognise(values: Mapping, place: str, columns: Mapping[str, str]) -> Format:

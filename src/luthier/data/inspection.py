@@ -26,7 +26,9 @@ def totals(dataset: Dataset, row_tokens: int, seed: int) -> dict:
         "trained_tokens": dataset.trained_tokens,
         "truncated": kinds.get("truncated", 0),
         "bad_rows": dict(kinds),
-        "packing_efficiency": fullness(best_fit(documents, lengths, row_tokens), lengths, row_tokens) if lengths else 0.0,
+        "packing_efficiency": fullness(best_fit(documents, lengths, row_tokens), lengths, row_tokens)
+        if lengths
+        else 0.0,
         "lengths": _quantiles(lengths),
         "histogram": histogram(lengths),
     }

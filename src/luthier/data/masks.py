@@ -37,7 +37,9 @@ class Renderer:
         self.special += [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
         self.special = [t for t in dict.fromkeys(self.special) if t]
         template = tokenizer.chat_template
-        self.marked = isinstance(template, str) and "generation %}" in template.replace("generation-%}", "generation %}")
+        self.marked = isinstance(template, str) and "generation %}" in template.replace(
+            "generation-%}", "generation %}"
+        )
         self.end_of_turn = self._end_of_turn() if template else tokenizer.eos_token
 
     # ------------------------------------------------------------------ the template
@@ -156,7 +158,9 @@ class Renderer:
         weights = np.zeros(len(tokens), np.float32)
         for start, stop in rendered.spans:
             if np.any((starts < start) & (stops > start)):
-                raise BadRow("template", "a token spans the border of prompt and answer, so the two cannot be told apart")
+                raise BadRow(
+                    "template", "a token spans the border of prompt and answer, so the two cannot be told apart"
+                )
             inside = np.flatnonzero((stops > start) & (starts < stop))
             if not len(inside):
                 raise BadRow("no_trained_token", "an answer of no token")

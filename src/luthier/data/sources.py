@@ -50,8 +50,8 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[dict, str]]:
-    with _open(path) as file:
-        for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), start=1):
+    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             place = f"{path}:{number}"
@@ -83,8 +83,7 @@ def _json(path: Path) -> Iterator[tuple[dict, str]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[dict, str]]:
-    with _open(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
         reader = csv.DictReader(text, delimiter="\t" if kind_of(path)[0] == ".tsv" else ",")
         csv.field_size_limit(1 << 30)
         for record in reader:

@@ -32,9 +32,7 @@ def plan(
 
 
 def _rows(group: list[int], lengths: Sequence[int], micro_tokens: int, pack: bool) -> Step:
-    return list(
-        packing.best_fit(group, lengths, micro_tokens) if pack else _consecutive(group, lengths, micro_tokens)
-    )
+    return list(packing.best_fit(group, lengths, micro_tokens) if pack else _consecutive(group, lengths, micro_tokens))
 
 
 def _consecutive(documents, lengths: Sequence[int], micro_tokens: int):

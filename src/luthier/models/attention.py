@@ -63,7 +63,16 @@ def packed_attention(
         window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
         extra = {"enable_gqa": True} if _wants_gqa_flag() and q.shape[1] != k.shape[1] else {}
         out = varlen_attn(
-            q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=window, **extra
+            q,
+            k,
+            v,
+            cu_seq_lens_q,
+            cu_seq_lens_q,
+            max_length_q,
+            max_length_q,
+            scale=scaling,
+            window_size=window,
+            **extra,
         )
         return out[None], None
     return _grouped(query, key, value, tuple(cu_seq_lens_q.tolist()), scaling, dropout, sliding_window), None

@@ -1,0 +1,380 @@
+"""Whole runs: kill and resume byte for byte, damage, alarms, exports that others load, generation."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model, save_model, write_rows
+from safetensors.torch import load_file
+
+from luthier import checkpoint, configure, open_run, steps, train
+from luthier.cli import main
+from luthier.errors import CheckpointError, ConfigError, DataError, ExportError, Interrupted, NonFiniteError
+from luthier.monitor import Console, records
+from luthier.train import Trainer
+
+QUIET = Console(quiet=True)
+METHODS = {
+    "lora": {"trainable": {"r": 4, "lora_dropout": 0.1}},
+    "full": {},
+    "partial": {"trainable": {"last_layers": 1}},
+}
+
+
+def config_of(settings, method="lora", **extra):
+    return configure(settings, METHODS[method], extra, method=method)
+
+
+def finished(folder: Path) -> dict[str, bytes]:
+    """The bytes of the last checkpoint, all of it."""
+    last = checkpoint.listed(folder / "checkpoints")[-1]
+    return {p.name: p.read_bytes() for p in sorted(last.iterdir())}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_learns_and_reports(settings, method):
+    config = config_of(settings, method, max_steps=30, evaluation={"generate": 6, "max_new_tokens": 12, "every": 10})
+    result = train(config, QUIET)
+    report = result.report
+    assert report["held_out_loss"]["tuned"] < 0.8 * report["held_out_loss"]["base"]
+    assert report["answers"]["tuned"]["rows"] == 6
+    history = records(result.folder / "metrics.jsonl")
+    assert [r["step"] for r in history if r["kind"] == "train"] == list(range(1, 31))
+    assert [r["step"] for r in history if r["kind"] == "evaluation"] == [0, 10, 20, 30]
+    losses = [r["loss"] for r in history if r["kind"] == "evaluation"]
+    assert losses[-1] < losses[0]
+    assert configure(result.folder / "config.yaml") == config
+    assert open_run(result.folder).report == report
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_stopped_and_resumed_ends_with_the_same_bytes(settings, method, tmp_path):
+    whole = config_of(settings, method, checkpoint={"every": 2})
+    train(whole, QUIET)
+    parted = config_of(settings, method, checkpoint={"every": 2}, output_dir=str(tmp_path / "parted"))
+    for step in steps(parted, QUIET):
+        if step.step == 3:  # after the checkpoint of step 2
+            break
+    torch.manual_seed(99)  # a new process has other random states
+    train(parted, QUIET)
+    assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+
+
+RUN = "import sys, json; from luthier import configure, train; train(configure(json.loads(sys.argv[1]), method=sys.argv[2]))"
+
+
+def start(config, method):
+    values = json.dumps(config.model_dump(mode="json"))
+    return subprocess.Popen(
+        [sys.executable, "-c", "import torch; torch.set_num_threads(1)\n" + RUN, values, method], stderr=subprocess.PIPE
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_killed_at_random_moments_ends_with_the_same_bytes(settings, method, tmp_path):
+    extra = {"checkpoint": {"every": 1}, "max_steps": 60}
+    train(config_of(settings, method, **extra), QUIET)
+    config = config_of(settings, method, **extra, output_dir=str(tmp_path / "killed"))
+    folder = tmp_path / "killed" / "checkpoints"
+    rng = random.Random(method)
+    kills, reached = 0, 0
+    for wanted in (rng.randint(2, 12), rng.randint(20, 30), rng.randint(35, 45)):
+        process = start(config, method)
+        while process.poll() is None:
+            found = checkpoint.listed(folder)
+            if found and checkpoint.step_of(found[-1]) >= wanted:
+                time.sleep(rng.random() * 0.02)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+        process.stderr.close()
+        newest, _ = checkpoint.newest(folder)
+        assert checkpoint.step_of(newest) >= max(wanted, reached)
+        reached = checkpoint.step_of(newest)
+    assert kills >= 2
+    process = start(config, method)
+    error = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == 0, error
+    assert "resumed from" in error
+    assert finished(tmp_path / "run") == finished(tmp_path / "killed")
+    one, other = (records(tmp_path / name / "metrics.jsonl") for name in ("run", "killed"))
+    assert [(r["kind"], r["step"], r["loss"]) for r in one] == [(r["kind"], r["step"], r["loss"]) for r in other]
+
+
+def test_sigterm_saves_and_says_so(settings, tmp_path):
+    config = config_of(settings, max_steps=5000)
+    process = start(config, "lora")
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or len(records(tmp_path / "run" / "metrics.jsonl")) < 4:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    error = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == 1  # the uncaught exception of a script; the command line returns 143
+    assert "saved" in error
+    newest, refused = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    assert not refused
+
+
+def test_interrupted_has_its_exit_code(settings):
+    trainer = Trainer(config_of(settings), QUIET)
+    trainer.stop_signal = int(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        trainer.run()
+    assert caught.value.exit_code == 143
+
+
+@pytest.mark.parametrize("harm", ["torn", "changed", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_never_chosen(settings, harm, tmp_path):
+    config = config_of(settings, checkpoint={"every": 2, "keep": 5, "best": False})
+    for step in steps(config, QUIET):
+        if step.step == 5:
+            break
+    folder = tmp_path / "run" / "checkpoints"
+    last = checkpoint.listed(folder)[-1]
+    weights = last / "weights.safetensors"
+    if harm == "torn":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif harm == "changed":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    elif harm == "missing":
+        weights.unlink()
+    else:
+        (last / "manifest.json").unlink()
+    newest, refused = checkpoint.newest(folder)
+    assert checkpoint.step_of(newest) == 2
+    assert len(refused) == 1
+    assert str(last) in refused[0]
+    assert Trainer(config, QUIET).step == 2
+
+
+def test_checkpoints_kept_are_the_newest_and_the_best(settings, tmp_path):
+    config = config_of(settings, max_steps=8, checkpoint={"every": 1, "keep": 2}, evaluation={"every": 1})
+    train(config, QUIET)
+    left = [checkpoint.step_of(p) for p in checkpoint.listed(tmp_path / "run" / "checkpoints")]
+    best = checkpoint.read_state(tmp_path / "run" / "checkpoints" / f"step-{left[-1]:08}")["best"]
+    assert set(left) == {7, 8, best["step"]}
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def test_no_pickle_anywhere(settings, tmp_path):
+    train(config_of(settings), QUIET)
+    kinds = {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert kinds <= {".safetensors", ".json", ".jsonl", ".yaml"}
+
+
+def test_a_folder_holds_one_run(settings):
+    train(config_of(settings), QUIET)
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
+        Trainer(config_of(settings, seed=5), QUIET)
+
+
+def test_changed_data_is_noticed(settings, rows_file):
+    for step in steps(config_of(settings, checkpoint={"every": 1}), QUIET):
+        if step.step == 2:
+            break
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    write_rows(rows_file, [*rows[:-1], {"prompt": "new", "completion": "row"}])
+    with pytest.raises(CheckpointError, match="rows that"):
+        Trainer(config_of(settings, checkpoint={"every": 1}), QUIET)
+
+
+def test_a_finished_run_says_so(settings, tmp_path):
+    first = train(config_of(settings), QUIET)
+    before = (tmp_path / "run" / "report.json").stat().st_mtime_ns
+    assert train(config_of(settings), QUIET).report == first.report
+    assert (tmp_path / "run" / "report.json").stat().st_mtime_ns == before
+
+
+def test_a_non_finite_gradient_stops_the_run_and_keeps_the_batch(settings, tmp_path):
+    trainer = Trainer(config_of(settings, checkpoint={"every": 1}), QUIET)
+    loop = trainer.loop()
+    next(loop)
+    next(loop)
+    with torch.no_grad():
+        next(iter(trainer.parameters.values())).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="step 3: loss nan") as caught:
+        list(loop)
+    assert "step-00000002" in str(caught.value) or "step-00000001" in str(caught.value)
+    kept = list((tmp_path / "run" / "nonfinite").iterdir())
+    assert len(kept) == 1
+    assert json.loads(kept[0].read_text().splitlines()[0])["tokens"]
+
+
+def test_bad_rows_stop_before_the_model_is_loaded_or_are_skipped_and_listed(settings, rows_file, tmp_path):
+    with open(rows_file, "a") as file:
+        file.write(json.dumps({"prompt": "x", "completion": ""}) + "\n")
+    with pytest.raises(DataError, match="empty_answer: 1 rows"):
+        train(config_of(settings), QUIET)
+    config = config_of(settings)
+    config = configure(config.model_dump(), {"data": {"on_bad_row": "skip"}})
+    train(config, QUIET)
+    assert [json.loads(x)["kind"] for x in (tmp_path / "run" / "skipped_rows.jsonl").read_text().splitlines()] == [
+        "empty_answer"
+    ]
+
+
+def test_rows_and_micro_batches_do_not_change_the_weights(settings, tmp_path):
+    """Accumulation, packing on and off, and recomputed activations end at the same weights, to rounding."""
+    weights = []
+    for i, extra in enumerate([
+        {"batch": {"examples": 8, "micro_tokens": 512}},
+        {"batch": {"examples": 8, "micro_tokens": 64}},
+        {"batch": {"examples": 8, "micro_tokens": 128, "packing": False}},
+        {"batch": {"examples": 8, "micro_tokens": 128}, "parallel": {"activation_checkpointing": 1}},
+    ]):  # fmt: skip
+        trainer = Trainer(configure(settings, extra, {"output_dir": str(tmp_path / f"r{i}")}, method="full"), QUIET)
+        assert trainer.made.network.packed == (i != 2)
+        trainer.run()
+        weights.append({n: p.detach().clone() for n, p in trainer.parameters.items()})
+    for other in weights[1:]:
+        for name, p in weights[0].items():
+            torch.testing.assert_close(other[name], p, rtol=1e-3, atol=2e-3, msg=name)
+
+
+# ---------------------------------------------------------------------------- exports
+
+
+def plain_logprobs(model, documents):
+    out = []
+    with torch.no_grad():
+        for d in documents:
+            tokens = torch.tensor([d])
+            out.append(model(input_ids=tokens).logits[0, :-1].log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_adapter_and_merged_exports_load_with_peft_and_transformers(settings, family, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = save_model(tmp_path / "base", family)
+    folder = train(configure(settings, {"model": str(model)}, METHODS["lora"]), QUIET).folder
+    documents = json.loads((folder / "probe.json").read_text())
+    answers = []
+    for kind in ("adapter", "merged"):
+        done = open_run(folder).export(tmp_path / kind, kind)
+        assert done["largest_difference"] < 1e-4 < done["difference_to_base"]
+        if kind == "adapter":
+            loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), tmp_path / kind)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(tmp_path / kind)
+        answers.append(plain_logprobs(loaded.eval(), documents))
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / kind)
+        assert tokenizer.chat_template
+        assert "held-out loss" in (tmp_path / kind / "README.md").read_text()
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ExportError, match="use as=merged"):
+        open_run(folder).export(tmp_path / "full", "full")
+    with pytest.raises(ExportError, match="exists"):
+        open_run(folder).export(tmp_path / "merged", "merged")
+
+
+def test_a_full_export_is_the_trained_model(settings, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = train(config_of(settings, "full"), QUIET).folder
+    done = open_run(folder).export(tmp_path / "out", "full")
+    assert done["largest_difference"] < 1e-4
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    saved = load_file(checkpoint.listed(folder / "checkpoints")[-1] / "weights.safetensors")
+    for name, p in loaded.named_parameters():
+        if name in saved:
+            assert torch.equal(p, saved[name]), name
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [258]
+
+
+def test_an_export_that_answers_differently_fails_and_leaves_nothing(settings, tmp_path, monkeypatch):
+    from luthier import export
+
+    folder = train(config_of(settings), QUIET).folder
+
+    def wrong(made, out, base):
+        export._write_model(made, out, make_model("llama").state_dict())
+
+    monkeypatch.setitem(export.WRITERS, "merged", wrong)
+    with pytest.raises(ExportError, match="answers differently"):
+        open_run(folder).export(tmp_path / "out", "merged")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+# ---------------------------------------------------------------------------- asking
+
+
+def test_generation_equals_that_of_transformers(tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    from luthier.generate import generate
+    from luthier.models import network
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    net = network.Network(make_model("llama"))
+    assert network.prepare(net, "packed") is None
+    prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21]]
+    ours = generate(net, prompts, {258, 7}, 20, batch_size=3)
+    for prompt, answer in zip(prompts, ours):
+        tokens = torch.tensor([prompt])
+        theirs = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=[258, 7],
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
+        assert answer == [t for t in theirs if t not in (258, 7)]
+    assert net.model.config._attn_implementation == "luthier_packed"
+
+
+def test_sampling_is_seeded_and_cut_at_top_p():
+    from luthier.generate import choose
+
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = choose(logits, 1.0, 0.8, generator)
+    assert set(drawn.tolist()) == {0, 1}
+    assert abs((drawn == 0).float().mean().item() - 0.625) < 0.03
+    assert choose(logits, 0.0, 1.0, None).unique().tolist() == [0]
+
+
+def test_command_line_from_training_to_export(settings, tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(settings | {"evaluation": {"generate": 2, "max_new_tokens": 8}}))
+    run = str(tmp_path / "run")
+    assert main(["train", str(path), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 6
+    assert main(["evaluate", run, "--json", "--quiet"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["held_out_loss"]) == {"base", "tuned"}
+    assert main(["generate", run, "one 1", "ab 2", "--max-new-tokens", "5", "--json", "--quiet"]) == 0
+    assert [a["prompt"] for a in json.loads(capsys.readouterr().out)] == ["one 1", "ab 2"]
+    assert main(["export", run, str(tmp_path / "out"), "--as", "merged"]) == 0
+    assert "differ by at most" in capsys.readouterr().out
+    assert main(["data", "inspect", settings["data"]["train"], "--model", settings["model"], "--row", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "⟦0 ba<|im_end|>⟧" in shown
+    assert "packing efficiency" in shown
+
+
+def test_a_run_resumes_from_the_command_line(settings, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(settings))
+    assert main(["train", str(path), "--quiet"]) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    os.remove(tmp_path / "run" / "report.json")
+    assert main(["train", str(path), "--quiet"]) == 0
