@@ -44,7 +44,7 @@ def test_a_run_learns_and_reports(settings, method):
     config = config_of(settings, method, max_steps=30, evaluation={"generate": 6, "max_new_tokens": 12, "every": 10})
     result = train(config, QUIET)
     report = result.report
-    assert report["held_out_loss"]["tuned"] < 0.8 * report["held_out_loss"]["base"]
+    assert report["held_out_loss"]["tuned"] < report["held_out_loss"]["base"] - 0.2
     assert report["answers"]["tuned"]["rows"] == 6
     history = records(result.folder / "metrics.jsonl")
     assert [r["step"] for r in history if r["kind"] == "train"] == list(range(1, 31))
@@ -296,13 +296,12 @@ def test_a_full_export_is_the_trained_model(settings, tmp_path):
     for name, p in loaded.named_parameters():
         if name in saved:
             assert torch.equal(p, saved[name]), name
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [258]
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [2, 258]
 
 
 def test_an_export_that_answers_differently_fails_and_leaves_nothing(settings, tmp_path, monkeypatch):
-    from luthier import export
-
     folder = train(config_of(settings), QUIET).folder
+    export = sys.modules["luthier.export"]
 
     def wrong(made, out, base):
         export._write_model(made, out, make_model("llama").state_dict())

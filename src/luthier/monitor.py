@@ -87,7 +87,6 @@ class Monitor:
             # What a killed process did after its last checkpoint is done again.
             kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= resumed_at]
             write_atomically(self.path, "".join(line + "\n" for line in kept) if resumed_at else "")
-        self.file = open(self.path, "a")
         self.writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -96,8 +95,8 @@ class Monitor:
 
     def log(self, kind: str, step: int, values: Mapping) -> dict:
         record = {"kind": kind, "step": step, **values}
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
         if self.writer is not None:
             for key, value in values.items():
                 if isinstance(value, (int, float)):
@@ -108,7 +107,6 @@ class Monitor:
 
     def close(self) -> None:
         self.console.end()
-        self.file.close()
         if self.writer is not None:
             self.writer.close()
 

@@ -14,8 +14,10 @@ def checkpoint_activations(config: Parallel, model: nn.Module) -> None:
     """Every n-th layer keeps its input only (arXiv:1604.06174)."""
     if not config.activation_checkpointing:
         return
+    # transformers calls it activation checkpointing from 5.20 on
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable({"use_reentrant": False})
     except ValueError as error:
         raise ModelError(f"parallel.activation_checkpointing: {type(model).__name__} cannot: {error}") from None
     for i, layer in enumerate(blocks(model)[1]):

@@ -1,0 +1,235 @@
+"""The fast path on one GPU: checked against plain transformers, then timed in the real loop.
+
+    python benchmarks/gpu.py check                 # kernels, attention, loss and gradients against plain PyTorch
+    python benchmarks/gpu.py full-1b lora-8b       # tokens per second of optimiser steps, random weights
+
+Shapes are Llama 3.2 1B and Llama 3.1 8B; documents have log-normal lengths (mean 600, 16 to 4,096) of random tokens,
+each of which is learnt; a step is 16,384 token slots. Each workload prints one line `RESULT {json}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from luthier import assemble, configure, kernels
+from luthier import train as _train_function  # noqa: F401
+from luthier.batch import Batch, Document
+from luthier.data import dataset as datasets
+from luthier.logprobs import Head, nll_sum
+from luthier.models import network
+from luthier.monitor import Console
+from luthier.objectives import NextToken
+from luthier.parallel import Parallel, layers
+from luthier.surgery import adapters
+from luthier.trainable import Full, LoRA
+
+loop = sys.modules["luthier.train"]
+SHAPES = {
+    "1b": dict(num_hidden_layers=16, hidden_size=2048, intermediate_size=8192, num_attention_heads=32,
+               num_key_value_heads=8, head_dim=64, vocab_size=128256, tie_word_embeddings=True),
+    "8b": dict(num_hidden_layers=32, hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
+               num_key_value_heads=8, head_dim=128, vocab_size=128256, tie_word_embeddings=False),
+}  # fmt: skip
+WORKLOADS = {"full-1b": ("1b", "full"), "lora-8b": ("8b", "lora"), "lora-1b": ("1b", "lora")}
+
+
+def llama(shape: str, dtype: torch.dtype = torch.bfloat16, **changes):
+    """A Llama of random weights, made on the GPU."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        **(SHAPES[shape] | changes), max_position_embeddings=8192, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
+def documents(count: int, vocabulary: int, longest: int = 4096, mean: float = 600.0) -> list[Document]:
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.round(rng.lognormal(np.log(mean) - 0.5, 1.0, count)), 16, longest).astype(int)
+    made = []
+    for i, n in enumerate(lengths):
+        weights = np.ones(n, np.float32)
+        weights[0] = 0
+        made.append(Document(rng.integers(3, vocabulary, n).astype(np.int32), weights, i))
+    return made
+
+
+# ---------------------------------------------------------------------------- checks
+
+
+def check_kernels() -> None:
+    torch.manual_seed(0)
+    for rows, vocabulary in ((5, 1000), (300, 128256)):
+        logits = torch.randn(rows, vocabulary, device="cuda").bfloat16()
+        targets = torch.randint(vocabulary, (rows,), device="cuda")
+        weights = torch.rand(rows, device="cuda")
+        exact = logits.float().requires_grad_()
+        expected = torch.nn.functional.cross_entropy(exact, targets, reduction="none") * weights
+        expected.sum().backward()
+        losses = kernels.cross_entropy_(logits, targets, weights)
+        torch.testing.assert_close(losses, expected.detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits.float(), exact.grad, rtol=1e-2, atol=1e-3)
+    p = torch.nn.Parameter(torch.randn(1000, 37, device="cuda").bfloat16())
+    exact = torch.nn.Parameter(p.detach().float())
+    reference = torch.optim.AdamW([exact], lr=1e-2, weight_decay=0.1)
+    master, m, v = exact.detach().clone(), *(torch.zeros_like(exact) for _ in range(2))
+    for step in range(1, 6):
+        grad = torch.randn_like(p)
+        exact.grad = grad.float() * 0.5
+        reference.step()
+        kernels.adamw_(p.detach(), master, grad, m, v, torch.tensor(0.5, device="cuda"), lr=1e-2, decay=0.1,
+                       beta1=0.9, beta2=0.999, eps=1e-8, step=step)  # fmt: skip
+    torch.testing.assert_close(master, exact.detach(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(p, master.bfloat16())
+    print("check: kernels equal PyTorch")
+
+
+def check_loss(name: str, model, config) -> None:
+    """Packed, compiled, chunked against one document at a time through the model's own attention and logits."""
+    docs = documents(12, 30000, 900, 200)
+    batch = Batch.pack(docs).to(torch.device("cuda"))
+    model.train()
+    net = network.Network(model)
+    net.longest = 1024
+    network.check_head(net)
+    assert network.prepare(net, "packed") is None
+    config.apply(model)
+    with torch.no_grad():
+        for _, adapter in adapters(model):
+            adapter.lora_B.normal_(std=0.02)
+    moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    found = {}
+    for compiled in (False, True):
+        if compiled:
+            layers.compile_layers(Parallel(compile=True), model, torch.device("cuda"))
+        loss = NextToken().build()(net, batch)
+        loss.total.backward()
+        found[compiled] = loss.total.item(), {n: p.grad.float().clone() for n, p in moving.items()}
+        model.zero_grad()
+    total = 0.0
+    with net.natively() as plain:
+        plain.train()
+        for d in docs:
+            tokens = torch.from_numpy(d.tokens.astype(np.int64)).cuda()[None]
+            logits = plain(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+            one = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum")
+            one.backward()
+            total += one.item()
+    for compiled, (value, gradients) in found.items():
+        worst = min(torch.nn.functional.cosine_similarity(g.flatten(), moving[n].grad.float().flatten(), 0).item()
+                    for n, g in gradients.items())  # fmt: skip
+        print(
+            f"check: {name} compiled={compiled}: loss {value / total - 1:+.1e} of the plain path's, gradients' least cosine {worst:.5f}"
+        )
+        assert abs(value / total - 1) < 2e-3
+        assert worst > 0.99
+
+
+def check_windows() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(vocab_size=32000, hidden_size=512, intermediate_size=1024, num_hidden_layers=4,
+                           num_attention_heads=8, num_key_value_heads=4, head_dim=64, sliding_window=64)  # fmt: skip
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = MistralForCausalLM(config).bfloat16()
+    check_loss("sliding window", model, Full())
+
+
+def check() -> None:
+    check_kernels()
+    check_loss("llama full", llama("1b", num_hidden_layers=4), Full())
+    check_loss("llama lora", llama("1b", num_hidden_layers=4), LoRA(r=16))
+    check_windows()
+
+
+# ---------------------------------------------------------------------------- timing
+
+
+def workload(name: str, steps: int = 12, warmup: int = 4, profile: str | None = None) -> dict:
+    """The trainer itself, on random weights and made documents instead of files."""
+    shape, method = WORKLOADS[name]
+    micro = int(os.environ.get("MICRO", 16384))
+    docs = documents(700, SHAPES[shape]["vocab_size"])
+    made = datasets.Dataset(docs, [], [], "made", "made", None)  # type: ignore[arg-type]
+    assemble.load.load_model = lambda model, dtype, device: llama(shape, dtype)
+    assemble.tokenizer_and_renderer = loop.tokenizer_and_renderer = lambda config: (None, None)
+    loop.load_data = lambda *_: (made, None)
+    config = configure(
+        {
+            "model": "random/weights", "data": {"train": "random/rows", "max_length": 4096}, "max_steps": steps,
+            "batch": {"tokens": 16384, "micro_tokens": micro}, "monitor": {"tensorboard": False},
+            "output_dir": tempfile.mkdtemp(), "parallel": {"activation_checkpointing": int(os.environ.get("RECOMPUTE", 0))},
+        },
+        {"optim": {"learning_rate": 1e-5 if method == "full" else 1e-4}},
+        {"trainable": {"r": 16}} if method == "lora" else {},
+        method=method,
+    )  # fmt: skip
+    trainer = loop.Trainer(config, Console(quiet=True))
+    speeds, losses = [], []
+    for i in range(steps):
+        if i == warmup:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            began, counted = time.perf_counter(), 0
+        taken = trainer._take()
+        losses.append(taken.loss)
+        if i >= warmup:
+            speeds.append(taken.tokens / trainer.seconds)
+            counted += taken.tokens
+    torch.cuda.synchronize()
+    result = {
+        "workload": name, "tokens_per_second": statistics.median(speeds),
+        "tokens_per_second_wall": counted / (time.perf_counter() - began), "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "first_loss": losses[0], "last_loss": losses[-1], "tokens_per_step": counted / (steps - warmup),
+    }  # fmt: skip
+    if profile:
+        _profile(trainer, profile)
+    return result
+
+
+def _profile(trainer, path: str) -> None:
+    from torch.profiler import ProfilerActivity
+
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        trainer.step = 0
+        for _ in range(2):
+            trainer._take()
+        torch.cuda.synchronize()
+    table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90)
+    Path(path).write_text(table)
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or ["check", *WORKLOADS]
+    if len(wanted) > 1:  # a process each: memory and compiled graphs of one are not another's
+        codes = [subprocess.run([sys.executable, __file__, name]).returncode for name in wanted]
+        sys.exit(max(codes))
+    if wanted[0] == "check":
+        check()
+        return
+    print("RESULT " + json.dumps(workload(wanted[0], profile=os.environ.get("PROFILE"))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
