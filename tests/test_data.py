@@ -325,3 +325,12 @@ def test_split_by_share_and_number(tmp_path):
 
 def test_bad_row_keeps_its_kind():
     assert BadRow("format", "x").kind == "format"
+
+
+def test_packing_does_not_learn_in_order_of_length():
+    lengths = lognormal(3000)
+    rows = list(packing.best_fit(packing.order(3000, 0, 0), lengths, 16384))
+    parts = [
+        np.mean([lengths[d] for row in part for d in row]) for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :])
+    ]
+    assert abs(parts[0] / parts[1] - 1) < 0.15

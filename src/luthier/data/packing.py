@@ -24,9 +24,10 @@ def endless(count: int, seed: int, epochs: int | None) -> Iterator[int]:
 
 
 def best_fit(documents: Iterable[int], lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
-    """Rows of at most `row_tokens`: the document that waited longest, then always the longest that still fits.
+    """Rows of at most `row_tokens`: documents in their order while they fit, then always the longest that still does.
 
-    Best fit on a buffer of `LOOKAHEAD` documents, as bin packing does it (arXiv:2404.10830); none starves.
+    Best fit on a buffer of `LOOKAHEAD` documents, as bin packing does it (arXiv:2404.10830), but for the gap only: a
+    row made by best fit alone takes the longest documents first, and so learns in order of length.
     """
     source = iter(documents)
     waiting: list[tuple[int, int, int]] = []  # (length, arrival, document), sorted
@@ -43,15 +44,16 @@ def best_fit(documents: Iterable[int], lengths: Sequence[int], row_tokens: int) 
 
     fill()
     while waiting:
-        entry = next(iter(arrivals.values()))
-        row, left = [], row_tokens
+        row, left, entry = [], row_tokens, next(iter(arrivals.values()))
         while entry is not None:
             waiting.pop(bisect.bisect_left(waiting, entry))
             del arrivals[entry[1]]
             row.append(entry[2])
             left -= entry[0]
-            place = bisect.bisect_right(waiting, (left, arrived, -1))
-            entry = waiting[place - 1] if place else None
+            entry = next(iter(arrivals.values()), None)
+            if entry is not None and entry[0] > left:
+                place = bisect.bisect_right(waiting, (left, arrived, -1))
+                entry = waiting[place - 1] if place else None
         yield row
         fill()
 

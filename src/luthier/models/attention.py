@@ -6,13 +6,16 @@ call of `scaled_dot_product_attention` for each group of documents of similar le
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 NAME = "luthier_packed"
+GQA_FLAG = "enable_gqa" in inspect.signature(varlen_attn).parameters  # from torch 2.12 on it has to be asked for
 SIMILAR = 0.75  # shortest over longest document of a group
 
 
@@ -57,11 +60,9 @@ def packed_attention(
     if on_flash(query):
         if dropout:
             raise Unsupported("attention dropout")
-        from torch.nn.attention.varlen import varlen_attn
-
         q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
         window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
-        extra = {"enable_gqa": True} if _wants_gqa_flag() and q.shape[1] != k.shape[1] else {}
+        extra = {"enable_gqa": True} if GQA_FLAG and q.shape[1] != k.shape[1] else {}
         out = varlen_attn(
             q,
             k,
@@ -76,15 +77,6 @@ def packed_attention(
         )
         return out[None], None
     return _grouped(query, key, value, tuple(cu_seq_lens_q.tolist()), scaling, dropout, sliding_window), None
-
-
-@lru_cache(maxsize=1)
-def _wants_gqa_flag() -> bool:
-    import inspect
-
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def on_flash(t: Tensor) -> bool:

@@ -37,6 +37,8 @@ class LoRALinear(Adapter):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         z = F.linear(x, self.lora_A.to(x.dtype))
+        if torch.compiler.is_compiling():  # a product that is added later fuses with what comes next; addmm copies y
+            return y + F.linear(z * self.scaling, self.lora_B.to(x.dtype))
         flat = torch.addmm(y.flatten(0, -2), z.flatten(0, -2), self.lora_B.to(x.dtype).t(), alpha=self.scaling)
         return flat.view(y.shape)
 
