@@ -82,9 +82,11 @@ class Config(Settings):
     monitor: Monitoring = Monitoring()  # type: ignore[call-arg]
     parallel: Parallel = Parallel()  # type: ignore[call-arg]
     epochs: int = Field(1, ge=1)
+    """Times that every row is learnt."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after so many steps, however many epochs that takes."""
     seed: int = 0
+    """Of adapters' first values and dropout; the order of rows has data.seed."""
     output_dir: str = "runs/luthier"
     """The run's folder: a second start with it resumes."""
 
@@ -282,11 +284,9 @@ def contradictions(config: Config) -> list[str]:
     t = config.trainable
     if isinstance(t, Partial) and not (t.patterns or t.last_layers or t.embeddings or t.norms or t.head):
         found.append("trainable: nothing would move; name patterns, last_layers, embeddings, norms or head")
-    for name in [data.train] if isinstance(data.train, str) else data.train or []:
+    for name in [data.train] if isinstance(data.train, str) else data.train:
         if problem := sources.missing(name):
             found.append(f"data.train: {problem}")
-    if data.train is None:
-        found.append("data.train: required, and not given (for example data.train=rows.jsonl)")
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
     if problem := problem_of_model(config.model):

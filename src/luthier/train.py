@@ -384,7 +384,6 @@ def load_data(
 ) -> tuple[Dataset, Dataset | None]:
     """Training and held-out rows, with everything that is wrong with them said."""
     data = config.data
-    assert data.train is not None
     training = datasets.load(data, data.train, renderer)
     say(f"{training.source}: {len(training) + len(training.faults):,} rows, {training.found}")
     training = datasets.settle(training, data, folder and folder / "skipped_rows.jsonl", warn)

@@ -40,7 +40,6 @@ def run(options: argparse.Namespace) -> Any:
     from ..data import dataset, inspection
 
     _, renderer = tokenizer_and_renderer(config)
-    assert config.data.train is not None
     found = dataset.load(config.data, config.data.train, renderer)
     totals = inspection.totals(found, config.batch.micro_tokens, config.data.seed)
     rows = _rows(found, options.row)

@@ -10,7 +10,7 @@ from ..settings import Settings
 class Data(Settings):
     """Where rows come from and how they become tokens."""
 
-    train: str | list[str] | None = None
+    train: str | list[str]
     """A file (.jsonl .json .csv .parquet, plain or .gz .bz2 .xz .zst), a folder of them, several, or a hub name."""
     validation: str | float | int | None = None
     """Held-out rows: a file or hub name, a share of `train` below 1, or a number of its rows."""

@@ -1,0 +1,56 @@
+"""Writes docs/configuration.md from the settings classes: run it after a setting was added or changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from luthier.config import Config, _nested
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+HEAD = """\
+# Configuration
+
+A run is a YAML file, `a.b=c` overrides on the command line, or both; later ones win. `luthier train --show-config`
+prints what they come to, `luthier train --schema` a JSON schema for editors. `--method NAME` starts from that row of
+`luthier methods`. `model: NAME` and `data: FILE` are short for `model.name` and `data.train`. An unknown key is an error.
+
+This page is written by `tools/make_configuration_page.py`.
+"""
+
+
+def rows(cls: type[BaseModel], prefix: str) -> list[str]:
+    made = []
+    for name, field in cls.model_fields.items():
+        if name == "kind" or list(_nested(field.annotation)):
+            continue
+        default = "required" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
+        caption = " ".join((field.description or "").split()).replace("|", "\\|")
+        made.append(f"| `{prefix}{name}` | {default} | {caption} |")
+    return made
+
+
+def _yaml(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def page() -> str:
+    lines = [HEAD, "## The run", "", "| key | default | meaning |", "| --- | --- | --- |", *rows(Config, "")]
+    for name, field in Config.model_fields.items():
+        for cls in _nested(field.annotation):
+            caption = " ".join((cls.__doc__ or "").split())
+            kind = f" ({cls.model_fields['kind'].default})" if "kind" in cls.model_fields else ""
+            lines += ["", f"## {name}{kind}", "", caption, "", "| key | default | meaning |", "| --- | --- | --- |"]
+            if kind:
+                lines.append(f"| `{name}.kind` | `{cls.model_fields['kind'].default}` | which answer on this axis |")
+            lines += rows(cls, f"{name}.")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    sys.stdout.write(f"{PAGE}\n")
