@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/ruff check .
-	$(BIN)/pyrefly check
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 	$(BIN)/python -m pytest
 
 $(VENV)/ready: pyproject.toml constraints.txt

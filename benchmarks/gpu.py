@@ -27,7 +27,6 @@ from luthier import assemble, configure, kernels
 from luthier import train as _train_function  # noqa: F401
 from luthier.batch import Batch, Document
 from luthier.data import dataset as datasets
-from luthier.logprobs import Head, nll_sum
 from luthier.models import network
 from luthier.monitor import Console
 from luthier.objectives import NextToken
@@ -37,10 +36,14 @@ from luthier.trainable import Full, LoRA
 
 loop = sys.modules["luthier.train"]
 SHAPES = {
-    "1b": dict(num_hidden_layers=16, hidden_size=2048, intermediate_size=8192, num_attention_heads=32,
-               num_key_value_heads=8, head_dim=64, vocab_size=128256, tie_word_embeddings=True),
-    "8b": dict(num_hidden_layers=32, hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
-               num_key_value_heads=8, head_dim=128, vocab_size=128256, tie_word_embeddings=False),
+    "1b": {
+        "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True,
+    },
+    "8b": {
+        "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 WORKLOADS = {"full-1b": ("1b", "full"), "lora-8b": ("8b", "lora"), "lora-1b": ("1b", "lora")}
 
@@ -138,7 +141,8 @@ def check_loss(name: str, model, config) -> None:
         worst = min(torch.nn.functional.cosine_similarity(g.flatten(), moving[n].grad.float().flatten(), 0).item()
                     for n, g in gradients.items())  # fmt: skip
         print(
-            f"check: {name} compiled={compiled}: loss {value / total - 1:+.1e} of the plain path's, gradients' least cosine {worst:.5f}"
+            f"check: {name} compiled={compiled}: loss {value / total - 1:+.1e} from the plain path's, "
+            f"gradients' least cosine {worst:.5f}"
         )
         assert abs(value / total - 1) < 2e-3
         assert worst > 0.99
@@ -174,12 +178,13 @@ def workload(name: str, steps: int = 12, warmup: int = 4, profile: str | None = 
     made = datasets.Dataset(docs, [], [], "made", "made", None)  # type: ignore[arg-type]
     assemble.load.load_model = lambda model, dtype, device: llama(shape, dtype)
     assemble.tokenizer_and_renderer = loop.tokenizer_and_renderer = lambda config: (None, None)
-    loop.load_data = lambda *_: (made, None)
+    datasets.open_rows = lambda *_: (made, None)
     config = configure(
         {
             "model": "random/weights", "data": {"train": "random/rows", "max_length": 4096}, "max_steps": steps,
             "batch": {"tokens": 16384, "micro_tokens": micro}, "monitor": {"tensorboard": False},
-            "output_dir": tempfile.mkdtemp(), "parallel": {"activation_checkpointing": int(os.environ.get("RECOMPUTE", 0))},
+            "output_dir": tempfile.mkdtemp(),
+            "parallel": {"activation_checkpointing": int(os.environ.get("RECOMPUTE", 0))},
         },
         {"optim": {"learning_rate": 1e-5 if method == "full" else 1e-4}},
         {"trainable": {"r": 16}} if method == "lora" else {},
@@ -200,7 +205,8 @@ def workload(name: str, steps: int = 12, warmup: int = 4, profile: str | None = 
     torch.cuda.synchronize()
     result = {
         "workload": name, "tokens_per_second": statistics.median(speeds),
-        "tokens_per_second_wall": counted / (time.perf_counter() - began), "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "tokens_per_second_wall": counted / (time.perf_counter() - began),
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
         "first_loss": losses[0], "last_loss": losses[-1], "tokens_per_step": counted / (steps - warmup),
     }  # fmt: skip
     if profile:

@@ -88,7 +88,10 @@ print("answered:", Chat(net, renderer).ask(question, max_new_tokens=48)[0])
 out = Path("adapter_by_hand")
 out.mkdir(exist_ok=True)
 sides = {(n.replace(".base", ""), side): getattr(a, side) for n, a in adapters(model) for side in ("lora_A", "lora_B")}
-save_file({f"base_model.model.{n}.{side}.weight": t.detach().cpu() for (n, side), t in sides.items()}, out / "adapter_model.safetensors")
+save_file(
+    {f"base_model.model.{n}.{side}.weight": t.detach().cpu() for (n, side), t in sides.items()},
+    out / "adapter_model.safetensors",
+)
 peft = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": name, "r": 8, "lora_alpha": 16,
         "target_modules": sorted({n.rpartition(".")[2] for n, _ in sides}), "inference_mode": True}  # fmt: skip
 (out / "adapter_config.json").write_text(json.dumps(peft))

@@ -118,7 +118,7 @@ ONE = ["4<|im_end|>"]
         ({"conversations": [{"from": "human", "value": "2+2"}, {"from": "gpt", "value": "4"}]}, {}, "sharegpt"),
         ({"instruction": "2+2", "input": "", "output": "4"}, {}, "alpaca"),
         ({"prompt": "2+2", "completion": "4"}, {}, "prompt_completion"),
-        ({"prompt": [{"role": "user", "content": "2+2"}], "completion": [{"role": "assistant", "content": "4"}]}, {}, "prompt_completion"),
+        ({"prompt": CHAT[:2], "completion": "4"}, {}, "prompt_completion"),
         ({"question": "2+2", "answer": "4"}, {"prompt": "question", "completion": "answer"}, "prompt_completion"),
     ],
 )  # fmt: skip

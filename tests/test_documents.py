@@ -59,7 +59,9 @@ def test_python_in_the_readme_runs(tiny_model, rows_file, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len(blocks) >= 2
     for i, block in enumerate(blocks):
-        code = block.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_model)).replace("rows.jsonl", str(rows_file))
+        code = block.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_model)).replace(
+            "rows.jsonl", str(rows_file)
+        )
         ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert ran.returncode == 0, f"block {i}: {ran.stderr}"
 

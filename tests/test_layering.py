@@ -39,7 +39,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             if node.level == 0:
                 if (node.module or "").startswith("luthier"):
-                    found.add(((node.module or "").split(".") + [""])[1])
+                    found.add(([*(node.module or "").split("."), ""])[1])
                 continue
             base = package[: len(package) - node.level + 1]
             target = [*base, *(node.module.split(".") if node.module else [])]

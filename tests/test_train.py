@@ -68,14 +68,17 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(settings, method, tmp_path
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
-RUN = "import sys, json; from luthier import configure, train; train(configure(json.loads(sys.argv[1]), method=sys.argv[2]))"
+RUN = """
+import sys, json, torch
+from luthier import configure, train
+torch.set_num_threads(1)
+train(configure(json.loads(sys.argv[1]), method=sys.argv[2]))
+"""
 
 
 def start(config, method):
     values = json.dumps(config.model_dump(mode="json"))
-    return subprocess.Popen(
-        [sys.executable, "-c", "import torch; torch.set_num_threads(1)\n" + RUN, values, method], stderr=subprocess.PIPE
-    )
+    return subprocess.Popen([sys.executable, "-c", RUN, values, method], stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

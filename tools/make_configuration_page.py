@@ -16,8 +16,9 @@ HEAD = """\
 # Configuration
 
 A run is a YAML file, `a.b=c` overrides on the command line, or both; later ones win. `luthier train --show-config`
-prints what they come to, `luthier train --schema` a JSON schema for editors. `--method NAME` starts from that row of
-`luthier methods`. `model: NAME` and `data: FILE` are short for `model.name` and `data.train`. An unknown key is an error.
+prints what they come to, `luthier train --schema` a JSON schema for editors. `--method NAME` starts from that row
+of `luthier methods`. `model: NAME` and `data: FILE` are short for `model.name` and `data.train`.
+An unknown key is an error.
 
 This page is written by `tools/make_configuration_page.py`.
 """

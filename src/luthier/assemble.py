@@ -27,7 +27,7 @@ class Assembled:
 
     config: Config
     network: network.Network
-    objective: nn.Module
+    objective: Any
     tokenizer: Any
     renderer: Renderer
     ranks: Ranks

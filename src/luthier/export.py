@@ -216,7 +216,8 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
     if not (difference.max() <= worst and difference.mean() <= mean):
         raise ExportError(
             f"what was written answers differently from what was trained: log-probabilities differ by up to "
-            f"{difference.max():.3g}, on average {difference.mean():.3g} (allowed {worst:g} and {mean:g}); nothing was exported"
+            f"{difference.max():.3g}, on average {difference.mean():.3g} "
+            f"(allowed {worst:g} and {mean:g}); nothing was written"
         )
     return compared
 
@@ -251,8 +252,8 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
         ]
     lines += [
         f"- steps {report.get('steps', 'unknown')}, tokens {report.get('tokens', 'unknown')}",
-        f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens differ by at most "
-        f"{compared['largest_difference']:.2e} from the trained model's",
+        f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens "
+        f"differ by at most {compared['largest_difference']:.2e} from the trained model's",
         "", "## Loading", "", "```python", *_loading(kind, base), "```", "", "## Configuration", "", "```yaml",
         config.dump().rstrip(), "```", "",
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def generate(
 class _Decode:
     """One batch on its way: the cache, the mask, and which prompts are still unfinished."""
 
-    def __init__(self, model: torch.nn.Module, head: Head, prompts: Sequence[Sequence[int]]):
+    def __init__(self, model: Any, head: Head, prompts: Sequence[Sequence[int]]):
         from transformers import DynamicCache
 
         self.model, self.head = model, head

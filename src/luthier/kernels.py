@@ -16,8 +16,8 @@ def available() -> bool:
 
 @cache
 def _cross_entropy():
-    import triton
-    import triton.language as tl
+    import triton  # type: ignore[import-not-found]
+    import triton.language as tl  # type: ignore[import-not-found]
 
     @triton.jit
     def kernel(x_ptr, stride, target_ptr, weight_ptr, loss_ptr, vocabulary, BLOCK: tl.constexpr):
@@ -57,8 +57,8 @@ def cross_entropy_(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 @cache
 def _adamw():
-    import triton
-    import triton.language as tl
+    import triton  # type: ignore[import-not-found]
+    import triton.language as tl  # type: ignore[import-not-found]
 
     @triton.jit
     def kernel(

@@ -111,7 +111,7 @@ class _LinearNLL(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx, upstream):  # type: ignore[override]
         return (*(None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors), None, None, None)
 
 

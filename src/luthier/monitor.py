@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .files import write_atomically
 
@@ -29,7 +30,8 @@ class Console:
         width = None if sys.stderr.isatty() else 120
         self.rich = Rich(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, width=width)
         self.live = self.rich.is_terminal and not quiet
-        self.progress = self.task = None
+        self.progress: Any = None
+        self.task: Any = None
         self.last_line = 0.0
 
     def say(self, text: str = "", style: str | None = None) -> None:

@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith("." + pattern) or fnmatch.fnmatchcase(name, pattern)
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+def linear_shape(module: Any) -> tuple[int, int] | None:
     """(in, out) features of a linear layer, plain, quantised or GPT-2's transposed Conv1D; None of anything else."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
@@ -62,7 +63,7 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 class Adapter(nn.Module):
     """What wraps a layer `base` and adds to its output; with `enabled` False it is the layer."""
 
-    base: nn.Module
+    base: Any
     enabled: bool = True
 
     def delta(self) -> Tensor:

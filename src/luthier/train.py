@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,9 +18,7 @@ from .batch import Batch
 from .config import Config
 from .data import dataset as datasets
 from .data import stream
-from .data.dataset import Dataset
-from .data.masks import Renderer
-from .errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
+from .errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
@@ -93,7 +91,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_same_run()
         _, renderer = tokenizer_and_renderer(config)
-        self.training, self.validation = load_data(config, renderer, self.folder, say, warn)
+        self.training, self.validation = datasets.open_rows(config.data, renderer, self.folder, say, warn)
         self.steps = stream.plan(
             self.training.lengths, examples=config.batch.examples, tokens=config.batch.tokens,
             micro_tokens=config.batch.micro_tokens, pack=config.batch.packing, seed=config.data.seed,
@@ -264,8 +262,8 @@ class Trainer:
         if state["data"] != self._position():
             what = "rows" if state["data"]["rows"] != self._position()["rows"] else "order of the rows"
             raise CheckpointError(
-                f"the {what} that {found} was trained on are not those of this configuration: restore the data, or give "
-                "another output_dir"
+                f"the {what} that {found} was trained on are not those of this configuration: restore the data, or "
+                "give another output_dir"
             )
         load_weights(self.made, found)
         self.optimizer.restore(checkpoint.read_tensors(found, "optimizer"), state["updates"])
@@ -350,7 +348,7 @@ class Trainer:
         assert self.stop_signal is not None
         name = signal.Signals(self.stop_signal).name
         raise Interrupted(
-            f"stopped by {name} after step {self.step} of {len(self.steps)}; saved. The same command goes on from there.",
+            f"stopped by {name} after step {self.step} of {len(self.steps)}; saved; the same command goes on.",
             self.stop_signal,
         )
 
@@ -377,25 +375,3 @@ class _Signals:
         if self.trainer.stop_signal is not None:
             raise KeyboardInterrupt
         self.trainer.stop_signal = number
-
-
-def load_data(
-    config: Config, renderer: Renderer, folder: Path | None, say: Callable[[str], None], warn: Callable[[str], None]
-) -> tuple[Dataset, Dataset | None]:
-    """Training and held-out rows, with everything that is wrong with them said."""
-    data = config.data
-    training = datasets.load(data, data.train, renderer)
-    say(f"{training.source}: {len(training) + len(training.faults):,} rows, {training.found}")
-    training = datasets.settle(training, data, folder and folder / "skipped_rows.jsonl", warn)
-    validation = None
-    if isinstance(data.validation, str):
-        validation = datasets.load(data, data.validation, renderer)
-        say(f"{validation.source}: {len(validation) + len(validation.faults):,} held-out rows, {validation.found}")
-        validation = datasets.settle(validation, data, folder and folder / "skipped_validation_rows.jsonl", warn)
-    elif data.validation is not None:
-        training, validation = datasets.split(training, data.validation, data.seed)
-    if data.limit is not None:
-        training = training.subset(range(min(data.limit, len(training))))
-    if not len(training):
-        raise DataError("no row is left to train on")
-    return training, validation

@@ -65,9 +65,7 @@ def run(options: argparse.Namespace) -> Any:
 
 def _say_where(folder: Path, adapter: Path, exported: dict | None, seconds: float) -> None:
     if exported:
-        print(
-            f"adapter  {adapter}  (loaded again elsewhere: log-probabilities within {exported['largest_difference']:.1e})"
-        )
+        print(f"adapter  {adapter}  (loaded again elsewhere: within {exported['largest_difference']:.1e})")
     elif adapter.exists():
         print(f"adapter  {adapter}  (was there already)")
     else:

@@ -23,9 +23,9 @@ def run(options: argparse.Namespace) -> Any:
 
     config = read_config(Path(options.run_folder))
     from ..assemble import restore
+    from ..data.dataset import open_rows
     from ..evaluate import measure
     from ..monitor import Console
-    from ..train import load_data
     from .figures import show_report
 
     console = Console(options.quiet)
@@ -33,9 +33,9 @@ def run(options: argparse.Namespace) -> Any:
     console.say(f"weights of {chosen}")
     if options.data:
         data = config.data.model_copy(update={"train": options.data, "validation": None, "limit": None})
-        rows, _ = load_data(config.model_copy(update={"data": data}), made.renderer, None, console.say, console.warn)
+        rows, _ = open_rows(data, made.renderer, None, console.say, console.warn)
     else:
-        training, held_out = load_data(config, made.renderer, None, console.say, console.warn)
+        training, held_out = open_rows(config.data, made.renderer, None, console.say, console.warn)
         rows = held_out or training
         if held_out is None:
             console.warn("the run held no rows out: these are figures of the rows that it was trained on")

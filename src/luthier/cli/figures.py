@@ -22,8 +22,8 @@ def show_report(report: dict) -> None:
         base, tuned = answers.get("base", {}), answers["tuned"]
         low, high = tuned["exact_match_interval"]
         table.add_row(
-            f"exact match ({tuned['rows']} rows)", _number(base.get("exact_match"), 3), _number(tuned["exact_match"], 3),
-            f"{low:.3f} to {high:.3f}",
+            f"exact match ({tuned['rows']} rows)", _number(base.get("exact_match"), 3),
+            _number(tuned["exact_match"], 3), f"{low:.3f} to {high:.3f}",
         )  # fmt: skip
         if "gain_interval" in answers:
             low, high = answers["gain_interval"]

@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> Any:
     result = train(config, console)
     if not options.json:
         show_report(result.report)
-        print(f"\nrun  {result.folder}\nnext  luthier generate {result.folder}\n      luthier export {result.folder} OUT --as "
-              + ("adapter" if config.trainable.kind == "lora" else "full"))  # fmt: skip
+        kind = "adapter" if config.trainable.kind == "lora" else "full"
+        print(f"\nrun   {result.folder}\nnext  luthier generate {result.folder}")
+        print(f"      luthier export {result.folder} OUT --as {kind}")
     return {"output_dir": str(result.folder), **result.report}

@@ -167,3 +167,27 @@ def split(dataset: Dataset, validation: float | int, seed: int) -> tuple[Dataset
         )
     drawn = np.random.default_rng([seed, 1 << 32]).permutation(len(dataset))
     return dataset.subset(sorted(drawn[count:].tolist())), dataset.subset(sorted(drawn[:count].tolist()))
+
+
+Say = Callable[[str], None]
+
+
+def open_rows(
+    data: Data, renderer: Renderer, folder: Path | None, say: Say, warn: Say
+) -> tuple[Dataset, Dataset | None]:
+    """Training and held-out rows, with everything that is wrong with them said; skipped ones are listed in `folder`."""
+    training = load(data, data.train, renderer)
+    say(f"{training.source}: {len(training) + len(training.faults):,} rows, {training.found}")
+    training = settle(training, data, folder and folder / "skipped_rows.jsonl", warn)
+    validation = None
+    if isinstance(data.validation, str):
+        validation = load(data, data.validation, renderer)
+        say(f"{validation.source}: {len(validation) + len(validation.faults):,} held-out rows, {validation.found}")
+        validation = settle(validation, data, folder and folder / "skipped_validation_rows.jsonl", warn)
+    elif data.validation is not None:
+        training, validation = split(training, data.validation, data.seed)
+    if data.limit is not None:
+        training = training.subset(range(min(data.limit, len(training))))
+    if not len(training):
+        raise DataError("no row is left to train on")
+    return training, validation

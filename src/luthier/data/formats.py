@@ -100,7 +100,9 @@ def _sharegpt(values: Mapping) -> Conversation:
     turns = _json_or_text(values["conversations"], "conversations")
     if not isinstance(turns, list) or not turns:
         raise BadRow("format", "conversations is not a list of turns")
-    messages = [{"role": "system", "content": _text(values["system"], "system")}] if values.get("system") else []
+    messages: list[dict] = (
+        [{"role": "system", "content": _text(values["system"], "system")}] if values.get("system") else []
+    )
     for turn in turns:
         if not isinstance(turn, dict):
             raise BadRow("format", f"a turn needs `from` and `value`, found {str(turn)[:60]}")
@@ -122,7 +124,9 @@ def _sharegpt(values: Mapping) -> Conversation:
 
 
 def _alpaca(values: Mapping) -> Conversation:
-    messages = [{"role": "system", "content": _text(values["system"], "system")}] if values.get("system") else []
+    messages: list[dict] = (
+        [{"role": "system", "content": _text(values["system"], "system")}] if values.get("system") else []
+    )
     for turn in values.get("history") or []:
         if not isinstance(turn, list) or len(turn) != 2:
             raise BadRow("format", "history is not a list of pairs")

@@ -40,7 +40,7 @@ class Renderer:
         self.marked = isinstance(template, str) and "generation %}" in template.replace(
             "generation-%}", "generation %}"
         )
-        self.end_of_turn = self._end_of_turn() if template else tokenizer.eos_token
+        self.end_of_turn: Any = self._end_of_turn() if template else tokenizer.eos_token
 
     # ------------------------------------------------------------------ the template
     def apply(self, conversation: Conversation, messages: Sequence[dict], generation: bool = False) -> str:
@@ -67,11 +67,12 @@ class Renderer:
     def _marked_spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        tools: Any = conversation.tools
         texts, indices = render_jinja_template(
-            conversations=[conversation.messages], tools=conversation.tools, chat_template=self.tokenizer.chat_template,
+            conversations=[conversation.messages], tools=tools, chat_template=self.tokenizer.chat_template,
             return_assistant_tokens_mask=True, **self.tokenizer.special_tokens_map,
         )  # fmt: skip
-        return texts[0], [tuple(span) for span in indices[0]]
+        return texts[0], [(int(start), int(stop)) for start, stop in indices[0]]
 
     # ------------------------------------------------------------------ spans
     def render(self, conversation: Conversation) -> Rendered:

@@ -11,11 +11,11 @@ import lzma
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from ..errors import DataError
 
-COMPRESSIONS: dict[str, Callable[[Path], IO[bytes]]] = {
+COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".gz": lambda path: gzip.open(path, "rb"),
     ".bz2": lambda path: bz2.open(path, "rb"),
     ".xz": lambda path: lzma.open(path, "rb"),
@@ -175,4 +175,4 @@ def _hub(name: str, subset: str | None, split: str) -> Iterator[tuple[dict, str]
         offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise DataError(f"{name!r} is no file here and could not be had from the hub{offline}: {error}") from None
     for number, record in enumerate(rows):
-        yield record, f"{name}[{number}]"
+        yield dict(record), f"{name}[{number}]"

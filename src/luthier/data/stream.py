@@ -1,4 +1,4 @@
-"""The steps of a run as lists of documents: a pure function of lengths, seed and batch size, so a step is a position."""
+"""The steps of a run as lists of documents: a function of lengths, seed and batch size, so a step is a position."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +49,7 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
+    max_length_q: int = 0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: object,
@@ -62,7 +64,7 @@ def packed_attention(
             raise Unsupported("attention dropout")
         q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
         window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
-        extra = {"enable_gqa": True} if GQA_FLAG and q.shape[1] != k.shape[1] else {}
+        extra: dict[str, Any] = {"enable_gqa": True} if GQA_FLAG and q.shape[1] != k.shape[1] else {}
         out = varlen_attn(
             q,
             k,
@@ -75,7 +77,7 @@ def packed_attention(
             window_size=window,
             **extra,
         )
-        return out[None], None
+        return out[None], None  # type: ignore[index]
     return _grouped(query, key, value, tuple(cu_seq_lens_q.tolist()), scaling, dropout, sliding_window), None
 
 
@@ -110,7 +112,7 @@ def _grouped(query, key, value, ends, scaling, dropout, window) -> Tensor:
 @lru_cache(maxsize=64)
 def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[Tensor, int]], Tensor | None]:
     """[(the tokens of a group's documents [D * L], L)], and where each token of the row went, None if in order."""
-    spans = sorted(((b - a, a) for a, b in zip(ends, ends[1:]) if b > a), reverse=True)
+    spans = sorted(((b - a, a) for a, b in pairwise(ends) if b > a), reverse=True)
     groups: list[list[tuple[int, int]]] = []
     for span in spans:
         if groups and span[0] >= SIMILAR * groups[-1][0][0]:

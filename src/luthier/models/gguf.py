@@ -29,8 +29,10 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 CONTROL, USER_DEFINED = 3, 4  # kinds of tokens
-GPT2_SPLIT = None  # the byte-level pre-tokenizer's own expression
-LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def open_file(path: Path) -> Any:
@@ -76,6 +78,7 @@ def _read_llama(reader: Any, path: Path, dtype: torch.dtype) -> nn.Module:
 
     names = {t.name for t in reader.tensors}
     heads, width = value("attention.head_count"), value("embedding_length")
+    key_heads = value("attention.head_count_kv", heads)
     embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
     config = LlamaConfig(
         vocab_size=int(embedding.shape[1]),
@@ -83,7 +86,7 @@ def _read_llama(reader: Any, path: Path, dtype: torch.dtype) -> nn.Module:
         intermediate_size=value("feed_forward_length"),
         num_hidden_layers=value("block_count"),
         num_attention_heads=heads,
-        num_key_value_heads=value("attention.head_count_kv", heads),
+        num_key_value_heads=key_heads,
         head_dim=value("attention.key_length", width // heads),
         max_position_embeddings=value("context_length"),
         rms_norm_eps=round(float(value("attention.layer_norm_rms_epsilon", 1e-5)), 12),
@@ -105,9 +108,9 @@ def _read_llama(reader: Any, path: Path, dtype: torch.dtype) -> nn.Module:
             raise ModelError(f"model.name={str(path)!r} has a tensor {tensor.name!r} that no Llama has")
         weight = dequantised(tensor).to(dtype)
         if ".q_proj." in name:
-            weight = _unpermuted(weight, config.num_attention_heads)
+            weight = _unpermuted(weight, heads)
         elif ".k_proj." in name:
-            weight = _unpermuted(weight, config.num_key_value_heads)
+            weight = _unpermuted(weight, key_heads)
         state[name] = nn.Parameter(weight)
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     absent = [n for n in missing if not (n == "lm_head.weight" and config.tie_word_embeddings)]

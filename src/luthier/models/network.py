@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,15 @@ from . import attention
 class Network(nn.Module):
     """`hidden(batch)` runs the decoder; `packed` tells whether rows run flat or, for some families, padded."""
 
-    def __init__(self, model: nn.Module):
+    model: Any  # a causal language model of transformers
+
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
-        self.native = model.config._attn_implementation
+        self.native = self.model.config._attn_implementation
         self.packed = False
         self.longest = 0  # an upper bound of document lengths that stays the same, so that graphs do
-        module = model.get_output_embeddings()
-        if module is None:
+        if self.model.get_output_embeddings() is None:
             raise ModelError(f"{type(model).__name__} has no output layer: it is no causal language model")
 
     @property
@@ -76,7 +78,7 @@ class Network(nn.Module):
         return out.last_hidden_state[inside]
 
     @contextmanager
-    def natively(self) -> Iterator[nn.Module]:
+    def natively(self) -> Iterator[Any]:
         """The model with its own attention, eager, in evaluation mode: for generation with a cache."""
         training, before = self.model.training, self.model.config._attn_implementation
         compiled = [m for m in self.model.modules() if m._compiled_call_impl is not None]

@@ -50,7 +50,7 @@ class MasteredAdamW:
     def _fused(self, group: list[tuple[str, nn.Parameter]], learning_rate: float, scale: Tensor) -> None:
         c = self.config
         parameters = [p.detach() for _, p in group]
-        gradients = torch._foreach_mul([p.grad for _, p in group], scale)
+        gradients = list(torch._foreach_mul([p.grad for _, p in group if p.grad is not None], scale))
         firsts, seconds = zip(*(self.moments[name] for name, _ in group))
         adamw(
             parameters, gradients, list(firsts), list(seconds), [],
@@ -61,6 +61,7 @@ class MasteredAdamW:
 
     def _mastered(self, name: str, p: nn.Parameter, learning_rate: float, scale: Tensor) -> None:
         c, master, (m, v) = self.config, self.masters[name], self.moments[name]
+        assert p.grad is not None
         if p.is_cuda and kernels.available() and p.is_contiguous():
             kernels.adamw_(
                 p.detach(), master, p.grad.contiguous(), m, v, scale, lr=learning_rate, decay=self.decay(p),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 
 from ..errors import ModelError
 from ..surgery import blocks
 from . import Parallel
 
 
-def checkpoint_activations(config: Parallel, model: nn.Module) -> None:
+def checkpoint_activations(config: Parallel, model: Any) -> None:
     """Every n-th layer keeps its input only (arXiv:1604.06174)."""
     if not config.activation_checkpointing:
         return
@@ -20,7 +21,8 @@ def checkpoint_activations(config: Parallel, model: nn.Module) -> None:
         enable({"use_reentrant": False})
     except ValueError as error:
         raise ModelError(f"parallel.activation_checkpointing: {type(model).__name__} cannot: {error}") from None
-    for i, layer in enumerate(blocks(model)[1]):
+    layers: list[Any] = list(blocks(model)[1])
+    for i, layer in enumerate(layers):
         layer.gradient_checkpointing = i % config.activation_checkpointing == 0
 
 
@@ -28,7 +30,7 @@ def compiled(config: Parallel, device: torch.device) -> bool:
     return device.type == "cuda" if config.compile == "auto" else config.compile
 
 
-def compile_layers(config: Parallel, model: nn.Module, device: torch.device) -> None:
+def compile_layers(config: Parallel, model: Any, device: torch.device) -> None:
     """Each decoder layer and the last norm become graphs of fixed shapes; equal layers share their code."""
     if not compiled(config, device):
         return

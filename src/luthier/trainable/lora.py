@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ ROLES = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward
 class LoRALinear(Adapter):
     """base(x) + scaling * B A dropout(x); A and B are kept in float32 and computed in the dtype of x."""
 
-    def __init__(self, base: nn.Module, config: LoRA):
+    def __init__(self, base: Any, config: LoRA):
         super().__init__()
         inputs, outputs = linear_shape(base)  # type: ignore[misc]
         device = base.weight.device

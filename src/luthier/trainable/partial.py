@@ -1,5 +1,7 @@
 """Partial fine-tuning: freeze the network but for the layers, kinds and names that were asked for."""
 
+from typing import Any
+
 from torch import nn
 
 from ..errors import ModelError
@@ -8,7 +10,7 @@ from ..surgery import blocks, freeze, matches
 from . import Partial
 
 
-def apply(config: Partial, model: nn.Module) -> None:
+def apply(config: Partial, model: Any) -> None:
     freeze(model)
     names = {name for name, _ in model.named_parameters()}
     chosen: set[str] = set()

@@ -1,0 +1,49 @@
+"""One process = n processes: the same weights from two gloo ranks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import torch
+from safetensors.torch import load_file
+
+from luthier import checkpoint, configure, train
+from luthier.monitor import Console, records
+
+CODE = """
+import json, sys, torch
+torch.set_num_threads(1)
+from luthier import configure, train
+from luthier.monitor import Console
+train(configure(json.loads(sys.argv[1])), Console(quiet=True))
+"""
+
+
+def test_two_ranks_learn_what_one_learns(settings, tmp_path):
+    settings |= {"batch": {"examples": 8, "micro_tokens": 64}, "evaluation": {"every": 3}}
+    train(configure(settings), Console(quiet=True))
+    both = configure(settings, {"output_dir": str(tmp_path / "two")}).model_dump(mode="json")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CODE, json.dumps(both)],
+            env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for r in range(2)
+    ]
+    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    one, two = (
+        load_file(checkpoint.listed(tmp_path / name / "checkpoints")[-1] / "weights.safetensors")
+        for name in ("run", "two")
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+    losses = [
+        [(r["kind"], r["step"], round(r["loss"], 4)) for r in records(tmp_path / n / "metrics.jsonl")]
+        for n in ("run", "two")
+    ]
+    assert losses[0] == losses[1]
