@@ -2,8 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
-# uv does not read pip's configuration: hand it the folders of wheels that pip would look in.
-export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config list 2>/dev/null | sed -n "s/^.*find-links='\(.*\)'$$/\1/p" | tr '\n' ' ')
+# uv does not read pip's configuration: hand it the folders of wheels that pip would look in, each once, with commas.
+export UV_FIND_LINKS ?= $(shell $(PYTHON) -m pip config list 2>/dev/null \
+	| sed -n "s/^.*find-links='\(.*\)'$$/\1/p" | tr ' ' '\n' | sort -u | paste -sd, -)
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test lint clean

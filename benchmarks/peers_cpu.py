@@ -148,8 +148,8 @@ CONTESTANTS: dict[str, Callable[[Job], Taken]] = {
     "luthier": run_luthier,
     "transformers": run_transformers,
     "trl": run_trl,
-    # On a CPU transformers reads the borders of rows from the positions and masks a square of all tokens: the same loss,
-    # with attention wasted. `packing` has no place here: it would change how many rows make a step.
+    # On a CPU transformers reads the borders of rows from the positions and masks a square of all tokens: the same
+    # loss, with attention wasted. `packing` has no place here: it would change how many rows make a step.
     "trl padding_free": partial(run_trl, padding_free=True, max_length=None),
 }
 

@@ -55,7 +55,7 @@ def generate(
             for _ in range(max_new_tokens):
                 chosen = choose(decode.logits(), temperature, top_p, generator).tolist()
                 for slot, token in zip(decode.slots, chosen):
-                    if token not in stop:
+                    if slot not in decode.done and token not in stop:
                         answers[members[slot]].append(token)
                         if on_token is not None:
                             on_token(token)
@@ -131,15 +131,19 @@ class Chat:
         tokens: list[int] = []
         shown = ""
 
-        def more(token: int) -> None:
+        def show(complete: bool = False) -> None:
             nonlocal shown
-            tokens.append(token)
             text = self.renderer.tokenizer.decode(tokens, skip_special_tokens=True)
-            if not text.endswith("\ufffd"):  # the first bytes of a character
+            if complete or not text.endswith("\ufffd"):  # the first bytes of a character
                 on_text(text[len(shown) :])
                 shown = text
 
+        def more(token: int) -> None:
+            tokens.append(token)
+            show()
+
         stop = self.renderer.stop_tokens()
         new = generate(self.network, [self.prompt(self.history)], stop, max_new_tokens, on_token=more, **options)
+        show(complete=True)
         self.history.append({"role": "assistant", "content": self.text(new[0])})
         return self.history[-1]["content"]
