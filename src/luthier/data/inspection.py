@@ -15,7 +15,7 @@ from .packing import best_fit, fullness, order
 
 def totals(dataset: Dataset, row_tokens: int, seed: int) -> dict:
     """Counts over all rows; `packing_efficiency` is the share of slots that hold a token, in rows of `row_tokens`."""
-    lengths = dataset.lengths
+    lengths, whole = dataset.lengths, [len(d.tokens) for d in dataset.documents]
     documents = order(len(dataset), seed, 0) if lengths else []
     kinds = Counter(fault.kind for fault in dataset.faults)
     return {
@@ -29,8 +29,8 @@ def totals(dataset: Dataset, row_tokens: int, seed: int) -> dict:
         "packing_efficiency": fullness(best_fit(documents, lengths, row_tokens), lengths, row_tokens)
         if lengths
         else 0.0,
-        "lengths": _quantiles(lengths),
-        "histogram": histogram(lengths),
+        "lengths": _quantiles(whole),
+        "histogram": histogram(whole),
     }
 
 

@@ -1,7 +1,8 @@
 """Attention over packed documents: each token sees the earlier ones of its own document, and no [T, T] mask exists.
 
 On a GPU in 16 bits the variable-length FlashAttention kernels that PyTorch ships (arXiv:2307.08691), elsewhere one
-call of `scaled_dot_product_attention` for each group of documents of similar length.
+call of `scaled_dot_product_attention` for each group of documents of similar length. There, too, all documents of a
+row may begin with the same tokens, which then stand in the row once: `ends[0]` of them, before the first document.
 """
 
 from __future__ import annotations
@@ -86,21 +87,19 @@ def on_flash(t: Tensor) -> bool:
 
 
 def _grouped(query, key, value, ends, scaling, dropout, window) -> Tensor:
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     heads, total = query.shape[1], query.shape[2]
     groups, restore = _groups(ends)
     outs = []
     for places, longest in groups:
         index = places.to(query.device)
-        q, k, v = (t[0].index_select(1, index).view(heads, -1, longest, t.shape[-1]).transpose(0, 1)
+        q, k, v = (t[0].index_select(1, index).view(t.shape[1], -1, longest, t.shape[-1]).transpose(0, 1)
                    for t in (query, key, value))  # fmt: skip
         mask = _band(longest, window, query.device) if window is not None and longest > window else None
         # A document shorter than its group is filled up at its end, where causal attention never looks.
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
-        )  # [D, H, L, d]
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling,
+            enable_gqa=heads != key.shape[1],
+        )  # [D, H, L, d]  # fmt: skip
         outs.append(out.transpose(1, 2).reshape(-1, heads, out.shape[-1]))
     joined = outs[0] if len(outs) == 1 else torch.cat(outs)
     if restore is not None:
@@ -112,20 +111,22 @@ def _grouped(query, key, value, ends, scaling, dropout, window) -> Tensor:
 @lru_cache(maxsize=64)
 def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[Tensor, int]], Tensor | None]:
     """[(the tokens of a group's documents [D * L], L)], and where each token of the row went, None if in order."""
-    spans = sorted(((b - a, a) for a, b in pairwise(ends) if b > a), reverse=True)
+    shared = ends[0]
+    spans = sorted(((b - a + shared, a) for a, b in pairwise(ends) if b > a), reverse=True)
     groups: list[list[tuple[int, int]]] = []
     for span in spans:
         if groups and span[0] >= SIMILAR * groups[-1][0][0]:
             groups[-1].append(span)
         else:
             groups.append([span])
-    made, where, offset = [], torch.empty(ends[-1], dtype=torch.int64), 0
+    made, where, offset = [], torch.arange(ends[-1]), 0  # the shared tokens are taken from the first document
     for members in groups:
         longest = members[0][0]
         places = torch.zeros(len(members), longest, dtype=torch.int64)
         for slot, (length, start) in enumerate(members):
-            places[slot, :length] = torch.arange(start, start + length)
-            where[start : start + length] = torch.arange(offset, offset + length)
+            places[slot, :shared] = torch.arange(shared)
+            places[slot, shared:length] = torch.arange(start, start + length - shared)
+            where[start : start + length - shared] = torch.arange(offset + shared, offset + length)
             offset += longest
         made.append((places.flatten(), longest))
     ordered = offset == ends[-1] and bool((where == torch.arange(ends[-1])).all())

@@ -56,16 +56,20 @@ class Network(nn.Module):
 
     def predictions(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For the N tokens that are learnt: the hidden state that predicts each [N, H], the token, its weight."""
-        return hidden[batch.trained - 1], batch.tokens[batch.trained], batch.weights[batch.trained]
+        return hidden[batch.trained], batch.targets[batch.trained], batch.weights[batch.trained]
 
     def _packed(self, batch: Batch) -> Tensor:
-        ends = attention.cumulative(batch.ends, self.device)
+        tokens, positions, ends, copies = batch.tokens, batch.positions, batch.ends, None
+        if tokens.device.type == "cpu" and (shared := batch.shared_start()):
+            kept, copies, ends = _once(batch, shared)
+            tokens, positions = tokens[kept], positions[kept]
+        borders = attention.cumulative(ends, self.device)
         longest = max(self.longest, *batch.lengths)
         out = self.model.base_model(
-            input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False,
-            cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest,
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False,
+            cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest,
         )  # fmt: skip
-        return out.last_hidden_state[0]
+        return out.last_hidden_state[0] if copies is None else out.last_hidden_state[0, copies]
 
     def _padded(self, batch: Batch) -> Tensor:
         lengths = torch.tensor(batch.lengths, device=self.device)
@@ -94,6 +98,23 @@ class Network(nn.Module):
             self.model.train(training)
             for module, call in zip(compiled, calls):
                 module._compiled_call_impl = call
+
+
+def _once(batch: Batch, shared: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """A row whose documents start with the same `shared` tokens, these run once: their hidden states are the same.
+
+    The tokens that are kept [K], for each token of the row where it is among them [T], and the ends of what is kept,
+    from `shared` on.
+    """
+    first = torch.arange(len(batch)) < shared
+    own = batch.positions >= shared
+    kept = (first | own).nonzero()[:, 0]
+    copies = torch.where(own, torch.cumsum(first | own, 0) - 1, batch.positions)
+    ends, end = [shared], shared
+    for length in batch.lengths:
+        end += length - shared
+        ends.append(end)
+    return kept, copies, tuple(ends)
 
 
 def prepare(network: Network, wanted: str) -> str | None:
@@ -137,8 +158,9 @@ def _probe(network: Network) -> str | None:
     vocabulary = network.config.get_text_config().vocab_size
     tokens = (torch.arange(12) * 7919 + 11) % min(vocabulary, 1 << 15)
     positions = torch.cat([torch.arange(5), torch.arange(7)])
-    weights = torch.ones(12)
-    batch = Batch(tokens, positions, (0, 5, 12), weights, torch.arange(1, 12)).to(network.device)
+    rest = {"positions": positions, "ends": (0, 5, 12), "targets": tokens, "weights": torch.ones(12),
+            "trained": torch.arange(12)}  # fmt: skip
+    batch = Batch(tokens, **rest).to(network.device)
     plain = network._padded(batch)
     calls: list[int | None] = []
 
@@ -163,7 +185,7 @@ def _probe(network: Network) -> str | None:
     tolerance = 1e-3 if packed.dtype == torch.float32 else 6e-2
     if (packed - plain).abs().max() > tolerance * plain.abs().max():
         return "packed and padded rows give different hidden states"
-    other = Batch((tokens + torch.arange(12).lt(5)) % vocabulary, positions, (0, 5, 12), weights, torch.arange(1, 12))
+    other = Batch((tokens + torch.arange(12).lt(5)) % vocabulary, **rest)
     if not torch.equal(network._packed(other.to(network.device))[5:], packed[5:]):
         return "a document changes with its neighbour"
     return None

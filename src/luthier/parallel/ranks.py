@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -71,5 +72,16 @@ def _device(config: Parallel) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("parallel.device=cuda, but PyTorch sees no GPU here: use parallel.device=auto")
     if config.device == "cpu" or not torch.cuda.is_available():
+        _keep_freed_memory()
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc not to hand the memory of one step's activations back before the next step wants it."""
+    import ctypes
+
+    keep, largest = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(keep, (1 << 31) - 1)
+        libc.mallopt(largest, 32 << 20)

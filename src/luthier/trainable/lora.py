@@ -37,15 +37,36 @@ class LoRALinear(Adapter):
             return y
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        z = F.linear(x, self.lora_A.to(x.dtype))
-        if torch.compiler.is_compiling():  # a product that is added later fuses with what comes next; addmm copies y
-            return y + F.linear(z * self.scaling, self.lora_B.to(x.dtype))
-        flat = torch.addmm(y.flatten(0, -2), z.flatten(0, -2), self.lora_B.to(x.dtype).t(), alpha=self.scaling)
-        return flat.view(y.shape)
+        down, up = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        if torch.compiler.is_compiling():  # a product that is added later fuses with what comes next
+            return y + F.linear(F.linear(x, down) * self.scaling, up)
+        return _Update.apply(y, x, down, up, self.scaling)
 
     def delta(self) -> Tensor:
         update = self.scaling * (self.lora_B.detach() @ self.lora_A.detach())
         return update.t() if transposed(self.base) else update
+
+
+class _Update(torch.autograd.Function):
+    """y += scaling * up(down(x)), with each product in the order of operands that skinny matrices are fastest in."""
+
+    @staticmethod
+    def forward(ctx, y, x, down, up, scaling):  # [..., out], [..., in], [r, in], [out, r]
+        x = x.flatten(0, -2)
+        z = x @ down.t()
+        ctx.save_for_backward(x, z, down, up)
+        ctx.scaling = scaling
+        y.flatten(0, -2).addmm_(z, up.t(), alpha=scaling)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[override]
+        x, z, down, up = ctx.saved_tensors
+        flat = upstream.flatten(0, -2)
+        dz = flat @ (up * ctx.scaling)
+        dx = (dz @ down).view(*upstream.shape[:-1], -1) if ctx.needs_input_grad[1] else None
+        return upstream, dx, dz.t() @ x, ((z.t() * ctx.scaling) @ flat).t(), None
 
 
 def targets(config: LoRA, model: nn.Module) -> list[str]:
