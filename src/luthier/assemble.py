@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from . import checkpoint, surgery
-from .config import Config, configure
+from .config import Config, read_run
 from .data.masks import Renderer
 from .errors import CheckpointError, ModelError
 from .models import load, network
@@ -83,14 +83,6 @@ def assemble(config: Config, tell: Callable[[str], None] = lambda text: None, tr
     return Assembled(config, net, objective, tokenizer, renderer, ranks)
 
 
-def read_config(folder: Path) -> Config:
-    """The configuration that a run's folder was made with."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is no folder of a run: it has no config.yaml")
-    return configure(path, {"output_dir": str(folder)})
-
-
 def best_or_newest(folder: Path) -> tuple[Path, list[str]]:
     """The checkpoint to use of a finished or interrupted run, and why newer ones were refused."""
     newest, refused = checkpoint.newest(folder / "checkpoints")
@@ -112,7 +104,7 @@ def restore(folder: Path, tell: Callable[[str], None] = lambda text: None) -> tu
     chosen, refused = best_or_newest(folder)
     for line in refused:
         tell(line)
-    made = assemble(read_config(folder), tell, training=False)
+    made = assemble(read_run(folder), tell, training=False)
     load_weights(made, chosen)
     made.network.eval()
     return made, chosen

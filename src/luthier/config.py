@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from .data import Data, sources
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
 from .methods import METHODS
 from .models import Model, names
 from .objectives import Objective
@@ -156,6 +156,14 @@ def configure(*sources: str | Path | Mapping, method: str | None = None) -> Conf
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def read_run(folder: Path) -> Config:
+    """The configuration that a run's folder was made with."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no folder of a run: it has no config.yaml")
+    return configure(path, {"output_dir": str(folder)})
 
 
 def _contradictions_of_the_rest(values: Mapping, faults: list) -> list[str]:

@@ -126,9 +126,8 @@ def _write_full(made: Assembled, out: Path, base: str | None) -> None:
 
 def _write_model(made: Assembled, out: Path, state: dict[str, Tensor] | None) -> None:
     """Shards with their index; tied weights once."""
-    model = made.network.model
-    model.set_attn_implementation(made.network.native)
-    model.save_pretrained(out, state_dict=state)
+    with made.network.natively() as model:
+        model.save_pretrained(out, state_dict=state)
 
 
 WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full}

@@ -13,9 +13,9 @@ from types import FrameType
 import torch
 
 from . import checkpoint, evaluate, explain
-from .assemble import Assembled, assemble, load_weights, read_config, restore, tokenizer_and_renderer
+from .assemble import Assembled, assemble, load_weights, restore, tokenizer_and_renderer
 from .batch import Batch
-from .config import Config
+from .config import Config, read_run
 from .data import dataset as datasets
 from .data import stream
 from .errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
@@ -277,7 +277,7 @@ class Trainer:
         if not path.exists() or not checkpoint.listed(self.folder / "checkpoints"):
             return
         free = {"output_dir", "evaluation", "checkpoint", "monitor", "parallel"}
-        before, now = (c.model_dump(exclude=free) for c in (read_config(self.folder), self.config))
+        before, now = (c.model_dump(exclude=free) for c in (read_run(self.folder), self.config))
         changed = [
             f"{section}: {before[section]!r} there, {now[section]!r} here"
             for section in now
@@ -301,6 +301,7 @@ class Trainer:
         self.save()
         if self.ranks.first:
             write_atomically(path, json.dumps(self._report(), indent=1))
+        self.ranks.wait()
 
     def result(self) -> Result:
         return open_run(self.folder)

@@ -19,9 +19,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> Any:
-    from ..assemble import read_config
+    from ..config import read_run
 
-    config = read_config(Path(options.run_folder))
+    config = read_run(Path(options.run_folder))
     from ..assemble import restore
     from ..data.dataset import open_rows
     from ..evaluate import measure

@@ -21,9 +21,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> Any:
-    from ..assemble import read_config
+    from ..config import read_run
 
-    read_config(Path(options.run_folder))
+    read_run(Path(options.run_folder))
     from ..export import export
 
     done = export(Path(options.run_folder), Path(options.out), options.kind)

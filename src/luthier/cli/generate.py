@@ -23,10 +23,10 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> Any:
-    from ..assemble import read_config
+    from ..config import read_run
     from ..errors import ConfigError
 
-    read_config(Path(options.run_folder))
+    read_run(Path(options.run_folder))
     if options.temperature < 0 or not 0 < options.top_p <= 1 or options.max_new_tokens < 1:
         raise ConfigError("--temperature must be at least 0, --top-p in (0, 1], --max-new-tokens at least 1")
     from ..assemble import restore
