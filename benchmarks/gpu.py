@@ -1,7 +1,9 @@
 """The fast path on one GPU: checked against plain transformers, then timed in the real loop.
 
     python benchmarks/gpu.py check                 # kernels, attention, loss and gradients against plain PyTorch
+    python benchmarks/gpu.py resume                # stopped and resumed in another process: the same bytes?
     python benchmarks/gpu.py full-1b lora-8b       # tokens per second of optimiser steps, random weights
+    DETERMINISTIC=0 python benchmarks/gpu.py full-1b   # with kernels that may give other bytes every time
 
 Shapes are Llama 3.2 1B and Llama 3.1 8B; documents have log-normal lengths (mean 600, 16 to 4,096) of random tokens,
 each of which is learnt; a step is 16,384 token slots. Each workload prints one line `RESULT {json}`.
@@ -170,27 +172,57 @@ def check() -> None:
 # ---------------------------------------------------------------------------- timing
 
 
-def workload(name: str, steps: int = 12, warmup: int = 4, profile: str | None = None) -> dict:
+def trainer_of(shape: str, method: str, steps: int, folder: str, checkpoint: int | None = None, **changes):
     """The trainer itself, on random weights and made documents instead of files."""
-    shape, method = WORKLOADS[name]
     micro = int(os.environ.get("MICRO", 16384))
     docs = documents(700, SHAPES[shape]["vocab_size"])
     made = datasets.Dataset(docs, [], [], "made", "made", None)  # type: ignore[arg-type]
-    assemble.load.load_model = lambda model, dtype, device: llama(shape, dtype)
+    assemble.load.load_model = lambda model, dtype, device: llama(shape, dtype, **changes)
     assemble.tokenizer_and_renderer = loop.tokenizer_and_renderer = lambda config: (None, None)
     datasets.open_rows = lambda *_: (made, None)
     config = configure(
         {
             "model": "random/weights", "data": {"train": "random/rows", "max_length": 4096}, "max_steps": steps,
             "batch": {"tokens": 16384, "micro_tokens": micro}, "monitor": {"tensorboard": False},
-            "output_dir": tempfile.mkdtemp(),
-            "parallel": {"activation_checkpointing": int(os.environ.get("RECOMPUTE", 0))},
+            "output_dir": folder, "checkpoint": {"every": checkpoint},
+            "parallel": {
+                "activation_checkpointing": int(os.environ.get("RECOMPUTE", 0)),
+                "deterministic": os.environ.get("DETERMINISTIC", "1") == "1",
+            },
         },
         {"optim": {"learning_rate": 1e-5 if method == "full" else 1e-4}},
         {"trainable": {"r": 16}} if method == "lora" else {},
         method=method,
     )  # fmt: skip
-    trainer = loop.Trainer(config, Console(quiet=True))
+    return loop.Trainer(config, Console(quiet=True))
+
+
+def part(method: str, folder: str, until: int) -> None:
+    """Go on with a run of six steps, and drop dead after `until`."""
+    for step in trainer_of("1b", method, 6, folder, 3, num_hidden_layers=4).loop():
+        if step.step == until:
+            os._exit(0)
+
+
+def resume() -> None:
+    for method in ("full", "lora"):
+        ends = []
+        with tempfile.TemporaryDirectory() as root:
+            for name, stops in (("whole", [7]), ("again", [7]), ("parted", [4, 7])):
+                folder = Path(root) / name
+                for stop in stops:
+                    command = [sys.executable, __file__, "part", method, str(folder), str(stop)]
+                    subprocess.run(command, check=True)
+                last = folder / "checkpoints" / "step-00000006"
+                ends.append({p.name: p.read_bytes() for p in sorted(last.iterdir()) if p.suffix == ".safetensors"})
+        same = [all(ends[0][name] == end[name] for name in ends[0]) for end in ends[1:]]
+        print(f"check: {method}: a second run has the same bytes: {same[0]}; a resumed one: {same[1]}", flush=True)
+        assert all(same) or os.environ.get("DETERMINISTIC") == "0"
+
+
+def workload(name: str, steps: int = 12, warmup: int = 4, profile: str | None = None) -> dict:
+    shape, method = WORKLOADS[name]
+    trainer = trainer_of(shape, method, steps, tempfile.mkdtemp())
     speeds, losses = [], []
     for i in range(steps):
         if i == warmup:
@@ -228,11 +260,17 @@ def _profile(trainer, path: str) -> None:
 
 def main() -> None:
     wanted = sys.argv[1:] or ["check", *WORKLOADS]
+    if wanted[0] == "part":
+        part(wanted[1], wanted[2], int(wanted[3]))
+        return
     if len(wanted) > 1:  # a process each: memory and compiled graphs of one are not another's
         codes = [subprocess.run([sys.executable, __file__, name]).returncode for name in wanted]
         sys.exit(max(codes))
     if wanted[0] == "check":
         check()
+        return
+    if wanted[0] == "resume":
+        resume()
         return
     print("RESULT " + json.dumps(workload(wanted[0], profile=os.environ.get("PROFILE"))), flush=True)
 

@@ -78,6 +78,7 @@ def assemble(config: Config, tell: Callable[[str], None] = lambda text: None, tr
     config.trainable.apply(model)
     objective = config.objective.build().to(ranks.device)
     if training:
+        layers.choose_kernels(config.parallel, ranks.device)
         layers.checkpoint_activations(config.parallel, model)
         layers.compile_layers(config.parallel, model, ranks.device)
     return Assembled(config, net, objective, tokenizer, renderer, ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,13 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> nn.Mod
         return gguf.read_model(Path(model.name).expanduser(), dtype).to(device)
     from transformers import AutoModelForCausalLM
 
+    options = _options(model)
+    if device.type != "cpu" and importlib.util.find_spec("accelerate"):
+        options["device_map"] = {"": device}  # straight there; without accelerate, by way of the host's memory
+
     def read() -> nn.Module:
         return AutoModelForCausalLM.from_pretrained(
-            model.name, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **_options(model)
+            model.name, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **options
         )
 
     return _explained(model, read).to(device)

@@ -135,12 +135,9 @@ def _try_packed(network: Network) -> str | None:
     other = set(getattr(config, "layer_types", None) or ()) - LAYERS
     if other:
         return f"it has layers of the kinds {', '.join(sorted(other))}"
-    if network.model.training and network.device.type == "cuda" and (getattr(config, "attention_dropout", 0) or 0) > 0:
-        return "its attention has dropout, which the packed kernels lack"
     attention.install()
     training = network.model.training
     try:
-        network.model.eval()
         reason = _probe(network)
     except (attention.Unsupported, ValueError, TypeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -161,7 +158,10 @@ def _probe(network: Network) -> str | None:
     rest = {"positions": positions, "ends": (0, 5, 12), "targets": tokens, "weights": torch.ones(12),
             "trained": torch.arange(12)}  # fmt: skip
     batch = Batch(tokens, **rest).to(network.device)
+    training = network.model.training
+    network.model.eval()
     plain = network._padded(batch)
+    network.model.train(training)
     calls: list[int | None] = []
 
     def spy(*args: object, sliding_window: int | None = None, **kwargs: object):
@@ -173,6 +173,10 @@ def _probe(network: Network) -> str | None:
     try:
         AttentionInterface.register(attention.NAME, spy)
         network.model.set_attn_implementation(attention.NAME)
+        if training:
+            network._packed(batch)  # refuses attention dropout where its kernel has none
+        network.model.eval()
+        calls.clear()
         packed = network._packed(batch)
     finally:
         attention.install()

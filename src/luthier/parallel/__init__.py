@@ -17,3 +17,5 @@ class Parallel(Settings):
     """Compile every decoder layer; `auto` does on a GPU."""
     activation_checkpointing: int = Field(0, ge=0)
     """Recompute every n-th decoder layer in the backward pass: 1 all of them (least memory), 0 none (fastest)."""
+    deterministic: bool = True
+    """Choose the GPU's kernels that give the same bytes every time, so that a resumed run ends as one never stopped."""

@@ -1,7 +1,8 @@
-"""What is done to every decoder layer: recomputing its activations, compiling it."""
+"""How the layers are computed: the same every time, with activations recomputed, compiled."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -9,6 +10,16 @@ import torch
 from ..errors import ModelError
 from ..surgery import blocks
 from . import Parallel
+
+
+def choose_kernels(config: Parallel, device: torch.device) -> None:
+    """Deterministic ones where wanted; a CPU's are. An operation that has none says so when it runs."""
+    if device.type != "cuda":
+        return
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(config.deterministic)
 
 
 def checkpoint_activations(config: Parallel, model: Any) -> None:
