@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -21,8 +22,9 @@ train(configure(json.loads(sys.argv[1])), Console(quiet=True))
 """
 
 
-def test_two_ranks_learn_what_one_learns(settings, tmp_path):
-    settings |= {"batch": {"examples": 8, "micro_tokens": 64}, "evaluation": {"every": 3}}
+@pytest.mark.parametrize("examples", [8, 1])  # with one row, a rank has none
+def test_two_ranks_learn_what_one_learns(settings, tmp_path, examples):
+    settings |= {"batch": {"examples": examples, "micro_tokens": 64}, "evaluation": {"every": 3}}
     train(configure(settings), Console(quiet=True))
     both = configure(settings, {"output_dir": str(tmp_path / "two")}).model_dump(mode="json")
     with socket.socket() as free:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +26,7 @@ from .generate import Chat
 from .monitor import Console, Monitor, memory_gb, records
 from .optim import schedule
 from .optim.adamw import MasteredAdamW, clip_scale
+from .parallel.layers import compiled
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.stop_signal: int | None = None
         self.step = 0
+        self.ahead: Batch | None = None  # the next one, made while the device works
         self.best: dict | None = None
         self.started = time.monotonic()
         say, warn = self.console.say, self.console.warn
@@ -156,17 +159,16 @@ class Trainer:
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)
         self.rows = self.ranks.mine(self.steps[self.step])
-        tokens = 0
-        for row in self.rows:
-            batch = Batch.pack([self.training.documents[d] for d in row])
-            tokens += len(batch)
-            batch = made.objective.prepare(made.network, self._shaped(batch).to(self.ranks.device))
+        tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
+        for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
+            batch = made.objective.prepare(made.network, self.ahead or self._batch(row))
             loss = made.objective(made.network, batch)
             loss.total.backward()
             total += loss.total.detach()
             count += loss.count
+            self.ahead = self._batch(following) if following else None  # while the device is still at work
+        self.ranks.sum_gradients(list(self.parameters.values()))
         gradients = self.optimizer.gradients()
-        self.ranks.sum_gradients(gradients)
         sums = self.ranks.sum_(torch.stack([total, count, torch.tensor(float(tokens), device=self.ranks.device)]))
         norm = torch.nn.utils.get_total_norm(gradients) / sums[1]
         scale = clip_scale(norm, config.optim.max_grad_norm) / sums[1]
@@ -179,16 +181,20 @@ class Trainer:
         self.seconds = time.monotonic() - began
         return Step(self.step, loss_value, rate, grad_norm, counted)
 
-    def _shaped(self, batch: Batch) -> Batch:
-        """Compiled graphs want few shapes: fill the row up with a document that teaches nothing."""
-        from .parallel.layers import compiled
+    def _first_row(self, step: int) -> list[int]:
+        """What this rank's next batch is made of; empty after the last."""
+        rows = self.ranks.mine(self.steps[step]) if step < len(self.steps) else []
+        return rows[0] if rows else []
 
-        if not (compiled(self.config.parallel, self.ranks.device) and self.made.network.packed):
-            return batch
-        unit = self.config.batch.micro_tokens
-        if self.config.batch.tokens is None:
-            unit = max(1, unit // 8)
-        return batch.padded_to(-(-len(batch) // unit) * unit)
+    def _batch(self, row: list[int]) -> Batch:
+        """A row on the device. Compiled graphs want few shapes: filled up with a document that teaches nothing."""
+        batch = Batch.pack([self.training.documents[d] for d in row])
+        if compiled(self.config.parallel, self.ranks.device) and self.made.network.packed:
+            unit = self.config.batch.micro_tokens
+            if self.config.batch.tokens is None:
+                unit = max(1, unit // 8)
+            batch = batch.padded_to(-(-len(batch) // unit) * unit)
+        return batch.to(self.ranks.device)
 
     # ------------------------------------------------------------------ 8 evaluation, monitoring, checkpoints
     def _log(self, taken: Step) -> None:

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from . import Parallel
@@ -42,10 +42,13 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
-        """Each gradient becomes the sum over all ranks, in few messages."""
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Each gradient becomes the sum over all ranks, in few messages; a rank that had no rows adds zeros."""
         if self.world == 1:
             return
+        here = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        moved = [p for p, ranks in zip(parameters, self.sum_(here).tolist()) if ranks]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in moved]
         bucket: list[Tensor] = []
         for i, gradient in enumerate(gradients):
             bucket.append(gradient)
@@ -56,6 +59,8 @@ class Ranks:
                 for g, part in zip(bucket, flat.split([g.numel() for g in bucket])):
                     g.copy_(part.view_as(g))
                 bucket = []
+        for p, gradient in zip(moved, gradients):
+            p.grad = gradient
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
