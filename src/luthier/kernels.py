@@ -89,8 +89,8 @@ def adamw_(
 ) -> None:  # fmt: skip
     """One AdamW step on a float32 master, its moments and the shorter copy that computes, in one pass of memory."""
     n = parameter.numel()
-    block = 2048
+    block = 1024
     _adamw()[((n + block - 1) // block,)](
         parameter, master, gradient, m, v, scale, n,
-        lr, decay, beta1, beta2, eps, 1 - beta1**step, (1 - beta2**step) ** 0.5, BLOCK=block, num_warps=8,
+        lr, decay, beta1, beta2, eps, 1 - beta1**step, (1 - beta2**step) ** 0.5, BLOCK=block, num_warps=4,
     )  # fmt: skip
