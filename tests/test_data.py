@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from luthier.data import Data, dataset, packing, sources, stream
+from luthier.data import Data, dataset, inspection, packing, sources, stream
 from luthier.data.formats import BadRow, recognise
 from luthier.data.masks import Renderer
 from luthier.errors import DataError, ModelError
@@ -334,3 +334,13 @@ def test_packing_does_not_learn_in_order_of_length():
         np.mean([lengths[d] for row in part for d in row]) for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :])
     ]
     assert abs(parts[0] / parts[1] - 1) < 0.15
+
+
+def test_learnt_tokens_are_green_and_the_others_dim(tmp_path):
+    found = load(tmp_path, [{"prompt": "2+2", "completion": "4"}])
+    pieces = inspection.tokens_of(found, 0)
+    text = inspection.coloured(pieces)
+    assert text.plain == found.renderer.tokenizer.decode(found.documents[0].tokens)
+    green = "".join(text.plain[s.start : s.end] for s in text.spans if "green" in str(s.style))
+    assert green == "4<|im_end|>"
+    assert inspection.bracketed(pieces).endswith("\u27e64<|im_end|>\u27e7")

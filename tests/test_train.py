@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model, save_model, write_rows
+from conftest import make_model, make_tokenizer, save_model, write_rows
 from safetensors.torch import load_file
 
 from luthier import checkpoint, configure, open_run, steps, train
@@ -180,6 +180,22 @@ def test_no_pickle_anywhere(settings, tmp_path):
     assert kinds <= {".safetensors", ".json", ".jsonl", ".yaml"}
 
 
+def test_tensorboard_reads_what_is_in_the_metrics_file(settings, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = config_of(settings, monitor={"tensorboard": True}, checkpoint={"every": 2})
+    for step in steps(config, QUIET):
+        if step.step == 5:
+            break
+    train(config, QUIET)  # resumed after step 4
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    train_records = [r for r in records(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    for key in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
+        scalars = {e.step: e.value for e in found.Scalars(f"train/{key}")}
+        assert scalars == pytest.approx({r["step"]: r[key] for r in train_records}, rel=1e-6), key
+
+
 def test_a_folder_holds_one_run(settings):
     train(config_of(settings), QUIET)
     with pytest.raises(ConfigError, match="holds a run with other settings"):
@@ -288,6 +304,43 @@ def test_adapter_and_merged_exports_load_with_peft_and_transformers(settings, fa
         open_run(folder).export(tmp_path / "merged", "merged")
 
 
+def test_an_adapted_head_that_was_tied_is_untied_when_merged(settings, tmp_path):
+    from conftest import _llama
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    _llama(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    make_tokenizer().save_pretrained(tmp_path / "tied")
+    config = configure(
+        settings, {"model": str(tmp_path / "tied"), "trainable": {"target_modules": ["lm_head"]}}, method="lora"
+    )
+    folder = train(config, QUIET).folder
+    done = open_run(folder).export(tmp_path / "out", "merged")
+    assert done["largest_difference"] < 1e-4 < done["difference_to_base"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+
+
+def test_an_adapter_that_loads_and_does_nothing_is_no_export(settings, tmp_path, monkeypatch):
+    """Whatever the tolerance of the precision: as far away as the base is not what was trained."""
+    folder = train(config_of(settings, optim={"learning_rate": 1e-4}), QUIET).folder
+    export = sys.modules["luthier.export"]
+
+    def idle(made, out, base):
+        found = [adapter for _, adapter in export.surgery.adapters(made.network.model)]
+        trained = [adapter.lora_B.data for adapter in found]
+        for adapter in found:
+            adapter.lora_B.data = torch.zeros_like(adapter.lora_B)
+        export._write_adapter(made, out, base)
+        for adapter, data in zip(found, trained):
+            adapter.lora_B.data = data
+
+    monkeypatch.setitem(export.WRITERS, "adapter", idle)
+    monkeypatch.setitem(export.TOLERANCE, torch.float32, export.TOLERANCE[torch.bfloat16])
+    with pytest.raises(ExportError, match="answers differently"):
+        open_run(folder).export(tmp_path / "out", "adapter")
+
+
 def test_a_full_export_is_the_trained_model(settings, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -316,43 +369,7 @@ def test_an_export_that_answers_differently_fails_and_leaves_nothing(settings, t
     assert not list(tmp_path.glob(".out*"))
 
 
-# ---------------------------------------------------------------------------- asking
-
-
-def test_generation_equals_that_of_transformers(tiny_model):
-    from transformers import AutoModelForCausalLM
-
-    from luthier.generate import generate
-    from luthier.models import network
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    net = network.Network(make_model("llama"))
-    assert network.prepare(net, "packed") is None
-    prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21]]
-    ours = generate(net, prompts, {258, 7}, 20, batch_size=3)
-    for prompt, answer in zip(prompts, ours):
-        tokens = torch.tensor([prompt])
-        theirs = model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=20,
-            do_sample=False,
-            eos_token_id=[258, 7],
-            pad_token_id=0,
-        )[0, len(prompt) :].tolist()
-        assert answer == [t for t in theirs if t not in (258, 7)]
-    assert net.model.config._attn_implementation == "luthier_packed"
-
-
-def test_sampling_is_seeded_and_cut_at_top_p():
-    from luthier.generate import choose
-
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-    generator = torch.Generator().manual_seed(0)
-    drawn = choose(logits, 1.0, 0.8, generator)
-    assert set(drawn.tolist()) == {0, 1}
-    assert abs((drawn == 0).float().mean().item() - 0.625) < 0.03
-    assert choose(logits, 0.0, 1.0, None).unique().tolist() == [0]
+# ---------------------------------------------------------------------------- the command line
 
 
 def test_command_line_from_training_to_export(settings, tmp_path, capsys):

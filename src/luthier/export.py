@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,15 @@ def _short_names(model: torch.nn.Module, chosen: Sequence[str]) -> list[str]:
 
 
 def _write_merged(made: Assembled, out: Path, base: str | None) -> None:
-    _write_model(made, out, surgery.merged_state(made.network.model))
+    model: Any = made.network.model
+    config = model.config.get_text_config()
+    tied = config.tie_word_embeddings
+    if isinstance(model.get_output_embeddings(), surgery.Adapter):
+        config.tie_word_embeddings = False  # an adapted head is no longer the embedding
+    try:
+        _write_model(made, out, surgery.merged_state(model))
+    finally:
+        config.tie_word_embeddings = tied
 
 
 def _write_full(made: Assembled, out: Path, base: str | None) -> None:

@@ -71,7 +71,7 @@ def _explained(model: Model, read: Any) -> Any:
             remedy = "it brings its own code; read it, then set model.trust_remote_code=true to run it"
         elif "safetensors" in text and not Path(model.name).exists():
             remedy = f"it has no safetensors; convert it once with\n    {conversion(model.name)}"
-        elif os.environ.get("HF_HUB_OFFLINE"):
+        elif os.environ.get("HF_HUB_OFFLINE") and not Path(model.name).expanduser().exists():
             remedy = "it is no folder here, and HF_HUB_OFFLINE keeps the hub away"
         else:
             remedy = "give a hub name, a folder or a .gguf file of a causal language model"
