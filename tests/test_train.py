@@ -131,6 +131,32 @@ def test_sigterm_saves_and_says_so(settings, tmp_path):
     assert not refused
 
 
+@pytest.mark.parametrize("at", [0, 2, 6])
+def test_a_signal_ends_an_evaluation_which_is_made_again(settings, tmp_path, monkeypatch, at):
+    extra = {"evaluation": {"every": 2, "generate": 2, "max_new_tokens": 4}}
+    train(config_of(settings, **extra), QUIET)
+    config = config_of(settings, **extra, output_dir=str(tmp_path / "stopped"))
+    evaluation = sys.modules["luthier.evaluate"]
+    measured = evaluation.held_out
+
+    def signalled(made, *rest):
+        if trainer.step == at:
+            torch.rand(3)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        return measured(made, *rest)
+
+    monkeypatch.setattr(evaluation, "held_out", signalled)
+    trainer = Trainer(config, QUIET)
+    with pytest.raises(Interrupted, match=f"after step {at} of 6"):
+        trainer.run()
+    monkeypatch.setattr(evaluation, "held_out", measured)
+    train(config, QUIET)
+    assert finished(tmp_path / "run") == finished(tmp_path / "stopped")
+    one, other = (records(tmp_path / name / "metrics.jsonl") for name in ("run", "stopped"))
+    assert [(r["kind"], r["step"], r["loss"]) for r in one] == [(r["kind"], r["step"], r["loss"]) for r in other]
+
+
 def test_interrupted_has_its_exit_code(settings):
     trainer = Trainer(config_of(settings), QUIET)
     trainer.stop_signal = int(signal.SIGTERM)

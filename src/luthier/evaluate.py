@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from .assemble import Assembled
 from .batch import Batch
 from .data.dataset import Dataset
 from .generate import generate
+from .monitor import records
 from .surgery import adapters, adapters_off
 
 RESAMPLES = 10_000
@@ -150,6 +152,23 @@ def measure(made: Assembled, rows: Dataset, generated: int, batch_size: int) -> 
     elif tuned_answers:
         report["answers"] = {"tuned": summary(tuned_answers)}
     return report
+
+
+def report(folder: Path, step: int) -> dict:
+    """Base against tuned as a finished run's files have it: its first evaluation and the one after `step`."""
+    history = [r for r in records(folder / "metrics.jsonl") if r["kind"] == "evaluation"]
+    out: dict = {}
+    if history:
+        out["held_out_loss"] = {"base": history[0]["loss"], "tuned": history[-1]["loss"]}
+        out["token_accuracy"] = {"base": history[0]["token_accuracy"], "tuned": history[-1]["token_accuracy"]}
+    first, last = (answers_file(folder, n) for n in (0, step))
+    if first.exists() and last.exists():
+        out["answers"] = compare(*(from_json(path.read_text()) for path in (first, last)))
+    return out
+
+
+def answers_file(folder: Path, step: int) -> Path:
+    return folder / "answers" / f"step-{step:08}.jsonl"
 
 
 def to_json(found: Sequence[Answer]) -> str:

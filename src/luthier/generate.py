@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,12 +80,14 @@ class _Decode:
         self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.cache = DynamicCache(config=model.config)
+        named = inspect.signature(model.base_model.forward).parameters
+        self.keyword = "cache" if "cache" in named else "past_key_values"  # its name until transformers 5.23
 
     def logits(self) -> Tensor:
         """[B, V] after the last token of each row."""
         out = self.model.base_model(
-            input_ids=self.tokens, attention_mask=self.mask, position_ids=self.positions,
-            past_key_values=self.cache, use_cache=True,
+            input_ids=self.tokens, attention_mask=self.mask, position_ids=self.positions, use_cache=True,
+            **{self.keyword: self.cache},
         )  # fmt: skip
         return self.head(out.last_hidden_state[:, -1])
 

@@ -87,7 +87,9 @@ class Trainer:
         self.step = 0
         self.ahead: Batch | None = None  # the next one, made while the device works
         self.best: dict | None = None
-        self.started = time.monotonic()
+        self.evaluated: int | None = None  # the step of the last evaluation
+        self.evaluating = False
+        self.unlogged: list[tuple[int, float]] = []  # tokens and seconds of the steps since the last record
         say, warn = self.console.say, self.console.warn
 
         # 1 data, before the weights: a bad row must not cost a model's loading
@@ -126,8 +128,8 @@ class Trainer:
     def loop(self) -> Iterator[Step]:
         """Both ends and the steps between; each is taken, checked, logged and saved where due before it is yielded."""
         try:
-            if self.step == 0:
-                self._evaluate(answer=True)
+            if self._evaluation_due():  # at the start, or where a run was stopped while it evaluated
+                self._evaluate(answer=not self.step or self.config.evaluation.generate_every)
             self.console.begin(len(self.steps), self.step)
             yield from self._steps()
             self._finish()
@@ -141,14 +143,14 @@ class Trainer:
             self._log(taken)
             last = self.step == len(self.steps)
             due = bool(config.checkpoint.every) and self.step % config.checkpoint.every == 0
-            if config.evaluation.every and self.step % config.evaluation.every == 0 and not last:
+            if self._evaluation_due():
                 self._evaluate(answer=config.evaluation.generate_every)
                 due = True
             stop = self.ranks.any(self.stop_signal is not None)
             if stop or (due and not last):
                 self.save()
             if stop:
-                self._interrupted()
+                raise self._interrupted()
             yield taken
 
     def _take(self) -> Step:
@@ -200,37 +202,66 @@ class Trainer:
     def _log(self, taken: Step) -> None:
         if not self.ranks.first:
             return
+        self.unlogged.append((taken.tokens, self.seconds))
+        if taken.step % self.config.monitor.log_every and taken.step != len(self.steps):
+            return
+        tokens, seconds = (sum(of_step) for of_step in zip(*self.unlogged))  # since the last record
+        left = seconds / len(self.unlogged) * (len(self.steps) - taken.step)
         values = {
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
-            "tokens": taken.tokens, "tokens_per_second": taken.tokens / self.seconds, "memory_gb": memory_gb(),
-            "seconds": self.seconds, "seconds_left": self.seconds * (len(self.steps) - taken.step),
+            "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
+            "seconds": seconds, "seconds_left": left,
         }  # fmt: skip
-        if taken.step % self.config.monitor.log_every == 0 or taken.step == len(self.steps):
-            self.monitor.log("train", taken.step, values)
+        self.unlogged.clear()
+        self.monitor.log("train", taken.step, values)
+
+    def _evaluation_due(self) -> bool:
+        """Before the first step and every n steps; the last one belongs to `_finish`."""
+        every = self.config.evaluation.every
+        wanted = self.step == 0 or bool(every and self.step % every == 0)
+        return wanted and self.evaluated != self.step < len(self.steps)
 
     def _evaluate(self, answer: bool) -> None:
         """Held-out loss, and the answers where they are wanted; the random state of training is left alone."""
         if self.validation is None:
             return
-        config, state = self.config.evaluation, checkpoint.random_state()
-        values = evaluate.held_out(self.made, self.validation, self.config.batch.micro_tokens)
-        text = f"held out at step {self.step}: loss {values['loss']:.4f}, token accuracy {values['token_accuracy']:.3f}"
-        if answer and config.generate:
-            found = evaluate.answers(
-                self.made, self.validation, config.generate, config.max_new_tokens, config.batch_size
-            )
-            values |= evaluate.summary(found)
-            text += f", exact match {values['exact_match']:.3f} of {values['rows']}"
-            if self.ranks.first:
-                folder = self.folder / "answers"
-                folder.mkdir(exist_ok=True)
-                write_atomically(folder / f"step-{self.step:08}.jsonl", evaluate.to_json(found))
+        state = checkpoint.random_state()
+        try:
+            values = self._measure(answer)
+        except _EvaluationStopped:
+            checkpoint.restore_random_state(*state)
+            self.save()
+            raise self._interrupted() from None
         checkpoint.restore_random_state(*state)
+        self.evaluated = self.step
+        text = f"held out at step {self.step}: loss {values['loss']:.4f}"
+        text += f", token accuracy {values['token_accuracy']:.3f}"
+        if "exact_match" in values:
+            text += f", exact match {values['exact_match']:.3f} of {values['rows']}"
         self.console.say(text)
         if self.ranks.first:
             self.monitor.log("evaluation", self.step, values)
         if self.step and (self.best is None or values["loss"] < self.best["loss"]):
             self.best = {"name": self._name(), "loss": values["loss"], "step": self.step}
+
+    def _measure(self, answer: bool) -> dict:
+        assert self.validation is not None
+        config = self.config.evaluation
+        try:
+            self.evaluating = True
+            values = evaluate.held_out(self.made, self.validation, self.config.batch.micro_tokens)
+            if answer and config.generate:
+                found = evaluate.answers(
+                    self.made, self.validation, config.generate, config.max_new_tokens, config.batch_size
+                )
+                values |= evaluate.summary(found)
+                if self.ranks.first:
+                    path = evaluate.answers_file(self.folder, self.step)
+                    path.parent.mkdir(exist_ok=True)
+                    write_atomically(path, evaluate.to_json(found))
+        finally:
+            self.evaluating = False
+        return values
 
     def _name(self) -> str:
         return f"step-{self.step:08}"
@@ -246,7 +277,7 @@ class Trainer:
                 {"weights": self.parameters, "optimizer": self.optimizer.state(), "random": tensors},
                 {
                     "step": self.step, "updates": self.optimizer.count, "random": generators, "best": self.best,
-                    "data": self._position(),
+                    "evaluated": self.evaluated, "data": self._position(),
                 },
             )  # fmt: skip
             best = self.best["name"] if self.best and config.best else None
@@ -274,7 +305,7 @@ class Trainer:
         load_weights(self.made, found)
         self.optimizer.restore(checkpoint.read_tensors(found, "optimizer"), state["updates"])
         checkpoint.restore_random_state(checkpoint.read_tensors(found, "random"), state["random"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
         self.console.say(f"resumed from {found}")
 
     def _check_same_run(self) -> None:
@@ -303,33 +334,22 @@ class Trainer:
         if path.exists():
             self.console.say(f"{self.folder} is finished; its report stands in {path}")
             return
-        self._evaluate(answer=True)
-        self.save()
+        if self.evaluated != self.step:
+            self._evaluate(answer=True)
+            self.save()
         if self.ranks.first:
-            write_atomically(path, json.dumps(self._report(), indent=1))
+            trained = sum(p.numel() for p in self.parameters.values())
+            report: dict = {
+                "steps": self.step, "rows": len(self.training), "trained_parameters": trained,
+                "tokens": sum(self.training.lengths[d] for rows in self.steps for row in rows for d in row),
+                "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
+            }  # fmt: skip
+            report |= evaluate.report(self.folder, self.step)
+            write_atomically(path, json.dumps(report, indent=1))
         self.ranks.wait()
 
     def result(self) -> Result:
         return open_run(self.folder)
-
-    def _report(self) -> dict:
-        history = records(self.folder / "metrics.jsonl") if self.ranks.first else []
-        losses = [r for r in history if r["kind"] == "evaluation"]
-        train = [r for r in history if r["kind"] == "train"]
-        report: dict = {
-            "steps": self.step,
-            "rows": len(self.training),
-            "tokens": sum(r["tokens"] for r in train),
-            "training_seconds": sum(r["seconds"] for r in train),
-            "trained_parameters": sum(p.numel() for p in self.parameters.values()),
-        }
-        if losses:
-            report["held_out_loss"] = {"base": losses[0]["loss"], "tuned": losses[-1]["loss"]}
-            report["token_accuracy"] = {"base": losses[0]["token_accuracy"], "tuned": losses[-1]["token_accuracy"]}
-        first, last = (self.folder / "answers" / f"step-{n:08}.jsonl" for n in (0, self.step))
-        if first.exists() and last.exists():
-            report["answers"] = evaluate.compare(*(evaluate.from_json(p.read_text()) for p in (first, last)))
-        return report
 
     def _not_finite(self, loss: float, norm: float) -> None:
         """Keep the rows that made it, and stop: what follows could only be wrong."""
@@ -351,13 +371,17 @@ class Trainer:
             f"{', '.join(str(d.row) for d in rows[:10])}); {where}. Lower optim.learning_rate, or look at those rows."
         )
 
-    def _interrupted(self) -> None:
+    def _interrupted(self) -> Interrupted:
         assert self.stop_signal is not None
         name = signal.Signals(self.stop_signal).name
-        raise Interrupted(
+        return Interrupted(
             f"stopped by {name} after step {self.step} of {len(self.steps)}; saved; the same command goes on.",
             self.stop_signal,
         )
+
+
+class _EvaluationStopped(Exception):
+    """Thrown out of an evaluation by a signal: it changes nothing, and is made again when the run goes on."""
 
 
 class _Signals:
@@ -382,3 +406,5 @@ class _Signals:
         if self.trainer.stop_signal is not None:
             raise KeyboardInterrupt
         self.trainer.stop_signal = number
+        if self.trainer.evaluating and self.trainer.ranks.world == 1:
+            raise _EvaluationStopped
