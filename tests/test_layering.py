@@ -19,7 +19,7 @@ FLOORS = [
     AXES,
     {"checkpoint", "monitor"},
     {"batch", "logprobs", "surgery"},
-    {"kernels", "files", "settings"},
+    {"kernels", "files", "settings", "signals"},
     {"errors", "reload"},
 ]
 

@@ -159,7 +159,7 @@ def test_a_signal_ends_an_evaluation_which_is_made_again(settings, tmp_path, mon
 
 def test_interrupted_has_its_exit_code(settings):
     trainer = Trainer(config_of(settings), QUIET)
-    trainer.stop_signal = int(signal.SIGTERM)
+    trainer.signals.caught = int(signal.SIGTERM)
     with pytest.raises(Interrupted) as caught:
         trainer.run()
     assert caught.value.exit_code == 143

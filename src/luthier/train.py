@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -9,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -27,6 +27,7 @@ from .monitor import Console, Monitor, memory_gb, records
 from .optim import schedule
 from .optim.adamw import MasteredAdamW, clip_scale
 from .parallel.layers import compiled
+from .signals import Signals, Stopped
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def train(config: Config, console: Console | None = None) -> Result:
 def steps(config: Config, console: Console | None = None) -> Iterator[Step]:
     """The same, one optimiser step at a time; the end of the iteration is the end of the run."""
     trainer = Trainer(config, console)
-    with _Signals(trainer):
+    with trainer.signals:
         yield from trainer.loop()
 
 
@@ -83,12 +84,11 @@ class Trainer:
     def __init__(self, config: Config, console: Console | None = None):
         self.config, self.console = config, console or Console()
         self.folder = Path(config.output_dir)
-        self.stop_signal: int | None = None
+        self.signals = Signals()
         self.step = 0
         self.ahead: Batch | None = None  # the next one, made while the device works
         self.best: dict | None = None
         self.evaluated: int | None = None  # the step of the last evaluation
-        self.evaluating = False
         self.unlogged: list[tuple[int, float]] = []  # tokens and seconds of the steps since the last record
         say, warn = self.console.say, self.console.warn
 
@@ -120,7 +120,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
-        with _Signals(self):
+        with self.signals:
             for _ in self.loop():
                 pass
         return self.result()
@@ -146,7 +146,7 @@ class Trainer:
             if self._evaluation_due():
                 self._evaluate(answer=config.evaluation.generate_every)
                 due = True
-            stop = self.ranks.any(self.stop_signal is not None)
+            stop = self.ranks.any(self.signals.caught is not None)
             if stop or (due and not last):
                 self.save()
             if stop:
@@ -228,7 +228,7 @@ class Trainer:
         state = checkpoint.random_state()
         try:
             values = self._measure(answer)
-        except _EvaluationStopped:
+        except Stopped:
             checkpoint.restore_random_state(*state)
             self.save()
             raise self._interrupted() from None
@@ -247,8 +247,8 @@ class Trainer:
     def _measure(self, answer: bool) -> dict:
         assert self.validation is not None
         config = self.config.evaluation
-        try:
-            self.evaluating = True
+        # Ranks wait for one another inside: there a signal is heard after the evaluation.
+        with self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext():
             values = evaluate.held_out(self.made, self.validation, self.config.batch.micro_tokens)
             if answer and config.generate:
                 found = evaluate.answers(
@@ -259,8 +259,6 @@ class Trainer:
                     path = evaluate.answers_file(self.folder, self.step)
                     path.parent.mkdir(exist_ok=True)
                     write_atomically(path, evaluate.to_json(found))
-        finally:
-            self.evaluating = False
         return values
 
     def _name(self) -> str:
@@ -372,39 +370,9 @@ class Trainer:
         )
 
     def _interrupted(self) -> Interrupted:
-        assert self.stop_signal is not None
-        name = signal.Signals(self.stop_signal).name
+        assert self.signals.caught is not None
+        name = signal.Signals(self.signals.caught).name
         return Interrupted(
             f"stopped by {name} after step {self.step} of {len(self.steps)}; saved; the same command goes on.",
-            self.stop_signal,
+            self.signals.caught,
         )
-
-
-class _EvaluationStopped(Exception):
-    """Thrown out of an evaluation by a signal: it changes nothing, and is made again when the run goes on."""
-
-
-class _Signals:
-    """SIGTERM and Ctrl-C ask the run to save and stop after its present step; a second one stops it at once."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self.before: dict = {}
-
-    def __enter__(self) -> None:
-        import threading
-
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self.asked)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def asked(self, number: int, frame: FrameType | None) -> None:
-        if self.trainer.stop_signal is not None:
-            raise KeyboardInterrupt
-        self.trainer.stop_signal = number
-        if self.trainer.evaluating and self.trainer.ranks.world == 1:
-            raise _EvaluationStopped
