@@ -5,6 +5,9 @@ import csv
 import gzip
 import json
 import lzma
+import re
+from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
@@ -282,6 +285,19 @@ def test_rows_are_at_least_97_percent_full(mean, row):
     lengths = lognormal(3000, mean, row)
     rows = list(packing.best_fit(packing.order(3000, 0, 0), lengths, row))
     assert packing.fullness(rows, lengths, row) >= 0.97
+
+
+@pytest.mark.parametrize("row", [1024, 2048, 4096])
+def test_rows_of_real_texts_are_full(row):
+    """The paragraphs of Python's own manual and its modules, measured in words."""
+    manual = [part for text in topics.values() for part in text.split("\n\n") if part.strip()]
+    library = Path(json.__file__).parents[1]
+    files = [p for p in library.rglob("*.py") if not {"site-packages", "test", "tests"} & set(p.parts)]
+    modules = [path.read_text("utf-8", "replace") for path in files]
+    for texts in (manual, modules):
+        lengths = [min(row, len(re.findall(r"\w+|[^\w\s]", text)) or 1) for text in texts]
+        rows = list(packing.best_fit(packing.order(len(lengths), 0, 0), lengths, row))
+        assert packing.fullness(rows[:-1], lengths, row) >= 0.97  # the last holds what is left
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(50, 80))
