@@ -9,6 +9,7 @@ import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,13 +22,23 @@ from .files import flush_folder, write_atomically
 MANIFEST = "manifest.json"
 
 
+class Part(Protocol):
+    """Something that the next step depends on, beside the weights: it is kept in every checkpoint."""
+
+    def tensors(self) -> Mapping[str, Tensor]: ...
+    def numbers(self) -> dict: ...
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None: ...
+
+
 def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping) -> None:
     """A checkpoint at `folder`: a file `<group>.safetensors` for each group of tensors, and `state.json`."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     for group, members in tensors.items():
-        save_file({name: t.detach().contiguous().cpu() for name, t in members.items()}, aside / f"{group}.safetensors")
+        if members:
+            made = {name: t.detach().contiguous().cpu() for name, t in members.items()}
+            save_file(made, aside / f"{group}.safetensors")
     (aside / "state.json").write_text(json.dumps(state, indent=1))
     manifest = {}
     for path in sorted(aside.iterdir()):

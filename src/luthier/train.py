@@ -111,6 +111,7 @@ class Trainer:
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
         self.optimizer = MasteredAdamW(self.parameters, config.optim)
+        self.parts: dict[str, checkpoint.Part] = {"optimizer": self.optimizer}  # what the next step depends on
         if self.ranks.first:
             write_atomically(self.folder / "config.yaml", config.dump())
             keep_probe(self.folder, (self.validation or self.training).documents)
@@ -272,10 +273,10 @@ class Trainer:
             tensors, generators = checkpoint.random_state()
             checkpoint.write_folder(
                 folder,
-                {"weights": self.parameters, "optimizer": self.optimizer.state(), "random": tensors},
+                {"weights": self.parameters, "random": tensors} | {n: p.tensors() for n, p in self.parts.items()},
                 {
-                    "step": self.step, "updates": self.optimizer.count, "random": generators, "best": self.best,
-                    "evaluated": self.evaluated, "data": self._position(),
+                    "step": self.step, "random": generators, "best": self.best, "evaluated": self.evaluated,
+                    "data": self._position(), "parts": {name: part.numbers() for name, part in self.parts.items()},
                 },
             )  # fmt: skip
             best = self.best["name"] if self.best and config.best else None
@@ -301,7 +302,8 @@ class Trainer:
                 "give another output_dir"
             )
         load_weights(self.made, found)
-        self.optimizer.restore(checkpoint.read_tensors(found, "optimizer"), state["updates"])
+        for name, part in self.parts.items():
+            part.restore(checkpoint.read_tensors(found, name), state["parts"][name])
         checkpoint.restore_random_state(checkpoint.read_tensors(found, "random"), state["random"])
         self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
         self.console.say(f"resumed from {found}")

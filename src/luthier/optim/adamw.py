@@ -80,15 +80,18 @@ class MasteredAdamW:
         for p in self.parameters.values():
             p.grad = None
 
-    def state(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         out = {f"master.{name}": t for name, t in self.masters.items()}
         for name, (m, v) in self.moments.items():
             out[f"exp_avg.{name}"], out[f"exp_avg_sq.{name}"] = m, v
         return out
 
-    def restore(self, saved: Mapping[str, Tensor], count: int) -> None:
-        load_into(self.state(), saved, "optimiser")
-        self.count = count
+    def numbers(self) -> dict:
+        return {"count": self.count}
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
+        load_into(self.tensors(), tensors, "optimiser")
+        self.count = numbers["count"]
 
 
 def clip_scale(norm: Tensor, max_norm: float) -> Tensor:
