@@ -69,8 +69,10 @@ def assemble(config: Config, tell: Callable[[str], None] = lambda text: None, tr
     model = load.load_model(config.model, dtype, ranks.device)
     if training:
         model.train()
+        config.regularisation.apply(model)
     net = network.Network(model)
     net.longest = config.data.max_length
+    net.noise = config.regularisation.neftune_noise_alpha or 0.0
     network.check_head(net)
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
@@ -106,10 +108,11 @@ def restore(folder: Path, tell: Callable[[str], None] = lambda text: None) -> tu
     for line in refused:
         tell(line)
     made = assemble(read_run(folder), tell, training=False)
-    load_weights(made, chosen)
+    load_weights(made, chosen, checkpoint.read_state(chosen)["deployed"])
     made.network.eval()
     return made, chosen
 
 
-def load_weights(made: Assembled, folder: Path) -> None:
-    checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, "weights"), str(folder))
+def load_weights(made: Assembled, folder: Path, group: str = "weights") -> None:
+    """What moves, from a checkpoint: the weights of its step, or the group of its tensors that is to be deployed."""
+    checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, group), str(folder))

@@ -15,7 +15,7 @@ from .errors import CheckpointError, ConfigError
 from .methods import METHODS
 from .models import Model, names
 from .objectives import Objective
-from .optim import AdamW, Schedule
+from .optim import AdamW, Averaging, EarlyStopping, NoAveraging, Regularisation, Schedule
 from .parallel import Parallel
 from .precision import Precision
 from .settings import Settings, merged, nearest, parse_override, read_yaml
@@ -35,6 +35,10 @@ class BatchSize(Settings):
     """Lay documents end to end in rows, with no leak between them; false pads them to rectangles."""
 
 
+HELD_OUT = ("loss", "token_accuracy", "perplexity", "bits_per_byte")
+LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+
+
 class Evaluation(Settings):
     """What is measured on the held-out rows, at both ends of a run and in between."""
 
@@ -47,6 +51,17 @@ class Evaluation(Settings):
     max_new_tokens: int = Field(128, ge=1)
     batch_size: int = Field(32, ge=1)
     """Prompts answered at once."""
+    metric_for_best_model: str = "loss"
+    """The figure of an evaluation that tells the best checkpoint and stops a run early."""
+    greater_is_better: bool | None = None
+    """By default false of losses, perplexity and bits per byte, true of everything else."""
+
+    @property
+    def better(self) -> int:
+        """1 where a greater figure is the better one, else -1."""
+        name = self.metric_for_best_model.rpartition(".")[2]
+        greater = name not in LESS_IS_BETTER if self.greater_is_better is None else self.greater_is_better
+        return 1 if greater else -1
 
 
 class Checkpointing(Settings):
@@ -55,7 +70,7 @@ class Checkpointing(Settings):
     keep: int = Field(2, ge=1)
     """The newest so many stay."""
     best: bool = True
-    """The one with the lowest held-out loss stays, too, and is what is exported."""
+    """The one with the best evaluation stays, too; it is restored at the end, and is what is exported."""
 
 
 class Monitoring(Settings):
@@ -76,6 +91,9 @@ class Config(Settings):
     objective: Objective
     optim: AdamW = AdamW()  # type: ignore[call-arg]
     schedule: Schedule = Schedule()  # type: ignore[call-arg]
+    regularisation: Regularisation = Regularisation()  # type: ignore[call-arg]
+    averaging: Averaging = NoAveraging()
+    early_stopping: EarlyStopping | None = None
     batch: BatchSize = BatchSize()  # type: ignore[call-arg]
     evaluation: Evaluation = Evaluation()  # type: ignore[call-arg]
     checkpoint: Checkpointing = Checkpointing()  # type: ignore[call-arg]
@@ -98,7 +116,10 @@ class Config(Settings):
 # ---------------------------------------------------------------------------- reading
 
 
-SHORT = {"model": "name", "data": "train", "trainable": "kind", "objective": "kind", "precision": "kind"}
+SHORT = {
+    "model": "name", "data": "train", "trainable": "kind", "objective": "kind", "precision": "kind",
+    "averaging": "kind",
+}  # fmt: skip
 
 
 def _expanded(values: Mapping) -> dict:
@@ -196,6 +217,9 @@ ELSEWHERE = {  # what other libraries call it
     "save_steps": "checkpoint.every", "save_total_limit": "checkpoint.keep", "bf16": "precision.dtype",
     "gradient_checkpointing": "parallel.activation_checkpointing", "torch_compile": "parallel.compile",
     "packing": "batch.packing", "output": "output_dir", "finetuning_type": "method",
+    "early_stopping_patience": "early_stopping.patience", "early_stopping_threshold": "early_stopping.threshold",
+    "label_smoothing": "objective.label_smoothing_factor", "ema_decay": "averaging.decay",
+    "load_best_model_at_end": "checkpoint.best", "resid_pdrop": "regularisation.dropout",
     "freeze_trainable_layers": "trainable.last_layers", "max_norm": "optim.max_grad_norm",
 }  # fmt: skip
 
@@ -289,6 +313,19 @@ def contradictions(config: Config) -> list[str]:
         found.append(f"schedule.warmup={config.schedule.warmup} leaves none of max_steps={config.max_steps} after it")
     if data.validation is None and (config.evaluation.every or config.evaluation.generate):
         found.append("evaluation needs held-out rows: give data.validation, for example data.validation=0.05")
+    e = config.evaluation
+    if e.every and e.generate and not e.generate_every and e.metric_for_best_model not in HELD_OUT:
+        found.append(
+            f"evaluation.metric_for_best_model={e.metric_for_best_model!r} is no figure of the held-out loss, so every "
+            "evaluation has to answer: set evaluation.generate_every=true"
+        )
+    if config.early_stopping and not config.evaluation.every:
+        found.append("early_stopping goes by evaluations: give evaluation.every, a number of steps")
+    if config.early_stopping and config.averaging.kind == "last":
+        found.append(
+            "averaging.kind='last' averages the last steps of a run whose end early_stopping leaves open: use "
+            "averaging.kind=ema"
+        )
     t = config.trainable
     if isinstance(t, Partial) and not (t.patterns or t.last_layers or t.embeddings or t.norms or t.head):
         found.append("trainable: nothing would move; name patterns, last_layers, embeddings, norms or head")

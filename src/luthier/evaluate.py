@@ -156,11 +156,11 @@ def measure(made: Assembled, rows: Dataset, generated: int, batch_size: int) -> 
 
 def report(folder: Path, step: int) -> dict:
     """Base against tuned as a finished run's files have it: its first evaluation and the one after `step`."""
-    history = [r for r in records(folder / "metrics.jsonl") if r["kind"] == "evaluation"]
+    history = {r["step"]: r for r in records(folder / "metrics.jsonl") if r["kind"] == "evaluation"}
     out: dict = {}
     if history:
-        out["held_out_loss"] = {"base": history[0]["loss"], "tuned": history[-1]["loss"]}
-        out["token_accuracy"] = {"base": history[0]["token_accuracy"], "tuned": history[-1]["token_accuracy"]}
+        out["held_out_loss"] = {"base": history[0]["loss"], "tuned": history[step]["loss"]}
+        out["token_accuracy"] = {"base": history[0]["token_accuracy"], "tuned": history[step]["token_accuracy"]}
     first, last = (answers_file(folder, n) for n in (0, step))
     if first.exists() and last.exists():
         out["answers"] = compare(*(from_json(path.read_text()) for path in (first, last)))

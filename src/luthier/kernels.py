@@ -20,7 +20,7 @@ def _cross_entropy():
     import triton.language as tl  # type: ignore[import-not-found]
 
     @triton.jit
-    def kernel(x_ptr, stride, target_ptr, weight_ptr, loss_ptr, vocabulary, BLOCK: tl.constexpr):
+    def kernel(x_ptr, stride, target_ptr, weight_ptr, loss_ptr, vocabulary, smoothing, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         x_ptr += row * stride
         target = tl.load(target_ptr + row)
@@ -28,30 +28,35 @@ def _cross_entropy():
         offsets = tl.arange(0, BLOCK)
         largest = float("-inf")
         total = 0.0
+        plain_sum = 0.0
         for start in range(0, vocabulary, BLOCK):
             inside = start + offsets < vocabulary
             x = tl.load(x_ptr + start + offsets, mask=inside, other=float("-inf")).to(tl.float32)
             new = tl.maximum(largest, tl.max(x))
             total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new))
+            plain_sum += tl.sum(tl.where(inside, x, 0.0))
             largest = new
         lse = largest + tl.log(total)
-        tl.store(loss_ptr + row, (lse - tl.load(x_ptr + target).to(tl.float32)) * weight)
+        wanted = (1 - smoothing) * tl.load(x_ptr + target).to(tl.float32) + smoothing * plain_sum / vocabulary
+        tl.store(loss_ptr + row, (lse - wanted) * weight)
         for start in range(0, vocabulary, BLOCK):
             inside = start + offsets < vocabulary
             x = tl.load(x_ptr + start + offsets, mask=inside, other=float("-inf")).to(tl.float32)
-            gradient = (tl.exp(x - lse) - (start + offsets == target)) * weight
+            hit = tl.where(start + offsets == target, 1.0 - smoothing, 0.0)
+            gradient = (tl.exp(x - lse) - hit - smoothing / vocabulary) * weight
             tl.store(x_ptr + start + offsets, gradient.to(x_ptr.dtype.element_ty), mask=inside)
 
     return kernel
 
 
-def cross_entropy_(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def cross_entropy_(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
     """Weighted losses [N] of logits [N, V], which are overwritten by the gradient of the losses' sum."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     if len(logits):
         _cross_entropy()[(len(logits),)](
-            logits, logits.stride(0), targets, weights, losses, logits.shape[1], BLOCK=8192, num_warps=16
-        )
+            logits, logits.stride(0), targets, weights, losses, logits.shape[1], float(smoothing),
+            BLOCK=8192, num_warps=16,
+        )  # fmt: skip
     return losses
 
 

@@ -46,20 +46,29 @@ def chunk_rows(vocabulary: int, hidden: Tensor) -> int:
     return max(1, limit // (vocabulary * hidden.element_size()))
 
 
-def nll_sum(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
-    """Sum over i of weights[i] * -log p(targets[i] | hidden[i]); hidden [N, H], targets and weights [N]."""
+def nll_sum(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Sum over i of weights[i] * -log p(targets[i] | hidden[i]); hidden [N, H], targets and weights [N].
+
+    Label smoothing (arXiv:1512.00567) by e makes it (1 - e) * -log p(target) + e * the mean over v of -log p(v).
+    """
     if head.linear:
-        return _LinearNLL.apply(hidden, head.module.weight, head.module.bias, targets, weights, head)
+        return _LinearNLL.apply(hidden, head.module.weight, head.module.bias, targets, weights, head, smoothing)
     total = hidden.new_zeros((), dtype=torch.float32)
     size = chunk_rows(int(getattr(head.module, "out_features", 1 << 17)), hidden)
     for start in range(0, len(hidden), size):
         part = slice(start, start + size)
-        total = total + checkpoint(_plain_nll, hidden[part], head, targets[part], weights[part], use_reentrant=False)
+        total = total + checkpoint(
+            _plain_nll, hidden[part], head, targets[part], weights[part], smoothing, use_reentrant=False
+        )
     return total
 
 
-def _plain_nll(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> Tensor:
-    return -(token_logprobs(hidden, head, targets) * weights).sum()
+def _plain_nll(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    logprobs = head(hidden).float().log_softmax(-1)
+    wanted = (1 - smoothing) * logprobs.gather(-1, targets[:, None])[:, 0]
+    if smoothing:
+        wanted = wanted + smoothing * logprobs.mean(-1)
+    return -(wanted * weights).sum()
 
 
 def token_logprobs(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
@@ -85,7 +94,7 @@ def scored(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]
 
 class _LinearNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, weights, head):
+    def forward(ctx, hidden, weight, bias, targets, weights, head, smoothing):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         wanted = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -96,7 +105,7 @@ class _LinearNLL(torch.autograd.Function):
             part = slice(start, start + size)
             chunk = hidden[part]
             logits = chunk @ weight.t() if bias is None else torch.addmm(bias, chunk, weight.t())
-            total += _nll_and_gradient_(logits, targets[part], weights[part], head, any(wanted[:3]))
+            total += _nll_and_gradient_(logits, targets[part], weights[part], head, smoothing, any(wanted[:3]))
             if grad_hidden is not None:
                 torch.mm(logits, weight, out=grad_hidden[part])
             if grad_weight is not None:
@@ -112,7 +121,7 @@ class _LinearNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[override]
-        return (*(None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors), None, None, None)
+        return (*(None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors), None, None, None, None)
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -125,21 +134,27 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a.float() @ b.float()
 
 
-def _nll_and_gradient_(logits: Tensor, targets: Tensor, weights: Tensor, head: Head, gradient: bool) -> Tensor:
+def _nll_and_gradient_(
+    logits: Tensor, targets: Tensor, weights: Tensor, head: Head, smoothing: float, gradient: bool,
+) -> Tensor:  # fmt: skip
     """The weighted sum; `logits` is overwritten by its gradient."""
     plain = head.scale == 1.0 and head.softcap is None
     if plain and gradient and logits.is_cuda and kernels.available():
-        return kernels.cross_entropy_(logits, targets, weights).sum()
+        return kernels.cross_entropy_(logits, targets, weights, smoothing).sum()
     shaped = logits if plain else head.shape(logits)
     full = shaped.float()
     wanted = full.gather(-1, targets[:, None])[:, 0]
+    if smoothing:
+        wanted = (1 - smoothing) * wanted + smoothing * full.mean(-1)
     if not gradient:
         return ((full.logsumexp(-1) - wanted) * weights).sum()
     largest, where = full.max(-1)
     full = torch.softmax(full, -1, out=full) if plain else full.softmax(-1)
     # The likeliest token's probability is never too small for its logarithm, as the target's may be.
     lse = largest - full.gather(-1, where[:, None])[:, 0].log()
-    full[torch.arange(len(targets), device=targets.device), targets] -= 1
+    full[torch.arange(len(targets), device=targets.device), targets] -= 1 - smoothing
+    if smoothing:
+        full -= smoothing / full.shape[-1]
     full *= weights[:, None]
     if head.softcap is not None:
         full *= 1 - (shaped.float() / head.softcap) ** 2

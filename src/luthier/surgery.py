@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,6 +89,24 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for module, state in zip(found, before):
             module.enabled = state
+
+
+@contextmanager
+def replaced(named: Mapping[str, Tensor], values: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Other values in named tensors for a while; None leaves them alone."""
+    if values is None:
+        yield
+        return
+    before = {name: tensor.detach().clone() for name, tensor in named.items()}
+    with torch.no_grad():
+        for name, tensor in named.items():
+            tensor.copy_(values[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in named.items():
+                tensor.copy_(before[name])
 
 
 def base_name(name: str) -> str:

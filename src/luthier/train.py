@@ -6,14 +6,14 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from . import checkpoint, evaluate, explain
+from . import checkpoint, evaluate, explain, surgery
 from .assemble import Assembled, assemble, load_weights, restore, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
@@ -111,7 +111,12 @@ class Trainer:
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
         self.optimizer = MasteredAdamW(self.parameters, config.optim)
-        self.parts: dict[str, checkpoint.Part] = {"optimizer": self.optimizer}  # what the next step depends on
+        self.average = config.averaging.build(self.optimizer.weights(), len(self.steps))
+        stopping = config.early_stopping
+        self.patience = stopping.build(config.evaluation.better) if stopping else None
+        parts = {"optimizer": self.optimizer, "averaging": self.average, "early_stopping": self.patience}
+        # What the next step depends on, beside the weights.
+        self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
         if self.ranks.first:
             write_atomically(self.folder / "config.yaml", config.dump())
             keep_probe(self.folder, (self.validation or self.training).documents)
@@ -139,7 +144,7 @@ class Trainer:
 
     def _steps(self) -> Iterator[Step]:
         config = self.config
-        while self.step < len(self.steps):
+        while not self._ended():
             taken = self._take()
             self._log(taken)
             last = self.step == len(self.steps)
@@ -153,6 +158,9 @@ class Trainer:
             if stop:
                 raise self._interrupted()
             yield taken
+
+    def _ended(self) -> bool:
+        return self.step == len(self.steps) or bool(self.patience and self.patience.exhausted)
 
     def _take(self) -> Step:
         """One optimiser step: rows forward and backward, one division, clipping, AdamW."""
@@ -179,6 +187,8 @@ class Trainer:
         self.optimizer.zero_grad()
         loss_value, grad_norm, counted = (sums[0] / sums[1]).item(), norm.item(), int(sums[2].item())
         self.step += 1
+        if self.average:
+            self.average.update(self.step, self.optimizer.weights())
         if not (abs(loss_value) < float("inf") and grad_norm < float("inf")):
             self._not_finite(loss_value, grad_norm)
         self.seconds = time.monotonic() - began
@@ -228,7 +238,7 @@ class Trainer:
             return
         state = checkpoint.random_state()
         try:
-            values = self._measure(answer)
+            values = self._measure(answer, self._deployed(), self.step)
         except Stopped:
             checkpoint.restore_random_state(*state)
             self.save()
@@ -242,14 +252,41 @@ class Trainer:
         self.console.say(text)
         if self.ranks.first:
             self.monitor.log("evaluation", self.step, values)
-        if self.step and (self.best is None or values["loss"] < self.best["loss"]):
-            self.best = {"name": self._name(), "loss": values["loss"], "step": self.step}
+        self._judge(values)
 
-    def _measure(self, answer: bool) -> dict:
+    def _judge(self, values: dict) -> None:
+        """Is it the best so far, and is it time to stop? The base, at step 0, is not among what is judged."""
+        config = self.config.evaluation
+        metric, better = config.metric_for_best_model, config.better
+        if metric not in values:
+            raise ConfigError(
+                f"evaluation.metric_for_best_model={metric!r} is not among what is measured at step {self.step}: "
+                f"{', '.join(sorted(values))}"
+            )
+        if not self.step:
+            return
+        value = values[metric]
+        if self.best is None or better * (value - self.best["value"]) > 0:
+            self.best = {"name": self._name(), "step": self.step, "metric": metric, "value": value}
+        if self.patience:
+            self.patience.observe(value)
+            if self.patience.exhausted:
+                self.console.say(
+                    f"stopped early after step {self.step}: {metric} has not been better than "
+                    f"{self.patience.best:.4f} for {self.patience.waited} evaluations"
+                )
+
+    def _deployed(self) -> dict[str, torch.Tensor] | None:
+        """What is evaluated and exported, where that is something else than the weights of the step."""
+        return self.average.weights() if self.average else None
+
+    def _measure(self, answer: bool, weights: Mapping[str, torch.Tensor] | None, step: int) -> dict:
+        """The figures with other `weights` in place, if there are any, which are those of `step`."""
         assert self.validation is not None
         config = self.config.evaluation
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
-        with self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext():
+        breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
+        with surgery.replaced(self.parameters, weights), breakable:
             values = evaluate.held_out(self.made, self.validation, self.config.batch.micro_tokens)
             if answer and config.generate:
                 found = evaluate.answers(
@@ -257,7 +294,7 @@ class Trainer:
                 )
                 values |= evaluate.summary(found)
                 if self.ranks.first:
-                    path = evaluate.answers_file(self.folder, self.step)
+                    path = evaluate.answers_file(self.folder, step)
                     path.parent.mkdir(exist_ok=True)
                     write_atomically(path, evaluate.to_json(found))
         return values
@@ -277,6 +314,7 @@ class Trainer:
                 {
                     "step": self.step, "random": generators, "best": self.best, "evaluated": self.evaluated,
                     "data": self._position(), "parts": {name: part.numbers() for name, part in self.parts.items()},
+                    "deployed": "weights" if self._deployed() is None else "averaging",
                 },
             )  # fmt: skip
             best = self.best["name"] if self.best and config.best else None
@@ -337,16 +375,31 @@ class Trainer:
         if self.evaluated != self.step:
             self._evaluate(answer=True)
             self.save()
+        final = self._restore_best()
         if self.ranks.first:
             trained = sum(p.numel() for p in self.parameters.values())
             report: dict = {
-                "steps": self.step, "rows": len(self.training), "trained_parameters": trained,
-                "tokens": sum(self.training.lengths[d] for rows in self.steps for row in rows for d in row),
+                "steps": self.step, "best_step": final, "rows": len(self.training), "trained_parameters": trained,
+                "tokens": sum(self.training.lengths[d] for s in self.steps[: self.step] for row in s for d in row),
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
-            report |= evaluate.report(self.folder, self.step)
+            report |= evaluate.report(self.folder, final)
             write_atomically(path, json.dumps(report, indent=1))
         self.ranks.wait()
+
+    def _restore_best(self) -> int:
+        """The step whose weights are the run's result: they are in the network now, and have answered."""
+        if not (self.config.checkpoint.best and self.best) or self.best["step"] == self.step:
+            return self.step
+        folder = self.folder / "checkpoints" / self.best["name"]
+        load_weights(self.made, folder, checkpoint.read_state(folder)["deployed"])
+        if self.config.evaluation.generate and not evaluate.answers_file(self.folder, self.best["step"]).exists():
+            try:
+                self._measure(True, None, self.best["step"])
+            except Stopped:
+                raise self._interrupted() from None
+        self.console.say(f"the best weights, of step {self.best['step']}, are restored")
+        return self.best["step"]
 
     def result(self) -> Result:
         return open_run(self.folder)

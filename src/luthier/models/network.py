@@ -25,6 +25,7 @@ class Network(nn.Module):
         self.model = model
         self.native = self.model.config._attn_implementation
         self.packed = False
+        self.noise = 0.0  # NEFTune's alpha
         self.longest = 0  # an upper bound of document lengths that stays the same, so that graphs do
         if self.model.get_output_embeddings() is None:
             raise ModelError(f"{type(model).__name__} has no output layer: it is no causal language model")
@@ -50,9 +51,35 @@ class Network(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         return self.hidden(batch)
 
+    @property
+    def _disturbed(self) -> bool:
+        """Whether the embeddings of this pass get noise, in training only."""
+        return bool(self.noise) and self.model.training and torch.is_grad_enabled()
+
     def hidden(self, batch: Batch) -> Tensor:
         """[T, H] after the last norm."""
-        return self._packed(batch) if self.packed else self._padded(batch)
+        with self._noisy(batch):
+            return self._packed(batch) if self.packed else self._padded(batch)
+
+    @contextmanager
+    def _noisy(self, batch: Batch) -> Iterator[None]:
+        """In training, uniform noise on the embeddings of each document: at most alpha / sqrt(length x width)."""
+        if not self._disturbed:
+            yield
+            return
+        lengths = torch.tensor(batch.lengths, device=self.device, dtype=torch.float32)  # [D]
+        each = lengths.repeat_interleave(lengths.long(), output_size=len(batch)) if self.packed else lengths[:, None]
+
+        def disturb(module: nn.Module, _: Any, embedded: Tensor) -> Tensor:  # [1, T, H] or [D, L, H]
+            most = self.noise / (each * embedded.shape[-1]).sqrt()
+            noise = torch.empty_like(embedded, dtype=torch.float32).uniform_(-1, 1) * most[..., None]
+            return embedded + noise.to(embedded.dtype)
+
+        handle = self.model.get_input_embeddings().register_forward_hook(disturb)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def predictions(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For the N tokens that are learnt: the hidden state that predicts each [N, H], the token, its weight."""
@@ -60,7 +87,7 @@ class Network(nn.Module):
 
     def _packed(self, batch: Batch) -> Tensor:
         tokens, positions, ends, copies = batch.tokens, batch.positions, batch.ends, None
-        if tokens.device.type == "cpu" and (shared := batch.shared_start()):
+        if tokens.device.type == "cpu" and not self._disturbed and (shared := batch.shared_start()):
             kept, copies, ends = _once(batch, shared)
             tokens, positions = tokens[kept], positions[kept]
         borders = attention.cumulative(ends, self.device)

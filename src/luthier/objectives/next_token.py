@@ -17,13 +17,14 @@ class NextTokenObjective(nn.Module):
 
     def __init__(self, config: NextToken):
         super().__init__()
+        self.smoothing = config.label_smoothing_factor
 
     def prepare(self, network: Any, batch: Batch) -> Batch:
         return batch
 
     def forward(self, network: Any, batch: Batch) -> Loss:
         hidden, targets, weights = network.predictions(batch, network.hidden(batch))
-        return Loss(nll_sum(hidden, network.head, targets, weights), weights.sum(), {})
+        return Loss(nll_sum(hidden, network.head, targets, weights, self.smoothing), weights.sum(), {})
 
     @torch.no_grad()
     def evaluate(self, network: Any, batch: Batch) -> Loss:

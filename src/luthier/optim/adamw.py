@@ -76,6 +76,10 @@ class MasteredAdamW:
         master.addcdiv_(m, divisor, value=-learning_rate / (1 - c.adam_beta1**self.count))
         p.detach().copy_(master)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The weights as they are stepped: float32 masters where there are any."""
+        return {name: self.masters.get(name, p) for name, p in self.parameters.items()}
+
     def zero_grad(self) -> None:
         for p in self.parameters.values():
             p.grad = None
