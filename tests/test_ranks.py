@@ -2,13 +2,17 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+from test_train import finished
 
 from luthier import checkpoint, configure, train
 from luthier.monitor import Console, records
@@ -49,3 +53,65 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path, examples):
         for n in ("run", "two")
     ]
     assert losses[0] == losses[1]
+
+
+MANY_OPTIONS = {
+    "trainable": {"lora_dropout": 0.2}, "regularisation": {"dropout": 0.1, "neftune_noise_alpha": 3.0},
+    "averaging": "ema", "evaluation": {"every": 4, "generate": 2, "max_new_tokens": 4}, "checkpoint": {"every": 2},
+    "monitor": {"tensorboard": True}, "max_steps": 12,
+}  # fmt: skip
+
+
+def torchrun(folder, settings, name) -> subprocess.Popen:
+    """Two processes of the command line, as `torchrun -m luthier train FILE` starts them."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings | {"output_dir": str(folder / name)}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [*command, "-m", "luthier", "train", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_torchrun_killed_and_resumed_ends_with_the_same_bytes(settings, tmp_path):
+    """Dropout and noise are other ones on each process, and go on where they were on each."""
+    settings = configure(settings, MANY_OPTIONS).model_dump(mode="json")
+    whole = torchrun(tmp_path, settings, "whole")
+    said, told = whole.communicate(timeout=300)
+    assert whole.returncode == 0, told
+    assert said.count("held out") == 1
+    assert told.count("step 12/12") == 1
+    killed = torchrun(tmp_path, settings, "killed")
+    while killed.poll() is None:
+        found = checkpoint.listed(tmp_path / "killed" / "checkpoints")
+        if found and checkpoint.step_of(found[-1]) >= 4:
+            workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+            for pid in [killed.pid, *map(int, workers)]:
+                os.kill(pid, signal.SIGKILL)
+            break
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    again = torchrun(tmp_path, settings, "killed")
+    _, told = again.communicate(timeout=300)
+    assert again.returncode == 0, told
+    assert "resumed from" in told
+    assert finished(tmp_path / "whole") == finished(tmp_path / "killed")
+    states = load_file(checkpoint.listed(tmp_path / "whole" / "checkpoints")[-1] / "random.safetensors")
+    assert not torch.equal(states["rank0"], states["rank1"])
+    history = [[(r["kind"], r["step"], r.get("loss")) for r in records(tmp_path / n / "metrics.jsonl")]
+               for n in ("whole", "killed")]  # fmt: skip
+    assert history[0] == history[1]
+    assert len(history[0]) == 12 + 4
+
+
+def test_another_number_of_processes_goes_on_and_says_so(settings, tmp_path):
+    settings = configure(settings, MANY_OPTIONS, "max_steps=4").model_dump(mode="json")
+    process = torchrun(tmp_path, settings, "run")
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    (tmp_path / "run" / "report.json").unlink()
+    said: list[str] = []
+    console = Console(quiet=True)
+    console.warn = said.append
+    train(configure(settings, {"output_dir": str(tmp_path / "run")}), console)
+    assert "written by 2 processes" in said[0]

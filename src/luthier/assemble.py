@@ -60,11 +60,13 @@ def tokenizer_and_renderer(config: Config) -> tuple[Any, Renderer]:
     return tokenizer, Renderer(tokenizer, config.data.train_on, config.data.max_length)
 
 
-def assemble(config: Config, tell: Callable[[str], None] = lambda text: None, training: bool = True) -> Assembled:
+def assemble(
+    config: Config, tell: Callable[[str], None] = lambda text: None, training: bool = True, ranks: Ranks | None = None,
+) -> Assembled:  # fmt: skip
     """Weights in their precision -> what moves -> packed attention, recomputation, compilation."""
     tokenizer, renderer = tokenizer_and_renderer(config)
     seed_everything(config.seed)
-    ranks = Ranks(config.parallel)
+    ranks = ranks or Ranks(config.parallel)
     dtype = config.precision.resolve(ranks.device)
     model = load.load_model(config.model, dtype, ranks.device)
     if training:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from .errors import CheckpointError
@@ -118,27 +118,28 @@ def prune(root: Path, keep: int, best: Path | None) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def random_state() -> tuple[dict[str, Tensor], dict]:
-    """The states of all random generators: torch's as tensors, Python's and NumPy's as JSON."""
+def random_state() -> Tensor:
+    """The states of all random generators of this process, PyTorch's, NumPy's and Python's, as bytes [n] uint8."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     tensors["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    return tensors, {
-        "python": [version, list(words), gauss],
-        "numpy": [name, position, has_gauss, cached],
-    }
+    others = {"python": [version, list(words), gauss], "numpy": [name, position, has_gauss, cached]}
+    return torch.frombuffer(bytearray(save(tensors, {"others": json.dumps(others)})), dtype=torch.uint8)
 
 
-def restore_random_state(tensors: Mapping[str, Tensor], state: Mapping) -> None:
+def restore_random_state(state: Tensor) -> None:
+    data = bytes(state.numpy())
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # of the safetensors format
+    tensors, others = load(data), json.loads(header["__metadata__"]["others"])
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
-    version, words, gauss = state["python"]
+    version, words, gauss = others["python"]
     random.setstate((version, tuple(words), gauss))
-    name, position, has_gauss, cached = state["numpy"]
+    name, position, has_gauss, cached = others["numpy"]
     np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
 
 

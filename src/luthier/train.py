@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from . import checkpoint, evaluate, explain, surgery
-from .assemble import Assembled, assemble, load_weights, restore, tokenizer_and_renderer
+from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
 from .data import dataset as datasets
@@ -27,6 +27,7 @@ from .monitor import Console, Monitor, memory_gb, records
 from .optim import schedule
 from .optim.adamw import MasteredAdamW, clip_scale
 from .parallel.layers import compiled
+from .parallel.ranks import Ranks
 from .signals import Signals, Stopped
 
 
@@ -83,6 +84,9 @@ class Trainer:
 
     def __init__(self, config: Config, console: Console | None = None):
         self.config, self.console = config, console or Console()
+        self.ranks = Ranks(config.parallel)
+        if not self.ranks.first:
+            self.console = Console(quiet=True)  # one speaks for all
         self.folder = Path(config.output_dir)
         self.signals = Signals()
         self.step = 0
@@ -104,12 +108,14 @@ class Trainer:
         )  # fmt: skip
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
         # 2 model initialisation, 3 layer freezing, 4 method
-        self.made: Assembled = assemble(config, warn)
-        self.ranks = self.made.ranks
+        self.made: Assembled = assemble(config, warn, ranks=self.ranks)
         if self.ranks.first:
             self.console.show(explain.table(self.made.network.model))
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
+        self.ranks.agree(list(self.parameters.values()))
+        if self.ranks.rank:  # what moves is drawn alike, what is dropped is not
+            seed_everything(hash((config.seed, self.ranks.rank)))
         self.optimizer = MasteredAdamW(self.parameters, config.optim)
         self.average = config.averaging.build(self.optimizer.weights(), len(self.steps))
         stopping = config.early_stopping
@@ -122,7 +128,9 @@ class Trainer:
             keep_probe(self.folder, (self.validation or self.training).documents)
         self._resume()
         # 8 evaluation and monitoring
-        self.monitor = Monitor(self.folder, self.console, config.monitor.tensorboard and self.ranks.first, self.step)
+        self.monitor = (
+            Monitor(self.folder, self.console, config.monitor.tensorboard, self.step) if self.ranks.first else None
+        )
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
@@ -140,7 +148,8 @@ class Trainer:
             yield from self._steps()
             self._finish()
         finally:
-            self.monitor.close()
+            if self.monitor:
+                self.monitor.close()
 
     def _steps(self) -> Iterator[Step]:
         config = self.config
@@ -211,7 +220,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ 8 evaluation, monitoring, checkpoints
     def _log(self, taken: Step) -> None:
-        if not self.ranks.first:
+        if not self.monitor:
             return
         self.unlogged.append((taken.tokens, self.seconds))
         if taken.step % self.config.monitor.log_every and taken.step != len(self.steps):
@@ -240,17 +249,17 @@ class Trainer:
         try:
             values = self._measure(answer, self._deployed(), self.step)
         except Stopped:
-            checkpoint.restore_random_state(*state)
+            checkpoint.restore_random_state(state)
             self.save()
             raise self._interrupted() from None
-        checkpoint.restore_random_state(*state)
+        checkpoint.restore_random_state(state)
         self.evaluated = self.step
         text = f"held out at step {self.step}: loss {values['loss']:.4f}"
         text += f", token accuracy {values['token_accuracy']:.3f}"
         if "exact_match" in values:
             text += f", exact match {values['exact_match']:.3f} of {values['rows']}"
         self.console.say(text)
-        if self.ranks.first:
+        if self.monitor:
             self.monitor.log("evaluation", self.step, values)
         self._judge(values)
 
@@ -306,13 +315,13 @@ class Trainer:
         """A checkpoint of everything that the next step depends on."""
         config = self.config.checkpoint
         folder = self.folder / "checkpoints" / self._name()
+        random = {f"rank{n}": state for n, state in enumerate(self.ranks.gather(checkpoint.random_state()))}
         if self.ranks.first:
-            tensors, generators = checkpoint.random_state()
             checkpoint.write_folder(
                 folder,
-                {"weights": self.parameters, "random": tensors} | {n: p.tensors() for n, p in self.parts.items()},
+                {"weights": self.parameters, "random": random} | {n: p.tensors() for n, p in self.parts.items()},
                 {
-                    "step": self.step, "random": generators, "best": self.best, "evaluated": self.evaluated,
+                    "step": self.step, "best": self.best, "evaluated": self.evaluated,
                     "data": self._position(), "parts": {name: part.numbers() for name, part in self.parts.items()},
                     "deployed": "weights" if self._deployed() is None else "averaging",
                 },
@@ -342,7 +351,15 @@ class Trainer:
         load_weights(self.made, found)
         for name, part in self.parts.items():
             part.restore(checkpoint.read_tensors(found, name), state["parts"][name])
-        checkpoint.restore_random_state(checkpoint.read_tensors(found, "random"), state["random"])
+        random = checkpoint.read_tensors(found, "random")
+        if len(random) == self.ranks.world:
+            checkpoint.restore_random_state(random[f"rank{self.ranks.rank}"])
+        else:
+            self.console.warn(
+                f"{found} was written by {len(random)} processes, and this run has {self.ranks.world}: the rows go on "
+                "where they were; dropout and noise are drawn anew"
+            )
+            seed_everything(hash((self.config.seed, state["step"], self.ranks.rank)))
         self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
         self.console.say(f"resumed from {found}")
 

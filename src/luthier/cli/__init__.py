@@ -49,6 +49,11 @@ def subparser(verbs: argparse._SubParsersAction, name: str, caption: str) -> arg
     return made
 
 
+def first_process() -> bool:
+    """Of those that torchrun started; one speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. What a user can mend is one message, never a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -77,8 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: BaseException, message: str, code: int, as_json: bool) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    if as_json:
+    where = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
+    print(f"error{where}: {message}", file=sys.stderr)
+    if as_json and first_process():
         problems = error.problems if isinstance(error, ConfigError) else [message]
         print(json.dumps({"error": type(error).__name__, "problems": problems, "exit_code": code}, indent=1))
     return code

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from . import subparser
+from . import first_process, subparser
 
 EPILOG = """\
 examples:
@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> Any:
 
     console = Console(options.quiet)
     result = train(config, console)
+    if not first_process():
+        return None
     if not options.json:
         show_report(result.report)
         kind = "adapter" if config.trainable.kind == "lora" else "full"

@@ -62,6 +62,25 @@ class Ranks:
         for p, gradient in zip(moved, gradients):
             p.grad = gradient
 
+    def agree(self, tensors: Sequence[Tensor]) -> None:
+        """Everybody takes the values of the first rank."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
+    def gather(self, mine: Tensor) -> list[Tensor]:
+        """The bytes [n] uint8 of every rank, in their order, on all of them; lengths may differ."""
+        if self.world == 1:
+            return [mine]
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(mine)], device=self.device))
+        longest = int(max(sizes))
+        filled = torch.zeros(longest, dtype=torch.uint8, device=self.device)
+        filled[: len(mine)] = mine.to(self.device)
+        parts = [torch.empty_like(filled) for _ in range(self.world)]
+        dist.all_gather(parts, filled)
+        return [part[: int(size)].cpu() for part, size in zip(parts, sizes)]
+
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
         if self.world == 1:
