@@ -106,10 +106,12 @@ def restore(folder: Path, tell: Callable[[str], None] = lambda text: None) -> tu
     for line in refused:
         tell(line)
     made = assemble(read_run(folder), tell, training=False)
-    load_weights(made, chosen)
+    load_weights(made, chosen, trained=False)
     made.network.eval()
     return made, chosen
 
 
-def load_weights(made: Assembled, folder: Path) -> None:
-    checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, "weights"), str(folder))
+def load_weights(made: Assembled, folder: Path, trained: bool = True) -> None:
+    """The weights of a checkpoint: those trained, to go on, or those to use, where an average of them was kept."""
+    averaged = {} if trained else checkpoint.read_tensors(folder, "averaged")
+    checkpoint.load_into(made.parameters(), averaged or checkpoint.read_tensors(folder, "weights"), str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, evaluate, explain
+from . import checkpoint, evaluate, explain, surgery
 from .assemble import Assembled, assemble, load_weights, restore, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
@@ -24,8 +25,9 @@ from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
 from .monitor import Console, Monitor, memory_gb, records
-from .optim import schedule
-from .optim.adamw import MasteredAdamW, clip_scale
+from .optim.clipping import Clipper
+from .optim.optimizer import Optimizer
+from .optim.schedule import Scheduler
 from .parallel.layers import compiled
 from .signals import Signals, Stopped
 
@@ -37,8 +39,9 @@ class Step:
     step: int
     loss: float
     learning_rate: float
-    grad_norm: float
+    grad_norm: float  # before clipping
     tokens: int
+    clipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class Trainer:
             epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
+        self.schedule = Scheduler(config.schedule, len(self.steps))
+        self._check_fused()
         # 2 model initialisation, 3 layer freezing, 4 method
         self.made: Assembled = assemble(config, warn)
         self.ranks = self.made.ranks
@@ -110,8 +115,17 @@ class Trainer:
             self.console.show(explain.table(self.made.network.model))
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
-        self.optimizer = MasteredAdamW(self.parameters, config.optim)
-        self.parts: dict[str, checkpoint.Part] = {"optimizer": self.optimizer}  # what the next step depends on
+        roles = surgery.roles(self.made.network.model)
+        roles |= {name: "head" for name in self.parameters if name.startswith("objective.")}
+        self.clipper = Clipper(config.clipping, roles)
+        self.optimizer = Optimizer(
+            self.parameters, config.optim, roles=roles, clip=self.clipper.each, seed=config.seed
+        )  # fmt: skip
+        for line in self.optimizer.describe() if self.ranks.first else ():
+            say(line)
+        self.parts: dict[str, checkpoint.Part] = {  # what the next step depends on
+            "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
+        }  # fmt: skip
         if self.ranks.first:
             write_atomically(self.folder / "config.yaml", config.dump())
             keep_probe(self.folder, (self.validation or self.training).documents)
@@ -155,10 +169,10 @@ class Trainer:
             yield taken
 
     def _take(self) -> Step:
-        """One optimiser step: rows forward and backward, one division, clipping, AdamW."""
-        config, made = self.config, self.made
+        """One optimiser step: rows forward and backward, one division, clipping, the optimiser."""
+        made, fused = self.made, self.config.optim.fused_backward
         began = time.monotonic()
-        rate = config.optim.learning_rate * schedule.factor(config.schedule, self.step, len(self.steps))
+        factor = self.schedule.factor(self.step)
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)
         self.rows = self.ranks.mine(self.steps[self.step])
@@ -166,23 +180,26 @@ class Trainer:
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
             batch = made.objective.prepare(made.network, self.ahead or self._batch(row))
             loss = made.objective(made.network, batch)
+            if fused:  # one row, whose count is the step's
+                self.optimizer.arm(factor, self.clipper.scale(loss.count) / loss.count)
             loss.total.backward()
             total += loss.total.detach()
             count += loss.count
             self.ahead = self._batch(following) if following else None  # while the device is still at work
         self.ranks.sum_gradients(list(self.parameters.values()))
-        gradients = self.optimizer.gradients()
         sums = self.ranks.sum_(torch.stack([total, count, torch.tensor(float(tokens), device=self.ranks.device)]))
-        norm = torch.nn.utils.get_total_norm(gradients) / sums[1]
-        scale = clip_scale(norm, config.optim.max_grad_norm) / sums[1]
-        self.optimizer.step(rate, scale)
+        norm = self.optimizer.norm() / sums[1]
+        if not fused:
+            self.optimizer.step(factor, self.clipper.scale(norm) / sums[1])
         self.optimizer.zero_grad()
         loss_value, grad_norm, counted = (sums[0] / sums[1]).item(), norm.item(), int(sums[2].item())
+        clipped = self.clipper.record(grad_norm)
         self.step += 1
         if not (abs(loss_value) < float("inf") and grad_norm < float("inf")):
             self._not_finite(loss_value, grad_norm)
         self.seconds = time.monotonic() - began
-        return Step(self.step, loss_value, rate, grad_norm, counted)
+        rate = self.config.optim.learning_rate * factor
+        return Step(self.step, loss_value, rate, grad_norm, counted, clipped)
 
     def _first_row(self, step: int) -> list[int]:
         """What this rank's next batch is made of; empty after the last."""
@@ -210,7 +227,7 @@ class Trainer:
         left = seconds / len(self.unlogged) * (len(self.steps) - taken.step)
         values = {
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
-            "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
+            "clipped": taken.clipped, **self.clipper.figures(), "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
             "seconds": seconds, "seconds_left": left,
         }  # fmt: skip
         self.unlogged.clear()
@@ -235,6 +252,8 @@ class Trainer:
             raise self._interrupted() from None
         checkpoint.restore_random_state(*state)
         self.evaluated = self.step
+        if self.schedule.observe(values):
+            self.console.say(f"the rate falls to {self.schedule.ratio:.3g} of its schedule")
         text = f"held out at step {self.step}: loss {values['loss']:.4f}"
         text += f", token accuracy {values['token_accuracy']:.3f}"
         if "exact_match" in values:
@@ -249,7 +268,8 @@ class Trainer:
         assert self.validation is not None
         config = self.config.evaluation
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
-        with self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext():
+        breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
+        with self.optimizer.evaluation_weights(), breakable:
             values = evaluate.held_out(self.made, self.validation, self.config.batch.micro_tokens)
             if answer and config.generate:
                 found = evaluate.answers(
@@ -273,7 +293,8 @@ class Trainer:
             tensors, generators = checkpoint.random_state()
             checkpoint.write_folder(
                 folder,
-                {"weights": self.parameters, "random": tensors} | {n: p.tensors() for n, p in self.parts.items()},
+                {"weights": self.parameters, "averaged": self.optimizer.averaged(), "random": tensors}
+                | {n: p.tensors() for n, p in self.parts.items()},
                 {
                     "step": self.step, "random": generators, "best": self.best, "evaluated": self.evaluated,
                     "data": self._position(), "parts": {name: part.numbers() for name, part in self.parts.items()},
@@ -307,6 +328,19 @@ class Trainer:
         checkpoint.restore_random_state(checkpoint.read_tensors(found, "random"), state["random"])
         self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
         self.console.say(f"resumed from {found}")
+
+    def _check_fused(self) -> None:
+        """A step inside the backward pass has one row of one process: no other gradient may be added to it."""
+        if not self.config.optim.fused_backward:
+            return
+        world, rows = int(os.environ.get("WORLD_SIZE", 1)), max(map(len, self.steps))
+        if world > 1:
+            raise ConfigError(f"optim.fused_backward is for one process, and here are {world}: leave it out")
+        if rows > 1:
+            raise ConfigError(
+                f"optim.fused_backward allows one row a step, and here a step has up to {rows}: use a larger "
+                "batch.micro_tokens, or a smaller batch.examples"
+            )
 
     def _check_same_run(self) -> None:
         """A folder holds one run: its settings may not change under its checkpoints."""
@@ -344,6 +378,7 @@ class Trainer:
                 "tokens": sum(self.training.lengths[d] for rows in self.steps for row in rows for d in row),
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
+            report |= self.clipper.figures()
             report |= evaluate.report(self.folder, self.step)
             write_atomically(path, json.dumps(report, indent=1))
         self.ranks.wait()
