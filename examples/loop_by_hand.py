@@ -76,7 +76,8 @@ for step, step_rows in enumerate(plan):
     factor = schedule.factor(Linear(), step, len(plan))
     optimizer.step(factor, clip_scale(norm, max_norm=1.0) / count)
     optimizer.zero_grad()
-    print(f"step {step + 1}/{len(plan)}  loss {float(total / count):.4f}  grad {float(norm):.3f}  lr {settings.learning_rate * factor:.2e}")
+    rate = settings.learning_rate * factor
+    print(f"step {step + 1}/{len(plan)}  loss {float(total / count):.4f}  grad {float(norm):.3f}  lr {rate:.2e}")
 
 # 8 what it is worth now
 print(f"held out after: {held_out_loss():.4f}")

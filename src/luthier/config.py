@@ -16,8 +16,17 @@ from .methods import METHODS
 from .models import Model, names
 from .objectives import Objective
 from .optim import (
-    SGD, AdamW, Clipping, Constant, Linear, NormClipping, Optim, ReduceLROnPlateau, Schedule, ScheduleFreeAdamW,
-)  # fmt: skip
+    SGD,
+    AdamW,
+    Clipping,
+    Constant,
+    Linear,
+    NormClipping,
+    Optim,
+    ReduceLROnPlateau,
+    Schedule,
+    ScheduleFreeAdamW,
+)
 from .optim import schedule as schedules
 from .parallel import Parallel
 from .precision import Precision
@@ -393,8 +402,8 @@ def _contradictions_of_optim(config: Config) -> list[str]:
         )
     if optim.fused_backward and isinstance(clipping, NormClipping):
         found.append(
-            "optim.fused_backward steps each weight before the norm of the whole gradient is known, which clipping.kind="
-            "norm needs: use clipping=none, clipping.kind=value or clipping.kind=adaptive"
+            "optim.fused_backward steps each weight before the norm of the whole gradient is known, which "
+            "clipping.kind=norm needs: use clipping=none, clipping.kind=value or clipping.kind=adaptive"
         )
     if optim.fused_backward and batch.tokens is not None and batch.tokens > batch.micro_tokens:
         found.append(

@@ -227,7 +227,8 @@ class Trainer:
         left = seconds / len(self.unlogged) * (len(self.steps) - taken.step)
         values = {
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
-            "clipped": taken.clipped, **self.clipper.figures(), "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
+            "clipped": taken.clipped, **self.clipper.figures(),
+            "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
             "seconds": seconds, "seconds_left": left,
         }  # fmt: skip
         self.unlogged.clear()

@@ -33,14 +33,14 @@ class Optimisation(Settings):
     learning_rate: float = Field(1e-4, gt=0)
     """The peak of the rate; the schedule says what becomes of it."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled (arXiv:1711.05101). Never applied to norms and biases, that is, to what has less than two dimensions."""
+    """Decoupled (arXiv:1711.05101). Never applied to norms and biases: to what has less than two dimensions."""
     groups: list[Group] = []
     """Rates and decays by the names of parameters."""
     loraplus_lr_ratio: float | None = Field(None, gt=0)
     """LoRA+ (arXiv:2402.12354): the rate of the matrices B is this many times that of A."""
     rounding: Literal["master", "stochastic", "nearest"] = "master"
-    """How weights in 16 bits take small steps: beside a `master` in float32 (4 bytes a weight), by `stochastic` rounding
-    without one (right on average), or rounded to the `nearest` (steps below half a unit are lost)."""
+    """How weights in 16 bits take small steps: beside a `master` in float32 (4 bytes a weight), by `stochastic`
+    rounding without one (right on average), or rounded to the `nearest` (steps below half a unit are lost)."""
     fused_backward: bool = False
     """Step each parameter and free its gradient as soon as the backward pass has made it (arXiv:2306.09782)."""
 
@@ -80,7 +80,7 @@ class AdamW8bit(Optimisation):
 
 
 class Adafactor(Optimisation):
-    """Adafactor (arXiv:1804.04235): second moments of matrices by their rows and columns, updates clipped by their size."""
+    """Adafactor (arXiv:1804.04235): second moments of matrices by rows and columns, updates clipped by their size."""
 
     kind: Literal["adafactor"] = "adafactor"
     beta1: float | None = Field(None, ge=0, lt=1)
@@ -116,7 +116,7 @@ class SGD(Optimisation):
 
 
 class Lion(Optimisation):
-    """Lion (arXiv:2302.06675): the sign of a momentum; wants a third to a tenth of AdamW's rate and as much more decay."""
+    """Lion (arXiv:2302.06675): the sign of a momentum; wants a third to a tenth of AdamW's rate, and more decay."""
 
     kind: Literal["lion"] = "lion"
     lion_beta1: float = Field(0.9, ge=0, lt=1)

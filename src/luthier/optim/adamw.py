@@ -47,7 +47,8 @@ class AdamWRule(Rule):
     def _fused(self, items: list[Item], now: Now) -> None:
         """All float32 parameters of a group in one call of PyTorch's."""
         parameters = [item.parameter.detach() for item in items]
-        gradients = list(torch._foreach_mul([i.parameter.grad for i in items if i.parameter.grad is not None], now.scale))
+        raw = [item.parameter.grad for item in items if item.parameter.grad is not None]
+        gradients = list(torch._foreach_mul(raw, now.scale))
         if now.clip is not None:
             for item, gradient in zip(items, gradients):
                 now.clipped(item, gradient)

@@ -1,4 +1,4 @@
-"""Clipping of the mean gradient: by its norm, by value, or unit by unit (arXiv:2102.06171); and how often it happened."""
+"""Clipping of the mean gradient: by its norm, by value or unit by unit (arXiv:2102.06171); how often it happened."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _chosen(parameters: Mapping[str, nn.Parameter], config: Optimisation) -> dic
         for pattern in [group.patterns] if isinstance(group.patterns, str) else group.patterns:
             found = {name for name in parameters if any(matches(part, pattern) for part in prefixes(name))}
             if not found:
-                parts = {end for name in parameters for part in prefixes(name) for end in (part, part.rpartition(".")[2])}
+                parts = {part for name in parameters for part in (*prefixes(name), *name.split("."))}
                 meant = nearest(pattern, parts)
                 hint = f"; did you mean {meant!r}?" if meant else f"; {next(iter(parameters))!r} is one that does"
                 raise ConfigError(f"{key}.patterns: {pattern!r} matches no parameter that moves{hint}")

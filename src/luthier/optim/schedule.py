@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from . import (
-    Constant, Cosine, CosineWithRestarts, InverseSqrt, Polynomial, ReduceLROnPlateau, Schedule, WarmupStableDecay,
-)  # fmt: skip
+    Constant,
+    Cosine,
+    CosineWithRestarts,
+    InverseSqrt,
+    Polynomial,
+    ReduceLROnPlateau,
+    Schedule,
+    WarmupStableDecay,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +76,7 @@ def problems(schedule: Schedule, total: int | None) -> list[str]:
         parts["decay"] = schedule.decay
     for name, value in parts.items():
         if isinstance(value, float) and value >= 1:
-            found.append(f"schedule.{name}={value}: a share of the steps is below 1, and a number of them is an integer")
+            found.append(f"schedule.{name}={value}: a share of the steps is below 1, a number of them an integer")
     if found:
         return found
     told = " and ".join(f"schedule.{name}={value}" for name, value in parts.items())
@@ -114,8 +121,8 @@ class Scheduler:
         if not isinstance(value, int | float):
             known = ", ".join(name for name, v in values.items() if isinstance(v, int | float))
             raise ConfigError(
-                f"schedule.metric={c.metric!r} is not a figure of this evaluation; these are: {known}. Figures of answers "
-                "need evaluation.generate, and evaluation.generate_every=true to be there each time"
+                f"schedule.metric={c.metric!r} is not a figure of this evaluation; these are: {known}. Figures of "
+                "answers need evaluation.generate, and evaluation.generate_every=true to be there each time"
             )
         if self._better(float(value)):
             self.best, self.bad = float(value), 0
