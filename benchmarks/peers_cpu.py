@@ -72,7 +72,7 @@ def luthier_config(job: Job) -> Any:
     values = demo.settings(job["model"], Path(job["folder"]) / f"luthier-{job['round']}")
     values["data"] |= {"train": job["data"], "validation": None}
     values["trainable"] = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0, "target_modules": "all-linear"}
-    values["optim"] = {"learning_rate": LEARNING_RATE, "max_grad_norm": MAX_GRAD_NORM}
+    values["optim"], values["clipping"] = {"learning_rate": LEARNING_RATE}, {"max_grad_norm": MAX_GRAD_NORM}
     values["schedule"] = {"kind": "linear"}
     values["batch"]["examples"] = EXAMPLES
     values |= {"max_steps": job["steps"], "evaluation": {}, "checkpoint": {}, "parallel": {"device": "cpu"}}

@@ -18,8 +18,9 @@ from luthier.data.masks import Renderer
 from luthier.generate import Chat
 from luthier.models import Model, load, network
 from luthier.objectives import NextToken
-from luthier.optim import AdamW, Schedule, schedule
-from luthier.optim.adamw import MasteredAdamW, clip_scale
+from luthier.optim import AdamW, Linear, schedule
+from luthier.optim.clipping import clip_scale
+from luthier.optim.optimizer import Optimizer
 from luthier.surgery import adapters, trainable
 from luthier.trainable import LoRA
 
@@ -53,7 +54,7 @@ objective = NextToken().build()
 # 5 to 7 optimiser, schedule, clipping
 settings = AdamW(learning_rate=2e-3)
 parameters = trainable(model)
-optimizer = MasteredAdamW(parameters, settings)
+optimizer = Optimizer(parameters, settings)
 
 
 def held_out_loss() -> float:
@@ -71,10 +72,11 @@ for step, step_rows in enumerate(plan):
         loss = objective(net, batch)
         loss.total.backward()
         total, count = total + loss.total.detach(), count + loss.count
-    norm = torch.nn.utils.get_total_norm(optimizer.gradients()) / count
-    rate = settings.learning_rate * schedule.factor(Schedule(kind="linear"), step, len(plan))
-    optimizer.step(rate, clip_scale(norm, settings.max_grad_norm) / count)
+    norm = optimizer.norm() / count
+    factor = schedule.factor(Linear(), step, len(plan))
+    optimizer.step(factor, clip_scale(norm, max_norm=1.0) / count)
     optimizer.zero_grad()
+    rate = settings.learning_rate * factor
     print(f"step {step + 1}/{len(plan)}  loss {float(total / count):.4f}  grad {float(norm):.3f}  lr {rate:.2e}")
 
 # 8 what it is worth now

@@ -11,7 +11,6 @@ from luthier.batch import Batch, Document
 from luthier.evaluate import Answer, compare, interval, is_json, summary
 from luthier.logprobs import Head, nll_sum, scored
 from luthier.models import network
-from luthier.optim import Schedule, schedule
 
 
 def answers(*exact):
@@ -89,27 +88,6 @@ def test_a_wrapped_head_takes_the_general_path():
     total = nll_sum(hidden, head, targets, weights)
     expected = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum")
     torch.testing.assert_close(total, expected)
-
-
-@pytest.mark.parametrize(("kind", "name"), [("linear", "linear"), ("cosine", "cosine"), ("constant", "constant")])
-def test_schedules_equal_those_of_transformers(kind, name):
-    from transformers import get_scheduler
-
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    theirs = get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=20)
-    for step in range(20):
-        assert schedule.factor(Schedule(kind=kind), step, 20) == pytest.approx(theirs.get_last_lr()[0])
-        optimizer.step()
-        theirs.step()
-
-
-def test_warm_up_in_steps_and_as_a_share():
-    for warmup in (5, 0.25):
-        factors = [schedule.factor(Schedule(kind="linear", warmup=warmup), s, 20) for s in range(20)]
-        assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-        assert factors[5] == 1.0
-        assert factors[-1] == pytest.approx(1 / 15)
-    assert schedule.factor(Schedule(kind="cosine", min_ratio=0.1), 20, 20) == pytest.approx(0.1)
 
 
 def test_families_that_cannot_be_packed_say_why():

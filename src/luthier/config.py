@@ -15,7 +15,23 @@ from .errors import CheckpointError, ConfigError
 from .methods import METHODS
 from .models import Model, names
 from .objectives import Objective
-from .optim import AdamW, Averaging, EarlyStopping, NoAveraging, Regularisation, Schedule
+from .optim import (
+    SGD,
+    AdamW,
+    Averaging,
+    Clipping,
+    Constant,
+    EarlyStopping,
+    Linear,
+    NoAveraging,
+    NormClipping,
+    Optim,
+    ReduceLROnPlateau,
+    Regularisation,
+    Schedule,
+    ScheduleFreeAdamW,
+)
+from .optim import schedule as schedules
 from .parallel import Parallel
 from .precision import Precision
 from .settings import Settings, merged, nearest, parse_override, read_yaml
@@ -89,8 +105,9 @@ class Config(Settings):
     trainable: Trainable
     precision: Precision
     objective: Objective
-    optim: AdamW = AdamW()  # type: ignore[call-arg]
-    schedule: Schedule = Schedule()  # type: ignore[call-arg]
+    optim: Optim = AdamW()  # type: ignore[call-arg]
+    schedule: Schedule = Linear()  # type: ignore[call-arg]
+    clipping: Clipping = NormClipping()  # type: ignore[call-arg]
     regularisation: Regularisation = Regularisation()  # type: ignore[call-arg]
     averaging: Averaging = NoAveraging()
     early_stopping: EarlyStopping | None = None
@@ -117,14 +134,27 @@ class Config(Settings):
 
 
 SHORT = {
-    "model": "name", "data": "train", "trainable": "kind", "objective": "kind", "precision": "kind",
-    "averaging": "kind",
+    "model": "name", "data": "train", "trainable": "kind", "objective": "kind", "precision": "kind", "optim": "kind",
+    "schedule": "kind", "clipping": "kind", "averaging": "kind",
 }  # fmt: skip
+DEFAULT_KINDS = {"optim": "adamw", "schedule": "linear", "clipping": "norm"}  # of sections that name no kind
 
 
 def _expanded(values: Mapping) -> dict:
     """`model: NAME` and the like stand for the section's main key."""
     return {k: {SHORT[k]: v} if k in SHORT and isinstance(v, str | list) else v for k, v in values.items()}
+
+
+def _with_kinds(values: dict) -> dict:
+    """Sections that may leave their kind out, with it; a schedule-free optimiser's schedule is constant."""
+    out = dict(values)
+    for section, kind in DEFAULT_KINDS.items():
+        given = values.get(section)
+        if section == "schedule" and (values.get("optim") or {}).get("kind") == "schedule_free_adamw":
+            kind, given = "constant", given or {}
+        if isinstance(given, Mapping) and "kind" not in given:
+            out[section] = {"kind": kind, **given}
+    return out
 
 
 def configure(*sources: str | Path | Mapping, method: str | None = None) -> Config:
@@ -165,7 +195,7 @@ def configure(*sources: str | Path | Mapping, method: str | None = None) -> Conf
                 f"{axis}.kind: {given['kind']!r} does not go with method={name}, which is {kind!r}; {remedy}"
             )
             values[axis] = {"kind": kind}
-    values = merged(METHODS[name].settings, values)
+    values = _with_kinds(merged(METHODS[name].settings, values))
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -220,7 +250,31 @@ ELSEWHERE = {  # what other libraries call it
     "early_stopping_patience": "early_stopping.patience", "early_stopping_threshold": "early_stopping.threshold",
     "label_smoothing": "objective.label_smoothing_factor", "ema_decay": "averaging.decay",
     "load_best_model_at_end": "checkpoint.best", "resid_pdrop": "regularisation.dropout",
-    "freeze_trainable_layers": "trainable.last_layers", "max_norm": "optim.max_grad_norm",
+    "freeze_trainable_layers": "trainable.last_layers", "max_norm": "clipping.max_grad_norm",
+    "max_grad_norm": "clipping.max_grad_norm", "gradient_clip_val": "clipping.max_grad_norm",
+    "clip_grad_norm": "clipping.max_grad_norm", "optimizer": "optim.kind", "lr_scheduler": "schedule.kind",
+    "lr_scheduler_kwargs": "schedule", "num_warmup_steps": "schedule.warmup", "num_decay_steps": "schedule.decay",
+    "num_stable_steps": "schedule.decay", "min_lr": "schedule.min_ratio", "min_lr_ratio": "schedule.min_ratio",
+    "min_lr_rate": "schedule.min_ratio", "lr_end": "schedule.min_ratio", "loraplus_lr_embedding": "optim.groups",
+    "optimizer_in_bwd": "optim.fused_backward", "stochastic_rounding": "optim.rounding",
+    "lr_reduce_factor": "schedule.factor", "param_groups": "optim.groups",
+}  # fmt: skip
+KINDS_ELSEWHERE = {  # what other libraries call a kind
+    "optim.kind": {
+        "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_apex_fused": "adamw",
+        "adamw_anyprecision": "adamw", "paged_adamw": "adamw", "paged_adamw_32bit": "adamw", "adam": "adamw",
+        "lomo": "adamw", "adamw_bnb_8bit": "adamw_8bit", "paged_adamw_8bit": "adamw_8bit",
+        "adamw_torch_8bit": "adamw_8bit", "adam8bit": "adamw_8bit", "adamw8bit": "adamw_8bit", "lion_32bit": "lion",
+        "lion_8bit": "lion", "paged_lion_32bit": "lion", "paged_lion_8bit": "lion",
+        "schedule_free": "schedule_free_adamw", "schedule_free_sgd": "schedule_free_adamw",
+        "schedule_free_radam": "schedule_free_adamw", "adamw_schedule_free": "schedule_free_adamw",
+    },
+    "schedule.kind": {
+        "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_warmup_with_min_lr": "cosine",
+        "wsd": "warmup_stable_decay", "plateau": "reduce_lr_on_plateau", "reduce_on_plateau": "reduce_lr_on_plateau",
+        "cosine_with_hard_restarts": "cosine_with_restarts",
+    },
+    "clipping.kind": {"agc": "adaptive", "max_grad_norm": "norm", "clip_value": "value"},
 }  # fmt: skip
 
 
@@ -231,9 +285,11 @@ def _explained(errors: list) -> list[str]:
         path, owners = _place(detail)
         wanted = detail["msg"].replace("Input should be ", "")
         if detail["type"] == "extra_forbidden":
-            told[path] = f"{path}: unknown key" + suggestion(path.rpartition(".")[2], owners)
+            told[path] = f"{path}: unknown key" + (_of_other_kinds(path) or suggestion(path.rpartition(".")[2], owners))
         elif detail["type"] == "missing":
             told[path] = f"{path}: required, and not given (for example {path}=...)"
+        elif detail["type"] == "union_tag_invalid":
+            told[path] = _wrong_kind(f"{path}.kind", str(detail["ctx"]["tag"]), detail["ctx"]["expected_tags"])
         elif detail["type"].startswith("union_tag"):
             told[path] = f"{path}.kind: {detail['msg']}"
         elif path in told:
@@ -243,12 +299,29 @@ def _explained(errors: list) -> list[str]:
     return list(told.values())
 
 
+def _wrong_kind(path: str, given: str, expected: str) -> str:
+    known = [tag.strip(" '") for tag in expected.split(",")]
+    meant = KINDS_ELSEWHERE.get(path, {}).get(given) or nearest(given, known)
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    return f"{path}={given!r}: should be one of {', '.join(map(repr, known))}{hint}"
+
+
+def _of_other_kinds(path: str) -> str | None:
+    """A hint where a key belongs to the same section with another kind."""
+    section, _, name = path.partition(".")
+    owners = _nested(Config.model_fields[section].annotation) if section in Config.model_fields else ()
+    kinds = [str(c.model_fields["kind"].default) for c in owners if name in c.model_fields and "kind" in c.model_fields]
+    return f"; it is a setting of {section}.kind={' or '.join(kinds)}" if kinds else None
+
+
 def _place(detail: Any) -> tuple[str, list[type[BaseModel]]]:
     """The dotted path of a fault, without the tags of unions, and the classes that its section can be."""
     owners: list[type[BaseModel]] = [Config]
     parts: list[str] = []
     section = owners
     for part in detail["loc"]:
+        if isinstance(part, int) and parts:  # of a list
+            parts[-1] += f"[{part}]"
         fields = [o.model_fields[part] for o in owners if part in o.model_fields]
         tagged = [o for o in owners if "kind" in o.model_fields and o.model_fields["kind"].default == part]
         if fields:
@@ -309,8 +382,7 @@ def contradictions(config: Config) -> list[str]:
             f"batch.tokens={batch.tokens} is no multiple of batch.micro_tokens={batch.micro_tokens}: "
             f"use batch.tokens={nearest_fit}"
         )
-    if config.max_steps is not None and 1 <= config.schedule.warmup >= config.max_steps:
-        found.append(f"schedule.warmup={config.schedule.warmup} leaves none of max_steps={config.max_steps} after it")
+    found += _contradictions_of_optim(config)
     if data.validation is None and (config.evaluation.every or config.evaluation.generate):
         found.append("evaluation needs held-out rows: give data.validation, for example data.validation=0.05")
     e = config.evaluation
@@ -321,6 +393,10 @@ def contradictions(config: Config) -> list[str]:
         )
     if config.early_stopping and not config.evaluation.every:
         found.append("early_stopping goes by evaluations: give evaluation.every, a number of steps")
+    if config.averaging.kind != "none" and isinstance(config.optim, ScheduleFreeAdamW):
+        found.append(
+            f"averaging.kind={config.averaging.kind!r}: leave it out, optim.kind='schedule_free_adamw' averages by itself"
+        )
     if config.early_stopping and config.averaging.kind == "last":
         found.append(
             "averaging.kind='last' averages the last steps of a run whose end early_stopping leaves open: use "
@@ -339,6 +415,59 @@ def contradictions(config: Config) -> list[str]:
     return found
 
 
+def _contradictions_of_optim(config: Config) -> list[str]:
+    optim, schedule, clipping, batch = config.optim, config.schedule, config.clipping, config.batch
+    found = schedules.problems(schedule, config.max_steps)
+    for i, group in enumerate(optim.groups):
+        if group.learning_rate is not None and group.lr_scale is not None:
+            found.append(f"optim.groups[{i}]: learning_rate and lr_scale: give one of the two")
+        if group.learning_rate is None and group.lr_scale is None and group.weight_decay is None:
+            found.append(f"optim.groups[{i}] changes nothing: give learning_rate, lr_scale or weight_decay")
+        if not group.patterns:
+            found.append(f"optim.groups[{i}].patterns: names nothing")
+    if isinstance(optim, SGD) and optim.nesterov and not optim.momentum:
+        found.append("optim.nesterov=true needs optim.momentum, for example optim.momentum=0.9")
+    if optim.loraplus_lr_ratio is not None and not hasattr(config.trainable, "lora_alpha"):
+        found.append(
+            f"optim.loraplus_lr_ratio={optim.loraplus_lr_ratio} needs a LoRA, and trainable.kind is "
+            f"{config.trainable.kind}: leave it out, or use method=lora"
+        )
+    if isinstance(optim, ScheduleFreeAdamW) and not isinstance(schedule, Constant):
+        found.append(
+            f"schedule.kind={schedule.kind} does not go with optim.kind=schedule_free_adamw, whose average takes the "
+            "place of a falling rate: use schedule.kind=constant, with schedule.warmup if wanted"
+        )
+    if optim.rounding != "master" and config.precision.dtype == "float32":
+        found.append(
+            f"optim.rounding={optim.rounding} is for weights in 16 bits, and precision.dtype is float32: use "
+            "precision.dtype=bfloat16, or leave it out"
+        )
+    if optim.fused_backward and isinstance(clipping, NormClipping):
+        found.append(
+            "optim.fused_backward steps each weight before the norm of the whole gradient is known, which "
+            "clipping.kind=norm needs: use clipping=none, clipping.kind=value or clipping.kind=adaptive"
+        )
+    if optim.fused_backward and batch.tokens is not None and batch.tokens > batch.micro_tokens:
+        found.append(
+            f"optim.fused_backward allows one row a step, and batch.tokens={batch.tokens} makes "
+            f"{batch.tokens // batch.micro_tokens}: use batch.micro_tokens={batch.tokens}"
+        )
+    if isinstance(schedule, ReduceLROnPlateau):
+        found += _contradictions_of_plateau(schedule, config.evaluation)
+    return found
+
+
+def _contradictions_of_plateau(schedule: ReduceLROnPlateau, evaluation: Evaluation) -> list[str]:
+    if evaluation.every is None:
+        return ["schedule.kind=reduce_lr_on_plateau looks at evaluations: give evaluation.every, and data.validation"]
+    if schedule.metric in ("exact_match", "valid_json") and not (evaluation.generate and evaluation.generate_every):
+        return [
+            f"schedule.metric={schedule.metric} is counted on answers: give evaluation.generate, for example "
+            "evaluation.generate=100, and evaluation.generate_every=true"
+        ]
+    return []
+
+
 def problem_of_model(model: Model) -> str | None:
     if problem := names.problem(model):
         return f"model.name: {problem}"
@@ -352,6 +481,11 @@ def schema() -> dict:
     made = Config.model_json_schema()
     made["required"] = ["model", "data"]
     made["properties"]["method"]["enum"] = sorted(METHODS)
+    for section, kind in DEFAULT_KINDS.items():  # a section without a kind is the default's
+        for other, reference in made["properties"][section]["discriminator"]["mapping"].items():
+            if other != kind:
+                cls = made["$defs"][reference.rpartition("/")[2]]
+                cls["required"] = sorted({*cls.get("required", []), "kind"})
     for section, main in SHORT.items():
         made["properties"][section] = {"anyOf": [made["properties"][section], {"type": "string", "description": main}]}
     made["$schema"] = "https://json-schema.org/draft/2020-12/schema"

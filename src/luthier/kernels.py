@@ -65,37 +65,52 @@ def _adamw():
     import triton  # type: ignore[import-not-found]
     import triton.language as tl  # type: ignore[import-not-found]
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["seed"])
     def kernel(
-        p_ptr, master_ptr, grad_ptr, m_ptr, v_ptr, scale_ptr, n,
-        lr, decay, beta1, beta2, eps, correction1, correction2_sqrt, BLOCK: tl.constexpr,
+        p_ptr, master_ptr, grad_ptr, m_ptr, v_ptr, scale_ptr, n, seed,
+        lr, decay, beta1, beta2, eps, correction1, correction2_sqrt,
+        MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = i < n
         grad = tl.load(grad_ptr + i, mask=inside, other=0.0).to(tl.float32) * tl.load(scale_ptr)
-        master = tl.load(master_ptr + i, mask=inside, other=0.0)
+        if MASTER:
+            weight = tl.load(master_ptr + i, mask=inside, other=0.0)
+        else:
+            weight = tl.load(p_ptr + i, mask=inside, other=0.0).to(tl.float32)
         m = tl.load(m_ptr + i, mask=inside, other=0.0)
         v = tl.load(v_ptr + i, mask=inside, other=0.0)
         m = beta1 * m + (1 - beta1) * grad
         v = beta2 * v + (1 - beta2) * grad * grad
-        master = master * (1 - lr * decay)
-        master = master - lr / correction1 * m / (tl.sqrt(v) / correction2_sqrt + eps)
+        weight = weight * (1 - lr * decay)
+        weight = weight - lr / correction1 * m / (tl.sqrt(v) / correction2_sqrt + eps)
         tl.store(m_ptr + i, m, mask=inside)
         tl.store(v_ptr + i, v, mask=inside)
-        tl.store(master_ptr + i, master, mask=inside)
-        tl.store(p_ptr + i, master.to(p_ptr.dtype.element_ty), mask=inside)
+        if MASTER:
+            tl.store(master_ptr + i, weight, mask=inside)
+        if STOCHASTIC:  # the 16 bits that bfloat16 lacks are a share of the way to the next number
+            bits = weight.to(tl.int32, bitcast=True)
+            noise = tl.randint(seed, i).to(tl.int32, bitcast=True) & 0xFFFF
+            rounded = ((bits + noise) & -65536).to(tl.float32, bitcast=True)
+            weight = tl.where((bits & 0x7F800000) == 0x7F800000, weight, rounded)
+        tl.store(p_ptr + i, weight.to(p_ptr.dtype.element_ty), mask=inside)
 
     return kernel
 
 
 def adamw_(
-    parameter: Tensor, master: Tensor, gradient: Tensor, m: Tensor, v: Tensor, scale: Tensor,
-    *, lr: float, decay: float, beta1: float, beta2: float, eps: float, step: int,
+    parameter: Tensor, master: Tensor | None, gradient: Tensor, m: Tensor, v: Tensor, scale: Tensor,
+    *, lr: float, decay: float, beta1: float, beta2: float, eps: float, step: int, seed: int | None = None,
 ) -> None:  # fmt: skip
-    """One AdamW step on a float32 master, its moments and the shorter copy that computes, in one pass of memory."""
+    """One AdamW step of weights that compute in 16 bits and of their float32 moments, in one pass of memory.
+
+    With a float32 master it is that which moves; without one the weights themselves do, rounded stochastically where a
+    seed of 31 bits is given, which is for bfloat16, else to the nearest.
+    """
     n = parameter.numel()
     block = 1024
     _adamw()[((n + block - 1) // block,)](
-        parameter, master, gradient, m, v, scale, n,
-        lr, decay, beta1, beta2, eps, 1 - beta1**step, (1 - beta2**step) ** 0.5, BLOCK=block, num_warps=4,
+        parameter, parameter if master is None else master, gradient, m, v, scale, n, seed or 0,
+        lr, decay, beta1, beta2, eps, 1 - beta1**step, (1 - beta2**step) ** 0.5,
+        MASTER=master is not None, STOCHASTIC=seed is not None, BLOCK=block, num_warps=4,
     )  # fmt: skip

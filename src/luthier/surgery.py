@@ -43,6 +43,18 @@ def transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
+def roles(model: Any) -> dict[str, str]:
+    """Parameter -> `embedding`, `head` (also where that is tied to an embedding) or `transposed`; no other is named."""
+    found = {}
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        embeds = isinstance(module, nn.Embedding) or module is model.get_input_embeddings()
+        if embeds or transposed(module):
+            found |= dict.fromkeys(map(id, module.parameters()), "embedding" if embeds else "transposed")
+    found |= dict.fromkeys(map(id, head.parameters() if head is not None else ()), "head")
+    return {name: found[id(p)] for name, p in model.named_parameters() if id(p) in found}
+
+
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)

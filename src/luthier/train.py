@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,9 @@ from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
 from .monitor import Console, Monitor, memory_gb, records
-from .optim import schedule
-from .optim.adamw import MasteredAdamW, clip_scale
+from .optim.clipping import Clipper
+from .optim.optimizer import Optimizer
+from .optim.schedule import Scheduler
 from .parallel.layers import compiled
 from .parallel.ranks import Ranks
 from .signals import Signals, Stopped
@@ -38,8 +40,9 @@ class Step:
     step: int
     loss: float
     learning_rate: float
-    grad_norm: float
+    grad_norm: float  # before clipping
     tokens: int
+    clipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class Trainer:
             epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
+        self.schedule = Scheduler(config.schedule, len(self.steps))
+        self._check_fused()
         # 2 model initialisation, 3 layer freezing, 4 method
         self.made: Assembled = assemble(config, warn, ranks=self.ranks)
         if self.ranks.first:
@@ -116,11 +121,19 @@ class Trainer:
         self.ranks.agree(list(self.parameters.values()))
         if self.ranks.rank:  # what moves is drawn alike, what is dropped is not
             seed_everything(hash((config.seed, self.ranks.rank)))
-        self.optimizer = MasteredAdamW(self.parameters, config.optim)
+        roles = surgery.roles(self.made.network.model)
+        roles |= {name: "head" for name in self.parameters if name.startswith("objective.")}
+        self.clipper = Clipper(config.clipping, roles)
+        self.optimizer = Optimizer(self.parameters, config.optim, roles=roles, clip=self.clipper.each, seed=config.seed)
+        for line in self.optimizer.describe():
+            say(line)
         self.average = config.averaging.build(self.optimizer.weights(), len(self.steps))
         stopping = config.early_stopping
         self.patience = stopping.build(config.evaluation.better) if stopping else None
-        parts = {"optimizer": self.optimizer, "averaging": self.average, "early_stopping": self.patience}
+        parts = {
+            "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
+            "averaging": self.average, "early_stopping": self.patience,
+        }  # fmt: skip
         # What the next step depends on, beside the weights.
         self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
         if self.ranks.first:
@@ -172,10 +185,10 @@ class Trainer:
         return self.step == len(self.steps) or bool(self.patience and self.patience.exhausted)
 
     def _take(self) -> Step:
-        """One optimiser step: rows forward and backward, one division, clipping, AdamW."""
-        config, made = self.config, self.made
+        """One optimiser step: rows forward and backward, one division, clipping, the optimiser."""
+        made, fused = self.made, self.config.optim.fused_backward
         began = time.monotonic()
-        rate = config.optim.learning_rate * schedule.factor(config.schedule, self.step, len(self.steps))
+        factor = self.schedule.factor(self.step)
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)
         self.rows = self.ranks.mine(self.steps[self.step])
@@ -183,25 +196,28 @@ class Trainer:
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
             batch = made.objective.prepare(made.network, self.ahead or self._batch(row))
             loss = made.objective(made.network, batch)
+            if fused:  # one row, whose count is the step's
+                self.optimizer.arm(factor, self.clipper.scale(loss.count) / loss.count)
             loss.total.backward()
             total += loss.total.detach()
             count += loss.count
             self.ahead = self._batch(following) if following else None  # while the device is still at work
         self.ranks.sum_gradients(list(self.parameters.values()))
-        gradients = self.optimizer.gradients()
         sums = self.ranks.sum_(torch.stack([total, count, torch.tensor(float(tokens), device=self.ranks.device)]))
-        norm = torch.nn.utils.get_total_norm(gradients) / sums[1]
-        scale = clip_scale(norm, config.optim.max_grad_norm) / sums[1]
-        self.optimizer.step(rate, scale)
+        norm = self.optimizer.norm() / sums[1]
+        if not fused:
+            self.optimizer.step(factor, self.clipper.scale(norm) / sums[1])
         self.optimizer.zero_grad()
         loss_value, grad_norm, counted = (sums[0] / sums[1]).item(), norm.item(), int(sums[2].item())
+        clipped = self.clipper.record(grad_norm)
         self.step += 1
         if self.average:
             self.average.update(self.step, self.optimizer.weights())
         if not (abs(loss_value) < float("inf") and grad_norm < float("inf")):
             self._not_finite(loss_value, grad_norm)
         self.seconds = time.monotonic() - began
-        return Step(self.step, loss_value, rate, grad_norm, counted)
+        rate = self.config.optim.learning_rate * factor
+        return Step(self.step, loss_value, rate, grad_norm, counted, clipped)
 
     def _first_row(self, step: int) -> list[int]:
         """What this rank's next batch is made of; empty after the last."""
@@ -229,6 +245,7 @@ class Trainer:
         left = seconds / len(self.unlogged) * (len(self.steps) - taken.step)
         values = {
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
+            "clipped": taken.clipped, **self.clipper.figures(),
             "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
             "seconds": seconds, "seconds_left": left,
         }  # fmt: skip
@@ -254,6 +271,8 @@ class Trainer:
             raise self._interrupted() from None
         checkpoint.restore_random_state(state)
         self.evaluated = self.step
+        if self.schedule.observe(values):
+            self.console.say(f"the rate falls to {self.schedule.ratio:.3g} of its schedule")
         text = f"held out at step {self.step}: loss {values['loss']:.4f}"
         text += f", token accuracy {values['token_accuracy']:.3f}"
         if "exact_match" in values:
@@ -287,7 +306,7 @@ class Trainer:
 
     def _deployed(self) -> dict[str, torch.Tensor] | None:
         """What is evaluated and exported, where that is something else than the weights of the step."""
-        return self.average.weights() if self.average else None
+        return self.average.weights() if self.average else self.optimizer.averaged() or None
 
     def _measure(self, answer: bool, weights: Mapping[str, torch.Tensor] | None, step: int) -> dict:
         """The figures with other `weights` in place, if there are any, which are those of `step`."""
@@ -315,15 +334,18 @@ class Trainer:
         """A checkpoint of everything that the next step depends on."""
         config = self.config.checkpoint
         folder = self.folder / "checkpoints" / self._name()
+        averaged = self.average.weights() if self.average else None
+        deployed = None if averaged else self._deployed()
         random = {f"rank{n}": state for n, state in enumerate(self.ranks.gather(checkpoint.random_state()))}
         if self.ranks.first:
             checkpoint.write_folder(
                 folder,
-                {"weights": self.parameters, "random": random} | {n: p.tensors() for n, p in self.parts.items()},
+                {"weights": self.parameters, "deployed": deployed or {}, "random": random}
+                | {n: p.tensors() for n, p in self.parts.items()},
                 {
                     "step": self.step, "best": self.best, "evaluated": self.evaluated,
                     "data": self._position(), "parts": {name: part.numbers() for name, part in self.parts.items()},
-                    "deployed": "weights" if self._deployed() is None else "averaging",
+                    "deployed": "averaging" if averaged else "deployed" if deployed else "weights",
                 },
             )  # fmt: skip
             best = self.best["name"] if self.best and config.best else None
@@ -363,6 +385,19 @@ class Trainer:
         self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
         self.console.say(f"resumed from {found}")
 
+    def _check_fused(self) -> None:
+        """A step inside the backward pass has one row of one process: no other gradient may be added to it."""
+        if not self.config.optim.fused_backward:
+            return
+        world, rows = int(os.environ.get("WORLD_SIZE", 1)), max(map(len, self.steps))
+        if world > 1:
+            raise ConfigError(f"optim.fused_backward is for one process, and here are {world}: leave it out")
+        if rows > 1:
+            raise ConfigError(
+                f"optim.fused_backward allows one row a step, and here a step has up to {rows}: use a larger "
+                "batch.micro_tokens, or a smaller batch.examples"
+            )
+
     def _check_same_run(self) -> None:
         """A folder holds one run: its settings may not change under its checkpoints."""
         path = self.folder / "config.yaml"
@@ -400,6 +435,7 @@ class Trainer:
                 "tokens": sum(self.training.lengths[d] for s in self.steps[: self.step] for row in s for d in row),
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
+            report |= self.clipper.figures()
             report |= evaluate.report(self.folder, final)
             write_atomically(path, json.dumps(report, indent=1))
         self.ranks.wait()
