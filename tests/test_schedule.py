@@ -1,4 +1,4 @@
-"""Learning rates: closed forms against transformers and by hand, the plateau against PyTorch, contradictions, resume."""
+"""Learning rates: closed forms against transformers and by hand, the plateau against PyTorch; refused, resumed."""
 
 import math
 import sys
@@ -189,7 +189,7 @@ def test_a_warm_up_longer_than_the_epochs_is_refused_before_the_model_is_loaded(
 
 def test_a_metric_that_is_not_measured_stops_before_the_first_step(settings):
     config = configure(settings, PLATEAU, {"schedule": {"metric": "rouge"}})
-    with pytest.raises(ConfigError, match="schedule.metric='rouge' is not a figure of this evaluation"):
+    with pytest.raises(ConfigError, match=r"schedule\.metric='rouge' is not a figure of this evaluation"):
         next(steps(config, QUIET))
 
 
