@@ -62,7 +62,10 @@ def assert_equal(ours, theirs, rtol=1e-5, atol=1e-6):
 
 def test_adamw_equals_that_of_pytorch():
     config = made("adamw", learning_rate=1e-2, adam_beta1=0.8, adam_beta2=0.95)
-    assert_equal(*follow(config, lambda p: torch.optim.AdamW(p, 1e-2, betas=(0.8, 0.95), weight_decay=0.0))[:2])
+    for factors in (None, [(i + 1) / 12 for i in range(12)]):
+        found = follow(config, lambda p: torch.optim.AdamW(p, betas=(0.8, 0.95), lr=1e-2, weight_decay=0.0),
+                       factors=factors)  # fmt: skip
+        assert_equal(*found[:2])
 
 
 @pytest.mark.parametrize("extra", [{}, {"scale_parameter": True}, {"beta1": 0.9, "weight_decay": 0.1}])
