@@ -108,6 +108,70 @@ def check_kernels() -> None:
     print("check: kernels equal PyTorch")
 
 
+def check_rounding() -> None:
+    """AdamW without masters: to the nearest as PyTorch rounds, or to a neighbour with the right odds."""
+    torch.manual_seed(0)
+    common = {"lr": 1e-2, "decay": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "step": 1}
+    start, grad = torch.randn(1000, 37, device="cuda").bfloat16(), torch.randn(1000, 37, device="cuda").bfloat16()
+    exact = torch.nn.Parameter(start.float())
+    exact.grad = grad.float()
+    torch.optim.AdamW([exact], lr=1e-2, weight_decay=0.1).step()
+    one = torch.ones((), device="cuda")
+    bits = exact.detach().view(torch.int32) & -65536
+    neighbours = [(bits + more).view(torch.float32) for more in (0, 65536)]
+    for seed in (None, 5, 5, 6):
+        p, m, v = start.clone(), torch.zeros_like(exact), torch.zeros_like(exact)
+        kernels.adamw_(p, None, grad, m.detach(), v.detach(), one, seed=seed, **common)
+        if seed is None:
+            # The last bit of float32 may fall otherwise, and then now and then the rounding.
+            assert (p != exact.detach().bfloat16()).float().mean() < 1e-3
+            continue
+        outside = ~((p.float() - neighbours[0]).abs() * (p.float() - neighbours[1]).abs()).eq(0)
+        assert outside.float().mean() < 1e-3
+        error = (p.float() - exact.detach()) / (neighbours[1] - neighbours[0]).abs()
+        assert abs(error.mean().item()) < 5 * 0.5 / error.numel() ** 0.5
+    n = 1 << 20
+    ends = []
+    for seed in (7, 7, 16, 1):
+        p = torch.ones(n, device="cuda").bfloat16()
+        m, v = torch.zeros(n, device="cuda"), torch.zeros(n, device="cuda")
+        kernels.adamw_(p, None, torch.ones_like(p), m, v, one, seed=seed, **common | {"lr": 2**-10, "decay": 0.0})
+        share = (p < 1).float().mean().item()  # 1 - 2^-10 is a quarter of the way to the number below 1
+        assert abs(share - 0.25) < 5 * (0.25 * 0.75 / n) ** 0.5, share
+        ends.append(p)
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+    print("check: rounding is to the nearest, or right on average and the same for the same seed")
+
+
+def check_optimisers() -> None:
+    """A few steps of each optimiser, on the GPU and on the CPU."""
+    from pydantic import TypeAdapter
+
+    from luthier.optim import Optim
+    from luthier.optim.optimizer import Optimizer
+
+    kinds = ("adamw", "adamw_8bit", "adafactor", "sgd", "lion", "muon", "schedule_free_adamw")
+    for kind in kinds:
+        for dtype in (torch.float32, torch.bfloat16):
+            ends = {}
+            for device in ("cpu", "cuda"):
+                torch.manual_seed(0)
+                start = {n: torch.randn(s) for n, s in {"matrix": (300, 200), "vector": (300,)}.items()}
+                parameters = {n: torch.nn.Parameter(t.to(device, dtype)) for n, t in start.items()}
+                settings = {"kind": kind, "learning_rate": 1e-2, "weight_decay": 0.1}
+                optimizer = Optimizer(parameters, TypeAdapter(Optim).validate_python(settings))
+                for _ in range(5):
+                    for p in parameters.values():
+                        p.grad = torch.randn(p.shape).to(device, dtype)
+                    optimizer.step(1.0, torch.tensor(0.5, device=device))
+                moved = {n: optimizer.masters.get(n, p.detach()).float().cpu() for n, p in parameters.items()}
+                ends[device] = torch.cat([(t - start[n].to(dtype)).flatten() for n, t in moved.items()])
+            off = ((ends["cuda"] - ends["cpu"]).norm() / ends["cpu"].norm()).item()
+            print(f"check: {kind} {dtype}: the GPU's change is {off:.1e} off the CPU's")
+            assert off < (0.02 if kind in ("muon", "adamw_8bit", "lion") else 1e-4), kind  # bfloat16, codes, signs
+
+
 def check_loss(name: str, model, config) -> None:
     """Packed, compiled, chunked against one document at a time through the model's own attention and logits."""
     docs = documents(12, 30000, 900, 200)
@@ -164,6 +228,8 @@ def check_windows() -> None:
 
 def check() -> None:
     check_kernels()
+    check_rounding()
+    check_optimisers()
     check_loss("llama full", llama("1b", num_hidden_layers=4), Full())
     check_loss("llama lora", llama("1b", num_hidden_layers=4), LoRA(r=16))
     check_windows()

@@ -1,4 +1,4 @@
-"""Learning rates: closed forms against transformers and by hand, the plateau against PyTorch, refusals, resume."""
+"""Learning rates: closed forms against transformers and by hand, the plateau against PyTorch; refused, resumed."""
 
 import math
 import sys

@@ -24,10 +24,14 @@ This page is written by `tools/make_configuration_page.py`.
 """
 
 
-def rows(cls: type[BaseModel], prefix: str) -> list[str]:
+def rows(cls: type[BaseModel], prefix: str, known: frozenset[str] = frozenset()) -> list[str]:
+    """A line for each setting of a class but the `known` ones; those of lists of settings under `name[]`."""
     made = []
     for name, field in cls.model_fields.items():
-        if name == "kind" or list(_nested(field.annotation)):
+        inner = list(_nested(field.annotation))
+        if inner and cls is not Config and name not in known:
+            made += [line for one in inner for line in rows(one, f"{prefix}{name}[].")]
+        if name == "kind" or inner or name in known:
             continue
         default = "required" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
         caption = " ".join((field.description or "").split()).replace("|", "\\|")
@@ -39,16 +43,28 @@ def _yaml(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def shared(kinds: list[type[BaseModel]]) -> type[BaseModel] | None:
+    """The class of what all kinds of a section have in common, where they have one of their own."""
+    above = [base for base in kinds[0].__mro__[1:] if all(issubclass(kind, base) for kind in kinds)]
+    return above[0] if len(kinds) > 1 and getattr(above[0], "model_fields", None) else None
+
+
 def page() -> str:
     lines = [HEAD, "## The run", "", "| key | default | meaning |", "| --- | --- | --- |", *rows(Config, "")]
     for name, field in Config.model_fields.items():
-        for cls in _nested(field.annotation):
+        kinds = list(_nested(field.annotation))
+        common, known = shared(kinds) if kinds else None, frozenset()
+        if common is not None:
+            known = frozenset(common.model_fields)
+            lines += ["", f"## {name}, of any kind", "", "| key | default | meaning |", "| --- | --- | --- |"]
+            lines += rows(common, f"{name}.")
+        for cls in kinds:
             caption = " ".join((cls.__doc__ or "").split())
             kind = f" ({cls.model_fields['kind'].default})" if "kind" in cls.model_fields else ""
             lines += ["", f"## {name}{kind}", "", caption, "", "| key | default | meaning |", "| --- | --- | --- |"]
             if kind:
                 lines.append(f"| `{name}.kind` | `{cls.model_fields['kind'].default}` | which answer on this axis |")
-            lines += rows(cls, f"{name}.")
+            lines += rows(cls, f"{name}.", known)
     return "\n".join(lines) + "\n"
 
 

@@ -395,7 +395,8 @@ def contradictions(config: Config) -> list[str]:
         found.append("early_stopping goes by evaluations: give evaluation.every, a number of steps")
     if config.averaging.kind != "none" and isinstance(config.optim, ScheduleFreeAdamW):
         found.append(
-            f"averaging.kind={config.averaging.kind!r}: leave it out, optim.kind='schedule_free_adamw' averages by itself"
+            f"averaging.kind={config.averaging.kind!r} beside optim.kind='schedule_free_adamw', which averages by itself: "
+            "leave one out"
         )
     if config.early_stopping and config.averaging.kind == "last":
         found.append(

@@ -27,6 +27,7 @@ class Group(Settings):
     lr_scale: float | None = Field(None, gt=0)
     """Or the peak as a multiple of optim.learning_rate."""
     weight_decay: float | None = Field(None, ge=0)
+    """In place of optim.weight_decay; norms and biases in the group still do not decay."""
 
 
 class Optimisation(Settings):

@@ -40,7 +40,7 @@ class Now:
     def gradient(self, item: Item) -> Tensor:
         """The mean gradient in float32, clipped: a copy, gradients are never rewritten."""
         assert item.parameter.grad is not None
-        gradient = item.parameter.grad.to(torch.float32, copy=True) * self.scale
+        gradient = item.parameter.grad.float() * self.scale
         self.clipped(item, gradient)
         return gradient
 
