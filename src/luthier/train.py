@@ -95,8 +95,8 @@ class Trainer:
         # 1 data, before the weights: a bad row must not cost a model's loading
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_same_run()
-        _, renderer = tokenizer_and_renderer(config)
-        self.training, self.validation = datasets.open_rows(config.data, renderer, self.folder, say, warn)
+        opened = tokenizer_and_renderer(config, say)
+        self.training, self.validation = datasets.open_rows(config.data, opened[1], self.folder, say, warn)
         self.steps = stream.plan(
             self.training.lengths, examples=config.batch.examples, tokens=config.batch.tokens,
             micro_tokens=config.batch.micro_tokens, pack=config.batch.packing, seed=config.data.seed,
@@ -104,7 +104,7 @@ class Trainer:
         )  # fmt: skip
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
         # 2 model initialisation, 3 layer freezing, 4 method
-        self.made: Assembled = assemble(config, warn)
+        self.made: Assembled = assemble(config, warn, opened=opened)
         self.ranks = self.made.ranks
         if self.ranks.first:
             self.console.show(explain.table(self.made.network.model))
