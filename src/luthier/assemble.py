@@ -91,8 +91,6 @@ def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.dev
             )
     else:
         model = load.load_model(name, dtype, device)
-    # No padding is ever run, and the token that is named for it is often the end of a text: it is to be learnt, too.
-    model.get_input_embeddings().padding_idx = None
     vocabulary.fit(model, tokenizer, name.new_tokens)
     load.check_context(model, config.data.max_length, tell)
     return model
@@ -112,8 +110,8 @@ def assemble(
         model.train()
     net = network.Network(model)
     net.longest = config.data.max_length
-    network.check_head(net)
     network.check_causal(net)
+    network.check_head(net)
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")

@@ -200,7 +200,8 @@ ELSEWHERE = {  # what other libraries call it
     "freeze_trainable_layers": "trainable.last_layers", "max_norm": "optim.max_grad_norm",
     "additional_special_tokens": "model.new_tokens", "new_special_tokens": "model.new_tokens",
     "add_tokens": "model.new_tokens", "add_special_tokens": "model.new_tokens", "config_name": "model.name",
-    "tokenizer_name": "model.tokenizer", "tokenizer_name_or_path": "model.tokenizer", "train_from_scratch": "model.init",
+    "tokenizer_name": "model.tokenizer", "tokenizer_name_or_path": "model.tokenizer",
+    "train_from_scratch": "model.init",
 }  # fmt: skip
 
 
@@ -312,11 +313,15 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
         other = next(name for name, init in needed.items() if init == model.init)
         found.append(f"model.init={model.init} does not go with method={config.method}: use method={other}")
     if model.init == "random" and t.kind != "full":
-        found.append(f"model.init=random, but method={config.method} freezes weights, which would stay random: "
-                     "use method=pretrain, or method=full")  # fmt: skip
+        found.append(
+            f"model.init=random, but method={config.method} freezes weights, which would stay random: "
+            "use method=pretrain, or method=full"
+        )
     if model.new_tokens and t.kind != "full" and not (isinstance(t, Partial) and (t.embeddings or t.patterns)):
-        found.append(f"model.new_tokens: {model.new_tokens[0]!r} has to be learnt, but method={config.method} freezes the "
-                     "embeddings: use method=full, or method=partial with trainable.embeddings=true")  # fmt: skip
+        found.append(
+            f"model.new_tokens: {model.new_tokens[0]!r} has to be learnt, but method={config.method} freezes the "
+            "embeddings: use method=full, or method=partial with trainable.embeddings=true"
+        )
     return found
 
 

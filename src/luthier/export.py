@@ -246,7 +246,8 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
     base_name = config.model.name if not config.model.name.endswith(".gguf") else Path(config.model.name).name
     random = config.model.starts_at_random  # then it has no base model
     title = f"{run.name} ({config.method})" if random else f"{base_name}, fine-tuned ({config.method})"
-    front = ["---", *([] if random else [f"base_model: {base_name}"]), "library_name: " + ("peft" if kind == "adapter" else "transformers"),
+    named = [] if random else [f"base_model: {base_name}"]
+    front = ["---", *named, "library_name: " + ("peft" if kind == "adapter" else "transformers"),
              "pipeline_tag: text-generation", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
     lines = [
         *front, "", f"# {title}", "",

@@ -21,5 +21,6 @@ def run(options: argparse.Namespace) -> Any:
         width = max(map(len, METHODS))
         for method in METHODS.values():
             point = ", ".join(f"{axis} {kind}" for axis, kind in method.kinds.items())
-            print(f"{method.name:{width}} {method.caption}{f' ({method.paper})' if method.paper else ''}\n{'':{width}} {point}")
+            paper = f" ({method.paper})" if method.paper else ""
+            print(f"{method.name:{width}} {method.caption}{paper}\n{'':{width}} {point}")
     return rows

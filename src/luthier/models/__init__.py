@@ -15,8 +15,8 @@ class Model(Settings):
     revision: str | None = None
     """Branch, tag or commit of a hub name."""
     init: Literal["loaded", "random"] | None = None
-    """`loaded` goes on from the weights of `name`; `random` starts from its config.json alone, with the first values that
-    the family gives itself, drawn by `seed`. `random` with `size` and `config`, else `loaded`."""
+    """`loaded` goes on from the weights of `name`; `random` starts from its config.json alone, with the first values
+    that the family gives itself, drawn by `seed`. `random` with `size` and `config`, else `loaded`."""
     size: Literal["tiny", "5m", "15m", "30m", "60m", "135m", "360m", "1b"] | None = None
     """A random start of Llama's architecture with about so many parameters."""
     config: dict[str, Any] | None = None
@@ -29,7 +29,7 @@ class Model(Settings):
     new_tokens: list[str] = []
     """Tokens to add, such as <tool>. Their embeddings start at the mean of the old ones, and have to be trained."""
     new_tokens_special: bool = True
-    """Special tokens are left out of decoded answers, and a row that holds one as text is refused; plain ones are not."""
+    """Special tokens are left out of decoded answers, and may not stand in the text of a row; plain ones may."""
     chat_template: str | None = None
     """A Jinja file, or `chatml`; by default the template that comes with the tokenizer."""
     trust_remote_code: bool = False

@@ -17,7 +17,7 @@ from .names import CHATML, TRAIN, conversion, problem, resaving
 
 
 def load_tokenizer(model: Model, trained: Path | None = None) -> Any:
-    """The tokenizer with the run's template and new tokens, and one to pad with; `trained` is where a trained one is."""
+    """The tokenizer with the run's template and new tokens, and one to pad with; `trained`: where a trained one is."""
     tokenizer = _read_tokenizer(model, trained)
     vocabulary.add(tokenizer, model)
     if model.chat_template is not None:

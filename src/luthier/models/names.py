@@ -13,7 +13,7 @@ CHATML = (
 )
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 TRAIN = "train"  # as the name of a tokenizer
 
 
@@ -63,11 +63,12 @@ def _contradictions(model: Model):
     if model.init == "random" and model.name.endswith(".gguf"):
         yield "init", "random, but a GGUF file has no config.json: use model.size, or model.config"
     if model.tokenizer == TRAIN and model.init == "loaded":
-        yield "tokenizer", "train, but loaded weights know the tokens that they were trained with: use model.init=random"
+        yield "tokenizer", "train, but loaded weights know the tokens that they were made with: use model.init=random"
     if model.vocab_size is not None and model.tokenizer != TRAIN:
-        yield "vocab_size", f"{model.vocab_size}, but no tokenizer is trained: leave it out, or use model.tokenizer=train"
-    if model.tokenizer not in (None, TRAIN) and _is_path(model.tokenizer) and not Path(model.tokenizer).expanduser().exists():
-        yield "tokenizer", f"{model.tokenizer!r} does not exist (a hub name, a folder, or `train`)"
+        yield "vocab_size", f"{model.vocab_size}, but no tokenizer is trained: use model.tokenizer=train, or none"
+    named = model.tokenizer if model.tokenizer != TRAIN else None
+    if named is not None and _is_path(named) and not Path(named).expanduser().exists():
+        yield "tokenizer", f"{named!r} does not exist (a hub name, a folder, or `train`)"
     if model.revision is not None and not model.name:
         yield "revision", f"{model.revision!r}, but there is no model.name that it could be of"
     for token in model.new_tokens:

@@ -215,8 +215,9 @@ def check_causal(network: Network) -> None:
     with network.natively() as model:
         tokens = torch.arange(6, device=network.device).repeat(2, 1) + 2
         tokens[1, -1] += 1
-        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1].float()
-    if (hidden[0] - hidden[1]).abs().max() > 1e-2 * hidden.abs().max():
+        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    tolerance = 1e-4 if hidden.dtype == torch.float32 else 1e-2  # at a random start, a token moves others but little
+    if (hidden[0] - hidden[1]).abs().max() > tolerance * hidden.abs().max():
         raise ModelError(
             f"{type(network.model).__name__} sees the tokens after each one: it is no causal language model"
         )

@@ -21,7 +21,8 @@ def random_model(model: Model, tokenizer: Any, dtype: torch.dtype, seed: int, co
     config = configuration(model, tokenizer, context)
     made = draw(config, seed, trust_remote_code=model.trust_remote_code)
     _name_tokens(made, tokenizer)
-    cast(made, dtype)
+    if dtype != torch.float32:
+        cast(made, dtype, trust_remote_code=model.trust_remote_code)
     return made
 
 
@@ -92,7 +93,7 @@ def draw(config: Any, seed: int, **remote: bool) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         try:
-            made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa", **remote)
+            made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **remote)
         except ValueError as error:
             text = str(error)
             if "Unrecognized configuration class" in text:
@@ -109,16 +110,19 @@ def _name_tokens(model: Any, tokenizer: Any) -> None:
         part.pad_token_id = tokenizer.pad_token_id
 
 
-def cast(model: Any, dtype: torch.dtype) -> None:
-    """Weights and saved buffers in `dtype`, but what a family wants in float32; other buffers stay as computed.
+def cast(model: Any, dtype: torch.dtype, **remote: bool) -> None:
+    """Each tensor in the dtype that it has in a model loaded in `dtype`: most in that, some in float32.
 
     `model.to(dtype)` would round rotary frequencies, which then turn by the wrong angle at long distances.
     """
-    strict = getattr(model, "_keep_in_fp32_modules_strict", None) or () if dtype != torch.float32 else ()
-    saved = model.state_dict().keys()
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        twin = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype, **remote)
+    wanted = {name: tensor.dtype for name, tensor in (*twin.named_parameters(), *twin.named_buffers())}
+    strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        inside = set(name.split("."))
-        if tensor.is_floating_point() and name in saved and not inside & set(strict):
-            tensor.data = tensor.data.to(dtype)
+        if not strict & set(name.split(".")):
+            tensor.data = tensor.data.to(wanted[name])
     for part in (model.config, model.config.get_text_config()):
         part.dtype = dtype

@@ -82,8 +82,8 @@ def keep(folder: Path, model: Model, texts: Callable[[], Iterable[str]], resumed
     _write(folder, tokenizer, record)
     fewer = "" if len(tokenizer) == model.vocab_size else f", as there is no more to merge than for {len(tokenizer):,}"
     say(
-        f"tokenizer: {model.vocab_size:,} tokens wanted{fewer}; made from {digest.texts:,} texts, {digest.bytes:,} bytes "
-        f"of the training rows, in {folder}"
+        f"tokenizer: {model.vocab_size:,} tokens wanted{fewer}; made from {digest.texts:,} texts, {digest.bytes:,} "
+        f"bytes of the training rows, in {folder}"
     )
 
 
@@ -172,6 +172,8 @@ def fit(model: Any, tokenizer: Any, new_tokens: Sequence[str]) -> None:
     A vocabulary that was padded to a round number is used before it is made longer. The mean, as it keeps the new
     tokens' probabilities small at the start: https://nlp.stanford.edu/~johnhew/vocab-expansion.html
     """
+    # No padding is ever run, and the token that is named for it is often the end of a text: it is to be learnt, too.
+    model.get_input_embeddings().padding_idx = None
     vocabulary = tokenizer.get_vocab()
     rows = model.get_input_embeddings().weight.shape[0]
     new = [vocabulary[token] for token in new_tokens]
@@ -205,8 +207,8 @@ def _check(model: Any, tokenizer: Any, vocabulary: dict[str, int]) -> None:
     wrong = sorted(beyond, key=beyond.__getitem__) if beyond.keys() - special or beyond.keys() & used else []
     if wrong:
         raise ModelError(
-            f"the tokenizer has {len(wrong)} tokens without an embedding ({wrong[0]!r} is {beyond[wrong[0]]}, the model "
-            f"has rows 0 to {rows - 1}): it is not this model's; give the right one as model.tokenizer"
+            f"the tokenizer has {len(wrong)} tokens without an embedding ({wrong[0]!r} is {beyond[wrong[0]]}, the "
+            f"model has rows 0 to {rows - 1}): it is not this model's; give the right one as model.tokenizer"
         )
 
 
