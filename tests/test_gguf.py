@@ -9,7 +9,7 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from luthier.errors import ModelError
-from luthier.models import Model, gguf, load
+from luthier.models import Model, gguf, load, vocabulary
 
 
 def permuted(weight, heads):
@@ -100,6 +100,23 @@ def test_the_tokenizer_has_its_merges_special_tokens_and_template(written):
     assert tokenizer.chat_template
     digits = tokenizer.tokenize("2026")
     assert digits == ["2", "0", "2", "6"]
+
+
+def test_new_tokens_make_a_model_from_gguf_longer(written, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = Model(name=str(written[0]), new_tokens=[f"<new{i}>" for i in range(70)])
+    tokenizer = load.load_tokenizer(model)
+    found = load.load_model(model, torch.float32, torch.device("cpu"))
+    before = found.get_input_embeddings().weight.clone()  # 320 rows, 260 tokens
+    vocabulary.fit(found, tokenizer, model.new_tokens)
+    after = found.get_input_embeddings().weight
+    assert after.shape[0] == 330 == found.config.vocab_size == found.get_output_embeddings().weight.shape[0]
+    torch.testing.assert_close(after[260:], before[:260].mean(0).expand(70, -1))
+    found.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    for (name, a), (_, b) in zip(found.state_dict().items(), again.state_dict().items()):
+        assert torch.equal(a, b), name
 
 
 def test_what_is_no_gguf_is_refused(tmp_path):

@@ -14,9 +14,11 @@ from torch import nn
 
 from . import checkpoint, surgery
 from .config import Config, read_run
+from .data import holdout
 from .data.masks import Renderer
 from .errors import CheckpointError, ModelError
-from .models import load, network
+from .models import load, network, start, vocabulary
+from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
 
@@ -52,34 +54,71 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def tokenizer_and_renderer(config: Config) -> tuple[Any, Renderer]:
+Say = Callable[[str], None]
+
+
+def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tuple[Any, Renderer]:
+    """The tokenizer of the run, trained first on the training rows where that is asked for."""
     quietly()
-    tokenizer = load.load_tokenizer(config.model)
+    tokenizer = load.load_tokenizer(config.model, _trained_tokenizer(config, say))
     if tokenizer.eos_token is None and not tokenizer.chat_template:
         raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
     return tokenizer, Renderer(tokenizer, config.data.train_on, config.data.max_length)
 
 
+def _trained_tokenizer(config: Config, say: Say) -> Path | None:
+    """The folder of the run's own tokenizer. The first rank makes it, the others wait; a resumed run finds it."""
+    if config.model.tokenizer != TRAIN:
+        return None
+    folder, run = Path(config.output_dir) / "tokenizer", Path(config.output_dir)
+    ranks = Ranks(config.parallel)
+    if ranks.first:
+        resumed = bool(checkpoint.listed(run / "checkpoints"))
+        vocabulary.keep(folder, config.model, lambda: holdout.training_texts(config.data), resumed, say)
+    ranks.wait()
+    return folder
+
+
+def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say) -> Any:
+    """Loaded, or drawn; with a vocabulary that fits the tokenizer."""
+    name = config.model
+    if name.starts_at_random:
+        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length).to(device)
+        if name.name:
+            tell(
+                f"a random start from the configuration of {name.name}: none of its weights are used "
+                "(to go on from them, method=continued_pretraining)"
+            )
+    else:
+        model = load.load_model(name, dtype, device)
+    vocabulary.fit(model, tokenizer, name.new_tokens)
+    load.check_context(model, config.data.max_length, tell)
+    return model
+
+
 def assemble(
-    config: Config, tell: Callable[[str], None] = lambda text: None, training: bool = True, ranks: Ranks | None = None,
+    config: Config, tell: Say = lambda text: None, training: bool = True,
+    opened: tuple[Any, Renderer] | None = None, ranks: Ranks | None = None,
 ) -> Assembled:  # fmt: skip
     """Weights in their precision -> what moves -> packed attention, recomputation, compilation."""
-    tokenizer, renderer = tokenizer_and_renderer(config)
+    tokenizer, renderer = opened or tokenizer_and_renderer(config)
     seed_everything(config.seed)
     ranks = ranks or Ranks(config.parallel)
     dtype = config.precision.resolve(ranks.device)
-    model = load.load_model(config.model, dtype, ranks.device)
+    model = _model(config, tokenizer, dtype, ranks.device, tell)
     if training:
         model.train()
         config.regularisation.apply(model)
     net = network.Network(model)
     net.longest = config.data.max_length
     net.noise = config.regularisation.neftune_noise_alpha or 0.0
+    network.check_causal(net)
     network.check_head(net)
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
     config.trainable.apply(model)
+    vocabulary.check_moving(model, config.model.new_tokens)
     objective = config.objective.build().to(ranks.device)
     if training:
         layers.choose_kernels(config.parallel, ranks.device)
@@ -104,7 +143,7 @@ def best_or_newest(folder: Path) -> tuple[Path, list[str]]:
     return newest, refused
 
 
-def restore(folder: Path, tell: Callable[[str], None] = lambda text: None) -> tuple[Assembled, Path]:
+def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Path]:
     """A run's network with the weights of its best checkpoint, for evaluation, generation and export."""
     chosen, refused = best_or_newest(folder)
     for line in refused:

@@ -203,6 +203,7 @@ def configure(*sources: str | Path | Mapping, method: str | None = None) -> Conf
         raise ConfigError(problems + _explained(faults) + _contradictions_of_the_rest(values, faults)) from None
     if config.batch.examples is None and config.batch.tokens is None:
         config = config.model_copy(update={"batch": config.batch.model_copy(update={"examples": 16})})
+    config = config.model_copy(update={"model": names.resolved(config.model)})
     problems += contradictions(config)
     if problems:
         raise ConfigError(problems)
@@ -247,6 +248,10 @@ ELSEWHERE = {  # what other libraries call it
     "save_steps": "checkpoint.every", "save_total_limit": "checkpoint.keep", "bf16": "precision.dtype",
     "gradient_checkpointing": "parallel.activation_checkpointing", "torch_compile": "parallel.compile",
     "packing": "batch.packing", "output": "output_dir", "finetuning_type": "method",
+    "additional_special_tokens": "model.new_tokens", "new_special_tokens": "model.new_tokens",
+    "add_tokens": "model.new_tokens", "add_special_tokens": "model.new_tokens", "config_name": "model.name",
+    "tokenizer_name": "model.tokenizer", "tokenizer_name_or_path": "model.tokenizer",
+    "train_from_scratch": "model.init",
     "early_stopping_patience": "early_stopping.patience", "early_stopping_threshold": "early_stopping.threshold",
     "label_smoothing": "objective.label_smoothing_factor", "ema_decay": "averaging.decay",
     "load_best_model_at_end": "checkpoint.best", "resid_pdrop": "regularisation.dropout",
@@ -395,7 +400,7 @@ def contradictions(config: Config) -> list[str]:
         found.append("early_stopping goes by evaluations: give evaluation.every, a number of steps")
     if config.averaging.kind != "none" and isinstance(config.optim, ScheduleFreeAdamW):
         found.append(
-            f"averaging.kind={config.averaging.kind!r} beside optim.kind='schedule_free_adamw', which averages by itself: "
+            f"averaging.kind={config.averaging.kind!r} beside optim.kind='schedule_free_adamw', which averages itself: "
             "leave one out"
         )
     if config.early_stopping and config.averaging.kind == "last":
@@ -411,8 +416,26 @@ def contradictions(config: Config) -> list[str]:
             found.append(f"data.train: {problem}")
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
-    if problem := problem_of_model(config.model):
-        found.append(problem)
+    return found + names.problems(config.model) + _contradictions_of_the_start(config)
+
+
+def _contradictions_of_the_start(config: Config) -> list[str]:
+    """What of the model's start does not go with the method or with what moves."""
+    model, t, found = names.resolved(config.model), config.trainable, []
+    needed = {"pretrain": "random", "continued_pretraining": "loaded"}
+    if needed.get(config.method, model.init) != model.init:
+        other = next(name for name, init in needed.items() if init == model.init)
+        found.append(f"model.init={model.init} does not go with method={config.method}: use method={other}")
+    if model.init == "random" and t.kind != "full":
+        found.append(
+            f"model.init=random, but method={config.method} freezes weights, which would stay random: "
+            "use method=pretrain, or method=full"
+        )
+    if model.new_tokens and t.kind != "full" and not (isinstance(t, Partial) and (t.embeddings or t.patterns)):
+        found.append(
+            f"model.new_tokens: {model.new_tokens[0]!r} has to be learnt, but method={config.method} freezes the "
+            "embeddings: use method=full, or method=partial with trainable.embeddings=true"
+        )
     return found
 
 
@@ -467,14 +490,6 @@ def _contradictions_of_plateau(schedule: ReduceLROnPlateau, evaluation: Evaluati
             "evaluation.generate=100, and evaluation.generate_every=true"
         ]
     return []
-
-
-def problem_of_model(model: Model) -> str | None:
-    if problem := names.problem(model):
-        return f"model.name: {problem}"
-    if problem := names.template_problem(model):
-        return f"model.chat_template: {problem}"
-    return None
 
 
 def schema() -> dict:

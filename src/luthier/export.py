@@ -244,10 +244,13 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
     """README.md: what it is, from which data and settings, and what was measured."""
     report = json.loads((run / "report.json").read_text()) if (run / "report.json").exists() else {}
     base_name = config.model.name if not config.model.name.endswith(".gguf") else Path(config.model.name).name
-    front = ["---", f"base_model: {base_name}", "library_name: " + ("peft" if kind == "adapter" else "transformers"),
+    random = config.model.starts_at_random  # then it has no base model
+    title = f"{run.name} ({config.method})" if random else f"{base_name}, fine-tuned ({config.method})"
+    named = [] if random else [f"base_model: {base_name}"]
+    front = ["---", *named, "library_name: " + ("peft" if kind == "adapter" else "transformers"),
              "pipeline_tag: text-generation", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
     lines = [
-        *front, "", f"# {base_name}, fine-tuned ({config.method})", "",
+        *front, "", f"# {title}", "",
         f"Made with Luthier {__version__} from `{config.data.train}`.", "", "## Figures", "",
     ]  # fmt: skip
     if "held_out_loss" in report:

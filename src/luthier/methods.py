@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+AXES = ("objective", "trainable", "precision")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -15,7 +17,7 @@ class Method:
     @property
     def kinds(self) -> dict[str, str]:
         """axis -> answer, the point that makes the method."""
-        return {axis: values["kind"] for axis, values in self.settings.items() if "kind" in values}
+        return {axis: self.settings[axis]["kind"] for axis in AXES if "kind" in self.settings.get(axis, {})}
 
 
 def row(name: str, caption: str, paper: str, **settings: dict) -> Method:
@@ -39,6 +41,20 @@ METHODS: dict[str, Method] = {
             "lora", "a low-rank update beside each frozen linear layer", "arXiv:2106.09685",
             trainable={"kind": "lora"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
             optim={"learning_rate": 2e-4},
+        ),
+        row(
+            "pretrain", "every weight moves, from a random start, on plain text", "",
+            model={"init": "random"}, data={"format": "text"},
+            trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "adam_beta2": 0.95},
+            schedule={"kind": "cosine", "warmup": 0.02, "min_ratio": 0.1},
+        ),
+        row(
+            "continued_pretraining", "every weight moves, from loaded weights, on plain text", "arXiv:2004.10964",
+            model={"init": "loaded"}, data={"format": "text"},
+            trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"kind": "adamw", "learning_rate": 5e-5, "weight_decay": 0.1, "adam_beta2": 0.95},
+            schedule={"kind": "cosine", "warmup": 0.02, "min_ratio": 0.1},
         ),
     )
 }  # fmt: skip

@@ -102,8 +102,8 @@ class Trainer:
         # 1 data, before the weights: a bad row must not cost a model's loading
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_same_run()
-        _, renderer = tokenizer_and_renderer(config)
-        self.training, self.validation = datasets.open_rows(config.data, renderer, self.folder, say, warn)
+        opened = tokenizer_and_renderer(config, say)
+        self.training, self.validation = datasets.open_rows(config.data, opened[1], self.folder, say, warn)
         self.steps = stream.plan(
             self.training.lengths, examples=config.batch.examples, tokens=config.batch.tokens,
             micro_tokens=config.batch.micro_tokens, pack=config.batch.packing, seed=config.data.seed,
@@ -113,7 +113,7 @@ class Trainer:
         self.schedule = Scheduler(config.schedule, len(self.steps))
         self._check_fused()
         # 2 model initialisation, 3 layer freezing, 4 method
-        self.made: Assembled = assemble(config, warn, ranks=self.ranks)
+        self.made: Assembled = assemble(config, warn, opened=opened, ranks=self.ranks)
         if self.ranks.first:
             self.console.show(explain.table(self.made.network.model))
         # 5 to 7: the optimiser with its schedule, regularisation and clipping

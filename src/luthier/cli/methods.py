@@ -18,7 +18,9 @@ def run(options: argparse.Namespace) -> Any:
 
     rows = [{"name": m.name, "caption": m.caption, "paper": m.paper, "settings": m.settings} for m in METHODS.values()]
     if not options.json:
+        width = max(map(len, METHODS))
         for method in METHODS.values():
             point = ", ".join(f"{axis} {kind}" for axis, kind in method.kinds.items())
-            print(f"{method.name:10} {method.caption}{f' ({method.paper})' if method.paper else ''}\n{'':10} {point}")
+            paper = f" ({method.paper})" if method.paper else ""
+            print(f"{method.name:{width}} {method.caption}{paper}\n{'':{width}} {point}")
     return rows

@@ -14,7 +14,7 @@ import numpy as np
 from ..batch import Document
 from ..errors import DataError
 from ..files import write_atomically
-from . import Data, sources
+from . import Data, holdout, sources
 from .formats import FORMATS, BadRow, Conversation, Format, recognise, renamed
 from .masks import Renderer
 
@@ -160,14 +160,13 @@ def settle(dataset: Dataset, data: Data, listing: Path | None, warn: Callable[[s
 
 def split(dataset: Dataset, validation: float | int, seed: int) -> tuple[Dataset, Dataset]:
     """(training, validation): a share below 1 or a number of rows, drawn by the seed."""
-    count = round(validation * len(dataset)) if isinstance(validation, float) else validation
-    if not 0 < count < len(dataset):
-        raise DataError(
-            f"data.validation={validation} takes {count} of {len(dataset)} rows: give a share below 1 or a number that "
-            "leaves rows on both sides"
-        )
-    drawn = np.random.default_rng([seed, 1 << 32]).permutation(len(dataset))
-    return dataset.subset(sorted(drawn[count:].tolist())), dataset.subset(sorted(drawn[:count].tolist()))
+    held_out = holdout.drawn(len(dataset) + len(dataset.faults), validation, seed)
+    sides: tuple[list[int], list[int]] = ([], [])
+    for place, document in enumerate(dataset.documents):
+        sides[document.row in held_out].append(place)
+    if not all(sides):
+        raise DataError(f"data.validation={validation}: all rows of one side are bad; give another data.seed")
+    return dataset.subset(sides[0]), dataset.subset(sides[1])
 
 
 Say = Callable[[str], None]

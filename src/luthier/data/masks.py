@@ -121,14 +121,15 @@ class Renderer:
 
     def _plain(self, conversation: Conversation) -> Rendered:
         """Without a template: the texts one after another, closed by the end-of-text token."""
-        if not self.end_of_turn:
+        end = (conversation.plain and self.tokenizer.eos_token) or self.end_of_turn  # a text is no turn of a chat
+        if not end:
             raise BadRow("template", "the tokenizer has neither a chat template nor an end-of-text token")
         text, spans = self.tokenizer.bos_token if self._adds_bos() else "", []
         for message in conversation.messages:
             start = len(text)
             text += message["content"]
             if message["role"] == "assistant":
-                text += self.end_of_turn
+                text += end
                 spans.append((start, len(text)))
         return Rendered(text, spans if self.train_on == "all" else spans[-1:])
 

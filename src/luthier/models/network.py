@@ -234,3 +234,17 @@ def check_head(network: Network) -> None:
             f"{type(network.model).__name__} changes its logits in a way that is not known here "
             f"(largest difference {(ours - theirs).abs().max():.3g}); please report the family"
         )
+
+
+@torch.no_grad()
+def check_causal(network: Network) -> None:
+    """A network that sees the token it is to predict learns nothing: some encoders load as if they were decoders."""
+    with network.natively() as model:
+        tokens = torch.arange(6, device=network.device).repeat(2, 1) + 2
+        tokens[1, -1] += 1
+        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    tolerance = 1e-4 if hidden.dtype == torch.float32 else 1e-2  # at a random start, a token moves others but little
+    if (hidden[0] - hidden[1]).abs().max() > tolerance * hidden.abs().max():
+        raise ModelError(
+            f"{type(network.model).__name__} sees the tokens after each one: it is no causal language model"
+        )
