@@ -209,7 +209,7 @@ def test_no_pickle_anywhere(settings, tmp_path):
 def test_tensorboard_reads_what_is_in_the_metrics_file(settings, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = config_of(settings, monitor={"tensorboard": True}, checkpoint={"every": 2})
+    config = config_of(settings, monitor={"report_to": ["tensorboard"]}, checkpoint={"every": 2})
     for step in steps(config, QUIET):
         if step.step == 5:
             break

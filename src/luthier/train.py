@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +24,10 @@ from .errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
-from .monitor import Console, Monitor, memory_gb, records
+from .monitor import Console, Monitor, histograms, memory_gb, records, trackers, warnings_of
+from .monitor.alarms import Watch
+from .monitor.nonfinite import Guard
+from .monitor.profile import Profiler
 from .optim import schedule
 from .optim.adamw import MasteredAdamW, clip_scale
 from .parallel.layers import compiled
@@ -39,6 +43,8 @@ class Step:
     learning_rate: float
     grad_norm: float
     tokens: int
+    skipped: bool = False
+    """Its loss or gradient was not finite, and nothing moved."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class Trainer:
         self.best: dict | None = None
         self.evaluated: int | None = None  # the step of the last evaluation
         self.unlogged: list[tuple[int, float]] = []  # tokens and seconds of the steps since the last record
+        self.watch = Watch(config.monitor.alarms)
+        trackers.check(config.monitor.report_to)
         say, warn = self.console.say, self.console.warn
 
         # 1 data, before the weights: a bad row must not cost a model's loading
@@ -103,6 +111,7 @@ class Trainer:
             epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
+        self._check_profile()
         # 2 model initialisation, 3 layer freezing, 4 method
         self.made: Assembled = assemble(config, warn)
         self.ranks = self.made.ranks
@@ -111,13 +120,17 @@ class Trainer:
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
         self.optimizer = MasteredAdamW(self.parameters, config.optim)
-        self.parts: dict[str, checkpoint.Part] = {"optimizer": self.optimizer}  # what the next step depends on
+        self.guard = Guard(self.folder, self.ranks, config.monitor.on_nonfinite, config.monitor.max_skips)
+        self.parts: dict[str, checkpoint.Part] = {  # what the next step depends on
+            "optimizer": self.optimizer, "nonfinite": self.guard, "alarms": self.watch,
+        }  # fmt: skip
         if self.ranks.first:
             write_atomically(self.folder / "config.yaml", config.dump())
             keep_probe(self.folder, (self.validation or self.training).documents)
         self._resume()
         # 8 evaluation and monitoring
-        self.monitor = Monitor(self.folder, self.console, config.monitor.tensorboard and self.ranks.first, self.step)
+        self.monitor = self._monitor()
+        self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
@@ -135,12 +148,14 @@ class Trainer:
             yield from self._steps()
             self._finish()
         finally:
+            self.profiler.end()
             self.monitor.close()
 
     def _steps(self) -> Iterator[Step]:
         config = self.config
         while self.step < len(self.steps):
-            taken = self._take()
+            with self.profiler.step(self.step + 1):
+                taken = self._take()
             self._log(taken)
             last = self.step == len(self.steps)
             due = bool(config.checkpoint.every) and self.step % config.checkpoint.every == 0
@@ -162,6 +177,7 @@ class Trainer:
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)
         self.rows = self.ranks.mine(self.steps[self.step])
+        self.guard.begin()
         tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
             batch = made.objective.prepare(made.network, self.ahead or self._batch(row))
@@ -175,14 +191,16 @@ class Trainer:
         sums = self.ranks.sum_(torch.stack([total, count, torch.tensor(float(tokens), device=self.ranks.device)]))
         norm = torch.nn.utils.get_total_norm(gradients) / sums[1]
         scale = clip_scale(norm, config.optim.max_grad_norm) / sums[1]
-        self.optimizer.step(rate, scale)
-        self.optimizer.zero_grad()
-        loss_value, grad_norm, counted = (sums[0] / sums[1]).item(), norm.item(), int(sums[2].item())
+        # The step's one wait for the device: before the update, which then runs while the next forward is launched.
+        loss_value, grad_norm, counted = torch.stack([sums[0] / sums[1], norm, sums[2]]).tolist()
         self.step += 1
-        if not (abs(loss_value) < float("inf") and grad_norm < float("inf")):
-            self._not_finite(loss_value, grad_norm)
+        fine = self._finite(loss_value, grad_norm)
+        if fine:
+            self._histograms(1 / sums[1])
+            self.optimizer.step(rate, scale)
+        self.optimizer.zero_grad()
         self.seconds = time.monotonic() - began
-        return Step(self.step, loss_value, rate, grad_norm, counted)
+        return Step(self.step, loss_value, rate, grad_norm, int(counted), skipped=not fine)
 
     def _first_row(self, step: int) -> list[int]:
         """What this rank's next batch is made of; empty after the last."""
@@ -204,7 +222,8 @@ class Trainer:
         if not self.ranks.first:
             return
         self.unlogged.append((taken.tokens, self.seconds))
-        if taken.step % self.config.monitor.log_every and taken.step != len(self.steps):
+        self._alarm(taken)
+        if taken.step % self.config.monitor.log_every and taken.step != len(self.steps) and not taken.skipped:
             return
         tokens, seconds = (sum(of_step) for of_step in zip(*self.unlogged))  # since the last record
         left = seconds / len(self.unlogged) * (len(self.steps) - taken.step)
@@ -212,9 +231,45 @@ class Trainer:
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
             "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
             "seconds": seconds, "seconds_left": left,
+            "clipped": 0 < self.config.optim.max_grad_norm < taken.grad_norm,
         }  # fmt: skip
+        if self.guard.total:
+            values["skipped_steps"] = self.guard.total
+        if taken.skipped:
+            values["origin"] = self.guard.origin
         self.unlogged.clear()
-        self.monitor.log("train", taken.step, values)
+        self.monitor.log("nonfinite" if taken.skipped else "train", taken.step, values)
+
+    def _monitor(self) -> Monitor:
+        config = self.config.monitor
+        told = config.report_to if self.ranks.first else []
+        settings = self.config.model_dump(mode="json")
+        return Monitor(self.folder, self.console, told, self.step, config.project, config.run_name, settings)
+
+    def _check_profile(self) -> None:
+        chosen = self.config.monitor.profile_steps
+        if chosen and chosen[0] > len(self.steps):
+            raise ConfigError(
+                f"monitor.profile_steps={chosen} begins after the last of {len(self.steps)} steps: choose earlier ones"
+            )
+
+    def _alarm(self, taken: Step) -> None:
+        """Each episode of a bad curve once: on the console, and as a record that the report lists."""
+        if taken.skipped:
+            return
+        values = {
+            "loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": taken.learning_rate,
+            "speed": taken.tokens / self.seconds, "seconds": self.seconds,
+        }  # fmt: skip
+        for alarm in self.watch.look(taken.step, values):
+            self.console.warn(f"step {taken.step}: {alarm.text}")
+            self.monitor.log("alarm", taken.step, {"alarm": alarm.name, "text": alarm.text})
+
+    def _histograms(self, scale: torch.Tensor) -> None:
+        """Of the weights before this step and of the mean gradients, before clipping."""
+        every = self.config.monitor.histogram_every
+        if every and self.step % every == 0 and self.ranks.first:
+            self.monitor.histograms(self.step, histograms.of_step(self.parameters, scale))
 
     def _evaluation_due(self) -> bool:
         """Before the first step and every n steps; the last one belongs to `_finish`."""
@@ -242,6 +297,7 @@ class Trainer:
         self.console.say(text)
         if self.ranks.first:
             self.monitor.log("evaluation", self.step, values)
+            self.monitor.samples(self.step, evaluate.answers_file(self.folder, self.step))
         if self.step and (self.best is None or values["loss"] < self.best["loss"]):
             self.best = {"name": self._name(), "loss": values["loss"], "step": self.step}
 
@@ -345,31 +401,31 @@ class Trainer:
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
             report |= evaluate.report(self.folder, self.step)
+            report |= warnings_of(records(self.folder / "metrics.jsonl"))
+            self.monitor.finish(report)
             write_atomically(path, json.dumps(report, indent=1))
         self.ranks.wait()
 
     def result(self) -> Result:
         return open_run(self.folder)
 
-    def _not_finite(self, loss: float, norm: float) -> None:
-        """Keep the rows that made it, and stop: what follows could only be wrong."""
-        folder = self.folder / "nonfinite"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{self._name()}-rank{self.ranks.rank}.jsonl"
-        rows = [self.training.documents[d] for row in self.rows for d in row]
-        write_atomically(
-            path,
-            "".join(
-                json.dumps({"row": d.row, "tokens": d.tokens.tolist(), "weights": d.weights.tolist()}) + "\n"
-                for d in rows
-            ),
-        )
+    def _finite(self, loss: float, norm: float) -> bool:
+        """Whether the step may be applied; where it may not, its rows are made again to find the origin."""
+        if self.guard.fine(loss, norm):
+            return True
+        documents = [self.training.documents[d] for row in self.rows for d in row]
+        passes = (partial(self._loss, row) for row in self.rows)
+        where = self.guard.explain(self.step, loss, norm, self.made, self.parameters, documents, passes)
+        if self.guard.skips():
+            self.console.warn(f"{where} The step is skipped ({self.guard.total} so far).")
+            return False
         last, _ = checkpoint.newest(self.folder / "checkpoints")
-        where = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
-        raise NonFiniteError(
-            f"step {self.step}: loss {loss}, gradient norm {norm}. The batch is kept in {path} (rows "
-            f"{', '.join(str(d.row) for d in rows[:10])}); {where}. Lower optim.learning_rate, or look at those rows."
-        )
+        kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise NonFiniteError(f"{where} {self.guard.remedy()} No weight was changed by this step; {kept}.")
+
+    def _loss(self, row: list[int]) -> torch.Tensor:
+        batch = self.made.objective.prepare(self.made.network, self._batch(row))
+        return self.made.objective(self.made.network, batch).total
 
     def _interrupted(self) -> Interrupted:
         assert self.signals.caught is not None
