@@ -160,9 +160,16 @@ def read_wandb(folder: Path) -> dict:
             record, parts = Record.FromString(parts), b""
             if record.WhichOneof("record_type") == "run":
                 ids.add(record.run.run_id)
-                settings |= {u.key or ".".join(u.nested_key): json.loads(u.value_json) for u in record.run.config.update}
+                given = record.run.config.update
+                settings |= {u.key or ".".join(u.nested_key): json.loads(u.value_json) for u in given}
             if record.WhichOneof("record_type") == "history":
-                items = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+                items: dict = {}
+                for item in record.history.item:
+                    *outer, last = item.nested_key or [item.key]
+                    place = items
+                    for key in outer:
+                        place = place.setdefault(key, {})
+                    place[last] = json.loads(item.value_json)
                 step = items.pop("_step")
                 for key, value in items.items():
                     if isinstance(value, float | int) and not key.startswith("_"):
@@ -197,7 +204,8 @@ def read_trackio(folder: Path) -> dict:
     import trackio
     from trackio.sqlite_storage import SQLiteStorage
 
-    (run,) = [r for r in trackio.Api().runs("shelf") if r.name == json.loads((folder / "trackers.json").read_text())["trackio"]]
+    name = json.loads((folder / "trackers.json").read_text())["trackio"]
+    (run,) = [r for r in trackio.Api().runs("shelf") if r.name == name]
     scalars, counts, samples = [], {}, {}
     for log in SQLiteStorage.get_logs("shelf", run.name):
         for key, value in log.items():
@@ -225,34 +233,38 @@ for step in steps(config, Console(quiet=True)):
 
 @pytest.fixture(scope="module")
 def tracked(tiny_model, tmp_path_factory):
-    """A run told to all trackers that are here, killed after its 5th step, resumed after the checkpoint of its 4th."""
+    """A run told to all trackers that are here: killed after step 3, left after step 7, finished.
+
+    Both starts after the first make a step again that was told before, 3 and 7.
+    """
     names = [name for name in trackers.PACKAGES if not trackers.missing([name])]
     folder = tmp_path_factory.mktemp("tracked")
     os.environ["TRACKIO_DIR"] = str(folder / "trackio")  # read when trackio is imported
     config = configure({
-        "model": str(tiny_model), "output_dir": str(folder / "run"), "max_steps": 6, "checkpoint": {"every": 2},
+        "model": str(tiny_model), "output_dir": str(folder / "run"), "max_steps": 8, "checkpoint": {"every": 2},
         "data": {"train": str(write_rows(folder / "rows.jsonl")), "validation": 6, "max_length": 64},
         "batch": {"examples": 4, "micro_tokens": 64}, "optim": {"learning_rate": 1e-2},
-        "evaluation": {"every": 3, "generate": 3, "generate_every": True, "max_new_tokens": 6},
-        "monitor": {"report_to": names, "project": "shelf", "run_name": "third", "histogram_every": 5},
+        "trainable": {"r": 4}, "evaluation": {"every": 4, "generate": 3, "generate_every": True, "max_new_tokens": 6},
+        "monitor": {"report_to": names, "project": "shelf", "run_name": "third", "histogram_every": 7},
     })  # fmt: skip
     process = subprocess.run(
-        [sys.executable, "-c", TRACKED, json.dumps(config.model_dump(mode="json")), "5"], capture_output=True, text=True
+        [sys.executable, "-c", TRACKED, json.dumps(config.model_dump(mode="json")), "3"], capture_output=True, text=True
     )
     assert process.returncode == -9, process.stderr
-    assert checkpoint.step_of(checkpoint.listed(folder / "run" / "checkpoints")[-1]) == 4
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        train(config, QUIET)
+        for step in (2, 6):
+            assert checkpoint.step_of(checkpoint.listed(folder / "run" / "checkpoints")[-1]) == step
+            stop_at(config, 7) if step == 2 else train(config, QUIET)
     assert said.getvalue() + process.stdout == "", "the standard output belongs to the command"
     return config, folder / "run"
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_tracker_has_every_figure_once_after_a_kill_and_a_resume(tracked, name):
-    """The step that was killed, 5, is made again: what was told of it is neither lost nor told twice."""
+    """What was told of a step that is made again is not told twice. A SIGKILL costs what waited in a thread's queue."""
     if problem := trackers.missing([name]):
         pytest.skip(problem[0])
-    config, folder = tracked
+    _, folder = tracked
     found = READERS[name](folder)
     history = records(folder / "metrics.jsonl")
     wanted = {
@@ -264,24 +276,21 @@ def test_a_tracker_has_every_figure_once_after_a_kill_and_a_resume(tracked, name
     assert len({(key, step) for key, step, _ in told}) == len(told)
     exact = {(key, step): value for key, step, value in told}
     clocks = ("seconds", "seconds_left", "tokens_per_second", "memory_gb")  # of the process that was killed
-    lost = {("train", 5), ("histograms", 5)} if name == "trackio" else set()  # its thread had half a second
-    for key, step in set(wanted) - set(exact):
-        assert (key.split("/")[0], step) in lost, (key, step)
+    queued = 3 if name in ("wandb", "trackio") else -1
+    assert {step for _, step in set(wanted) - set(exact)} <= set(range(queued + 1))
     assert set(exact) <= set(wanted)
-    assert {step for key, step in exact if key == "train/loss"} >= {1, 2, 3, 4, 6}
     for place, value in exact.items():
         if place[0].split("/")[1] not in clocks:
             assert value == pytest.approx(wanted[place], rel=1e-6), place
-    assert {step for step in found["samples"]} == {0, 3, 6}
+    assert {4, 8} <= set(found["samples"]) <= {0, 4, 8}
+    assert queued > 0 or 0 in found["samples"]
     for step, text in found["samples"].items():
-        answers = (folder / "answers" / f"step-{step:08}.jsonl").read_text().splitlines()
-        for answer in map(json.loads, answers):
-            assert answer["reference"] in text
-    if not lost:
-        parameters = {key for key, step in found["counts"]}
-        assert {key.split("/")[0] for key in parameters} == {"weights", "gradients"}
-        assert len(parameters) == 2 * 2 * 7 * 2
-        assert all(step == 5 and sum(counts) in (4 * 32, 4 * 16, 4 * 48) for (_, step), counts in found["counts"].items())
+        for line in (folder / "answers" / f"step-{step:08}.jsonl").read_text().splitlines():
+            assert json.loads(line)["reference"] in text
+    assert {key.split("/")[0] for key, _ in found["counts"]} == {"weights", "gradients"}
+    assert len(found["counts"]) == 2 * 2 * 7 * 2  # of A and B, 7 products in 2 layers
+    assert {step for _, step in found["counts"]} == {7}
+    assert {sum(counts) for counts in found["counts"].values()} == {4 * 16, 4 * 32, 4 * 48}
     assert str(found["settings"]["optim.learning_rate"]) == "0.01"
     assert found["settings"]["method"] == "lora"
     if name != "wandb":  # its summary is made of the history when it is uploaded
@@ -315,7 +324,8 @@ def test_a_tracker_that_fails_is_named_once_and_stops_nothing(settings, monkeypa
     assert [text for text in heard.warnings if "tensorboard" in text] == [
         "tensorboard failed and is told no more (OSError: no space left); metrics.jsonl goes on"
     ]
-    assert [r["step"] for r in records(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    history = records(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in history if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
 
 
 def test_trackers_change_no_byte_of_a_run(settings, tmp_path):
@@ -331,7 +341,7 @@ def test_histograms_are_numpy_s():
     counts, edges = np.histogram(values.numpy() * 2, bins=64)
     assert sum(found.counts) == 5000
     assert np.abs(np.array(found.counts) - counts).sum() <= 4  # a value on an edge, to rounding
-    np.testing.assert_allclose(found.edges, edges, rtol=1e-6)
+    np.testing.assert_allclose(found.edges, edges, atol=1e-5)
     assert found.total == pytest.approx(float(values.double().sum() * 2), abs=1e-3)
     assert found.squares == pytest.approx(float((values.double() * 2).square().sum()), rel=1e-6)
     assert sum(histograms.histogram(torch.zeros(7)).counts) == 7
@@ -375,7 +385,7 @@ def test_a_resumed_run_profiles_the_rest_and_a_stopped_one_writes_what_it_saw(se
 
 
 def test_a_spike_is_ten_robust_deviations():
-    """Before: 10 times 2.0 and 10 times 2.2, so the median is 2.1, the MAD 0.1, its sigma 0.14826: the limit is 3.5826."""
+    """Before: 10 times 2.0 and 10 times 2.2: the median is 2.1, the MAD 0.1, its sigma 0.14826, the limit 3.5826."""
     before = [2.0, 2.2] * 10
     assert alarms.spike([*before, 3.58], 10) is None
     assert "loss 3.6, 10 deviations above the median 2.1" in alarms.spike([*before, 3.6], 10)
@@ -558,13 +568,15 @@ def poisoned(settings, tmp_path):
     rows = [*ROWS[:10], {"prompt": f"one {BAD}", "completion": "7 eno"}, *ROWS[11:24]]
     write_rows(tmp_path / "rows.jsonl", rows)
     held_out = write_rows(tmp_path / "held_out.jsonl", ROWS[26:])
-    data = {"data": {"validation": str(held_out)}, "checkpoint": {"every": 1, "keep": 9}, "model": str(tmp_path / "poisoned")}
-    return configure(settings, data).model_dump(mode="json")
+    other = {"data": {"validation": str(held_out), "seed": 1}, "checkpoint": {"every": 1, "keep": 9},
+             "model": str(tmp_path / "poisoned")}  # fmt: skip
+    return configure(settings, other).model_dump(mode="json")
 
 
 def step_of_the_bad_row(config) -> int:
     trainer = Trainer(config_of(config, {"output_dir": config["output_dir"] + "-plan"}), QUIET)
     (at,) = [i for i, rows in enumerate(trainer.steps, 1) if any(10 in row for row in rows)]
+    assert 2 <= at <= 5, "a step in the middle"
     return at
 
 
@@ -643,7 +655,7 @@ def test_too_many_skips_in_a_row_end_the_run(settings, tmp_path):
     with torch.no_grad():
         trainer.made.network.model.model.norm.weight.fill_(math.nan)
     assert [next(loop).skipped, next(loop).skipped] == [True, True]
-    with pytest.raises(NonFiniteError, match="3 steps in a row: more than monitor.max_skips=2"):
+    with pytest.raises(NonFiniteError, match="3 steps in a row: more than monitor.max_skips"):
         next(loop)
 
 
@@ -690,7 +702,8 @@ def test_all_ranks_skip_alike_and_the_one_that_has_it_names_the_module(poisoned,
     for error in errors:  # both say who
         assert f"rank {has_it}: first in model.embed_tokens" in error.replace("\n", " ")
     assert json.loads((tmp_path / "two" / "report.json").read_text())["skipped_steps"] == [at]
-    one, two = (load_file(checkpoint.listed(tmp_path / n / "checkpoints")[-1] / "weights.safetensors") for n in ("run", "two"))
+    last = (checkpoint.listed(tmp_path / name / "checkpoints")[-1] for name in ("run", "two"))
+    one, two = (load_file(folder / "weights.safetensors") for folder in last)
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
@@ -700,11 +713,10 @@ def test_the_check_costs_one_wait_for_the_device_a_step(settings, monkeypatch):
     waits = []
     for name in ("item", "tolist"):
         real = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda t, name=name, real=real: (waits.append(name), real(t))[1])
+        monkeypatch.setattr(torch.Tensor, name, lambda t, real=real: (waits.append(t), real(t))[1])
     trainer = Trainer(config_of(settings), QUIET)
     loop = trainer.loop()
     next(loop)
     waits.clear()
     trainer._take()
-    assert [w for w in waits if w != "item"] == ["tolist"]
-    assert waits.count("item") == 0
+    assert [len(t) for t in waits if t.is_floating_point()] == [3]  # loss, norm, tokens; lengths are on the host

@@ -255,7 +255,7 @@ def test_a_non_finite_gradient_stops_the_run_and_keeps_the_batch(settings, tmp_p
     with pytest.raises(NonFiniteError, match="step 3: loss nan") as caught:
         list(loop)
     assert "step-00000002" in str(caught.value) or "step-00000001" in str(caught.value)
-    kept = list((tmp_path / "run" / "nonfinite").iterdir())
+    kept = list((tmp_path / "run" / "nonfinite").glob("*.jsonl"))
     assert len(kept) == 1
     assert json.loads(kept[0].read_text().splitlines()[0])["tokens"]
 

@@ -1,6 +1,6 @@
 """Trackio: its own local store, which `trackio show --project luthier` opens; TRACKIO_SPACE_ID sends it to a Space.
 
-It writes from a thread, twice a second: what waited there at a SIGKILL is missing in it, never in metrics.jsonl.
+It writes from a thread, twice a second: what waits there at a SIGKILL is missing in it, never in metrics.jsonl.
 https://huggingface.co/docs/trackio
 """
 

@@ -1,6 +1,7 @@
 """Weights & Biases: kept in `wandb/` of the run's folder, sent nowhere unless WANDB_MODE=online says so.
 
-`wandb sync --append RUN/wandb/offline-run-*` uploads it later. https://docs.wandb.ai/guides/track/environment-variables
+It writes from a process of its own: what waits there at a SIGKILL is missing in it, never in metrics.jsonl.
+`wandb sync RUN/wandb/offline-run-*` uploads it later; what a resumed run wrote has the same id. https://docs.wandb.ai/guides/track/environment-variables
 """
 
 from __future__ import annotations
