@@ -249,7 +249,7 @@ def trainer_of(shape: str, method: str, steps: int, folder: str, checkpoint: int
     config = configure(
         {
             "model": "random/weights", "data": {"train": "random/rows", "max_length": 4096}, "max_steps": steps,
-            "batch": {"tokens": 16384, "micro_tokens": micro}, "monitor": {"tensorboard": False},
+            "batch": {"tokens": 16384, "micro_tokens": micro}, "monitor": {"report_to": []},
             "output_dir": folder, "checkpoint": {"every": checkpoint},
             "parallel": {
                 "activation_checkpointing": int(os.environ.get("RECOMPUTE", 0)),

@@ -130,7 +130,7 @@ def settings(tiny_model, rows_file, tmp_path) -> dict:
         "model": str(tiny_model),
         "data": {"train": str(rows_file), "validation": 6, "max_length": 64},
         "batch": {"examples": 4, "micro_tokens": 64},
-        "monitor": {"tensorboard": False},
+        "monitor": {"report_to": []},
         "optim": {"learning_rate": 1e-2},
         "max_steps": 6,
         "output_dir": str(tmp_path / "run"),

@@ -58,7 +58,7 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path, examples):
 MANY_OPTIONS = {
     "trainable": {"lora_dropout": 0.2}, "regularisation": {"dropout": 0.1, "neftune_noise_alpha": 3.0},
     "averaging": "ema", "evaluation": {"every": 4, "generate": 2, "max_new_tokens": 4}, "checkpoint": {"every": 2},
-    "monitor": {"tensorboard": True}, "max_steps": 12,
+    "monitor": {"report_to": ["tensorboard"]}, "max_steps": 12,
 }  # fmt: skip
 
 

@@ -279,7 +279,7 @@ def pretraining(tmp_path) -> dict:
     return {
         "model": {"config": CONFIGS["llama"], "vocab_size": 280},
         "data": {"train": str(write_rows(tmp_path / "texts.jsonl", TEXTS)), "validation": 6, "max_length": 64},
-        "batch": {"examples": 4, "micro_tokens": 64}, "monitor": {"tensorboard": False}, "max_steps": 12,
+        "batch": {"examples": 4, "micro_tokens": 64}, "monitor": {"report_to": []}, "max_steps": 12,
         "checkpoint": {"every": 3}, "output_dir": str(tmp_path / "run"),
     }  # fmt: skip
 

@@ -209,7 +209,7 @@ def test_no_pickle_anywhere(settings, tmp_path):
 def test_tensorboard_reads_what_is_in_the_metrics_file(settings, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = config_of(settings, monitor={"tensorboard": True}, checkpoint={"every": 2})
+    config = config_of(settings, monitor={"report_to": ["tensorboard"]}, checkpoint={"every": 2})
     for step in steps(config, QUIET):
         if step.step == 5:
             break
@@ -255,7 +255,7 @@ def test_a_non_finite_gradient_stops_the_run_and_keeps_the_batch(settings, tmp_p
     with pytest.raises(NonFiniteError, match="step 3: loss nan") as caught:
         list(loop)
     assert "step-00000002" in str(caught.value) or "step-00000001" in str(caught.value)
-    kept = list((tmp_path / "run" / "nonfinite").iterdir())
+    kept = list((tmp_path / "run" / "nonfinite").glob("*.jsonl"))
     assert len(kept) == 1
     assert json.loads(kept[0].read_text().splitlines()[0])["tokens"]
 

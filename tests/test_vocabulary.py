@@ -76,7 +76,7 @@ def settings_of(tmp_path, rows, name="run", **extra):
     base = {
         "model": {"size": "tiny", "vocab_size": 290},
         "data": {"train": str(write_rows(tmp_path / f"{name}.jsonl", rows)), "validation": 8, "max_length": 128},
-        "batch": {"examples": 4, "micro_tokens": 128}, "monitor": {"tensorboard": False}, "max_steps": 4,
+        "batch": {"examples": 4, "micro_tokens": 128}, "monitor": {"report_to": []}, "max_steps": 4,
         "output_dir": str(tmp_path / name),
     }  # fmt: skip
     return configure(base, extra, method="pretrain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -14,6 +14,7 @@ from .data import Data, sources
 from .errors import CheckpointError, ConfigError
 from .methods import METHODS
 from .models import Model, names
+from .monitor.alarms import Alarms
 from .objectives import Objective
 from .optim import (
     SGD,
@@ -90,9 +91,25 @@ class Checkpointing(Settings):
 
 
 class Monitoring(Settings):
-    tensorboard: bool = True
+    """What a run says while it runs, and what it does about a number that is not finite."""
+
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
+    """Trackers beside metrics.jsonl; all write to this machine only, unless their own variables send them elsewhere."""
+    project: str = Field("luthier", min_length=1)
+    """Of the run in its trackers."""
+    run_name: str | None = Field(None, min_length=1)
+    """In its trackers; the last part of output_dir without it."""
     log_every: int = Field(1, ge=1)
     """Steps between records in metrics.jsonl."""
+    histogram_every: int | None = Field(None, ge=1)
+    """Steps between histograms of the weights that move and of their gradients; for trackers only."""
+    profile_steps: list[int] | None = Field(None, min_length=2, max_length=2)
+    """[start, stop): profile these steps, counted from 1, into profile/ of the run's folder."""
+    alarms: Alarms = Alarms()  # type: ignore[call-arg]
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite ends the run, or its step is not applied; both name its origin."""
+    max_skips: int = Field(10, ge=1)
+    """More steps than this skipped in a row end the run."""
 
 
 class Config(Settings):
@@ -252,6 +269,7 @@ ELSEWHERE = {  # what other libraries call it
     "add_tokens": "model.new_tokens", "add_special_tokens": "model.new_tokens", "config_name": "model.name",
     "tokenizer_name": "model.tokenizer", "tokenizer_name_or_path": "model.tokenizer",
     "train_from_scratch": "model.init",
+    "tensorboard": "monitor.report_to", "logging_steps": "monitor.log_every", "use_wandb": "monitor.report_to",
     "early_stopping_patience": "early_stopping.patience", "early_stopping_threshold": "early_stopping.threshold",
     "label_smoothing": "objective.label_smoothing_factor", "ema_decay": "averaging.decay",
     "load_best_model_at_end": "checkpoint.best", "resid_pdrop": "regularisation.dropout",
@@ -408,6 +426,7 @@ def contradictions(config: Config) -> list[str]:
             "averaging.kind='last' averages the last steps of a run whose end early_stopping leaves open: use "
             "averaging.kind=ema"
         )
+    found += _contradictions_of_monitoring(config)
     t = config.trainable
     if isinstance(t, Partial) and not (t.patterns or t.last_layers or t.embeddings or t.norms or t.head):
         found.append("trainable: nothing would move; name patterns, last_layers, embeddings, norms or head")
@@ -478,6 +497,11 @@ def _contradictions_of_optim(config: Config) -> list[str]:
         )
     if isinstance(schedule, ReduceLROnPlateau):
         found += _contradictions_of_plateau(schedule, config.evaluation)
+    if optim.fused_backward and config.monitor.on_nonfinite == "skip":
+        found.append(
+            "monitor.on_nonfinite=skip: optim.fused_backward has stepped the weights before a gradient's norm is known; "
+            "use one of the two"
+        )
     return found
 
 
@@ -490,6 +514,22 @@ def _contradictions_of_plateau(schedule: ReduceLROnPlateau, evaluation: Evaluati
             "evaluation.generate=100, and evaluation.generate_every=true"
         ]
     return []
+
+
+def _contradictions_of_monitoring(config: Config) -> list[str]:
+    monitor, found = config.monitor, []
+    if len(set(monitor.report_to)) < len(monitor.report_to):
+        found.append(f"monitor.report_to={monitor.report_to}: name each tracker once")
+    if monitor.histogram_every and not monitor.report_to:
+        found.append(
+            f"monitor.histogram_every={monitor.histogram_every} has nowhere to go: name a tracker in monitor.report_to"
+        )
+    if monitor.profile_steps and not 1 <= monitor.profile_steps[0] < monitor.profile_steps[1]:
+        found.append(
+            f"monitor.profile_steps={monitor.profile_steps}: should be [start, stop) with 1 <= start < stop, "
+            "for example [3, 5] for steps 3 and 4"
+        )
+    return found
 
 
 def schema() -> dict:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +25,10 @@ from .errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
-from .monitor import Console, Monitor, memory_gb, records
+from .monitor import Console, Monitor, histograms, memory_gb, records, trackers, warnings_of
+from .monitor.alarms import Watch
+from .monitor.nonfinite import Guard
+from .monitor.profile import Profiler
 from .optim.clipping import Clipper
 from .optim.optimizer import Optimizer
 from .optim.schedule import Scheduler
@@ -43,6 +47,8 @@ class Step:
     grad_norm: float  # before clipping
     tokens: int
     clipped: bool = False
+    skipped: bool = False
+    """Its loss or gradient was not finite, and nothing moved."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class Trainer:
         self.best: dict | None = None
         self.evaluated: int | None = None  # the step of the last evaluation
         self.unlogged: list[tuple[int, float]] = []  # tokens and seconds of the steps since the last record
+        self.watch = Watch(config.monitor.alarms)
+        trackers.check(config.monitor.report_to)
         say, warn = self.console.say, self.console.warn
 
         # 1 data, before the weights: a bad row must not cost a model's loading
@@ -112,6 +120,7 @@ class Trainer:
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
         self.schedule = Scheduler(config.schedule, len(self.steps))
         self._check_fused()
+        self._check_profile()
         # 2 model initialisation, 3 layer freezing, 4 method
         self.made: Assembled = assemble(config, warn, opened=opened, ranks=self.ranks)
         if self.ranks.first:
@@ -127,12 +136,13 @@ class Trainer:
         self.optimizer = Optimizer(self.parameters, config.optim, roles=roles, clip=self.clipper.each, seed=config.seed)
         for line in self.optimizer.describe():
             say(line)
+        self.guard = Guard(self.folder, self.ranks, config.monitor.on_nonfinite, config.monitor.max_skips)
         self.average = config.averaging.build(self.optimizer.weights(), len(self.steps))
         stopping = config.early_stopping
         self.patience = stopping.build(config.evaluation.better) if stopping else None
         parts = {
             "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
-            "averaging": self.average, "early_stopping": self.patience,
+            "averaging": self.average, "early_stopping": self.patience, "nonfinite": self.guard, "alarms": self.watch,
         }  # fmt: skip
         # What the next step depends on, beside the weights.
         self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
@@ -141,9 +151,8 @@ class Trainer:
             keep_probe(self.folder, (self.validation or self.training).documents)
         self._resume()
         # 8 evaluation and monitoring
-        self.monitor = (
-            Monitor(self.folder, self.console, config.monitor.tensorboard, self.step) if self.ranks.first else None
-        )
+        self.monitor = self._monitor() if self.ranks.first else None
+        self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
@@ -161,13 +170,15 @@ class Trainer:
             yield from self._steps()
             self._finish()
         finally:
+            self.profiler.end()
             if self.monitor:
                 self.monitor.close()
 
     def _steps(self) -> Iterator[Step]:
         config = self.config
         while not self._ended():
-            taken = self._take()
+            with self.profiler.step(self.step + 1):
+                taken = self._take()
             self._log(taken)
             last = self.step == len(self.steps)
             due = bool(config.checkpoint.every) and self.step % config.checkpoint.every == 0
@@ -192,6 +203,7 @@ class Trainer:
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)
         self.rows = self.ranks.mine(self.steps[self.step])
+        self.guard.begin()
         tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
             batch = made.objective.prepare(made.network, self.ahead or self._batch(row))
@@ -205,19 +217,21 @@ class Trainer:
         self.ranks.sum_gradients(list(self.parameters.values()))
         sums = self.ranks.sum_(torch.stack([total, count, torch.tensor(float(tokens), device=self.ranks.device)]))
         norm = self.optimizer.norm() / sums[1]
-        if not fused:
-            self.optimizer.step(factor, self.clipper.scale(norm) / sums[1])
-        self.optimizer.zero_grad()
-        loss_value, grad_norm, counted = (sums[0] / sums[1]).item(), norm.item(), int(sums[2].item())
-        clipped = self.clipper.record(grad_norm)
+        # The step's one wait for the device: before the update, which then runs while the next forward is launched.
+        loss_value, grad_norm, counted = torch.stack([sums[0] / sums[1], norm, sums[2]]).tolist()
         self.step += 1
-        if self.average:
-            self.average.update(self.step, self.optimizer.weights())
-        if not (abs(loss_value) < float("inf") and grad_norm < float("inf")):
-            self._not_finite(loss_value, grad_norm)
+        fine = self._finite(loss_value, grad_norm)
+        clipped = fine and self.clipper.record(grad_norm)
+        if fine:
+            self._histograms(1 / sums[1])
+            if not fused:
+                self.optimizer.step(factor, self.clipper.scale(norm) / sums[1])
+            if self.average:
+                self.average.update(self.step, self.optimizer.weights())
+        self.optimizer.zero_grad()
         self.seconds = time.monotonic() - began
         rate = self.config.optim.learning_rate * factor
-        return Step(self.step, loss_value, rate, grad_norm, counted, clipped)
+        return Step(self.step, loss_value, rate, grad_norm, int(counted), clipped, skipped=not fine)
 
     def _first_row(self, step: int) -> list[int]:
         """What this rank's next batch is made of; empty after the last."""
@@ -239,7 +253,8 @@ class Trainer:
         if not self.monitor:
             return
         self.unlogged.append((taken.tokens, self.seconds))
-        if taken.step % self.config.monitor.log_every and taken.step != len(self.steps):
+        self._alarm(taken)
+        if taken.step % self.config.monitor.log_every and taken.step != len(self.steps) and not taken.skipped:
             return
         tokens, seconds = (sum(of_step) for of_step in zip(*self.unlogged))  # since the last record
         left = seconds / len(self.unlogged) * (len(self.steps) - taken.step)
@@ -249,8 +264,43 @@ class Trainer:
             "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
             "seconds": seconds, "seconds_left": left,
         }  # fmt: skip
+        if self.guard.total:
+            values["skipped_steps"] = self.guard.total
+        if taken.skipped:
+            values["origin"] = self.guard.origin
         self.unlogged.clear()
-        self.monitor.log("train", taken.step, values)
+        self.monitor.log("nonfinite" if taken.skipped else "train", taken.step, values)
+
+    def _monitor(self) -> Monitor:
+        config = self.config.monitor
+        settings = self.config.model_dump(mode="json")
+        names = (config.project, config.run_name)
+        return Monitor(self.folder, self.console, config.report_to, self.step, *names, settings)
+
+    def _check_profile(self) -> None:
+        chosen = self.config.monitor.profile_steps
+        if chosen and chosen[0] > len(self.steps):
+            raise ConfigError(
+                f"monitor.profile_steps={chosen} begins after the last of {len(self.steps)} steps: choose earlier ones"
+            )
+
+    def _alarm(self, taken: Step) -> None:
+        """Each episode of a bad curve once: on the console, and as a record that the report lists."""
+        if taken.skipped or not self.monitor:
+            return
+        values = {
+            "loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": taken.learning_rate,
+            "speed": taken.tokens / self.seconds, "seconds": self.seconds,
+        }  # fmt: skip
+        for alarm in self.watch.look(taken.step, values):
+            self.console.warn(f"step {taken.step}: {alarm.text}")
+            self.monitor.log("alarm", taken.step, {"alarm": alarm.name, "text": alarm.text})
+
+    def _histograms(self, scale: torch.Tensor) -> None:
+        """Of the weights before this step and of the mean gradients, before clipping."""
+        every = self.config.monitor.histogram_every
+        if every and self.step % every == 0 and self.monitor:
+            self.monitor.histograms(self.step, histograms.of_step(self.parameters, scale))
 
     def _evaluation_due(self) -> bool:
         """Before the first step and every n steps; the last one belongs to `_finish`."""
@@ -280,6 +330,7 @@ class Trainer:
         self.console.say(text)
         if self.monitor:
             self.monitor.log("evaluation", self.step, values)
+            self.monitor.samples(self.step, evaluate.answers_file(self.folder, self.step))
         self._judge(values)
 
     def _judge(self, values: dict) -> None:
@@ -437,6 +488,9 @@ class Trainer:
             }  # fmt: skip
             report |= self.clipper.figures()
             report |= evaluate.report(self.folder, final)
+            report |= warnings_of(records(self.folder / "metrics.jsonl"))
+            if self.monitor:
+                self.monitor.finish(report)
             write_atomically(path, json.dumps(report, indent=1))
         self.ranks.wait()
 
@@ -457,25 +511,23 @@ class Trainer:
     def result(self) -> Result:
         return open_run(self.folder)
 
-    def _not_finite(self, loss: float, norm: float) -> None:
-        """Keep the rows that made it, and stop: what follows could only be wrong."""
-        folder = self.folder / "nonfinite"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{self._name()}-rank{self.ranks.rank}.jsonl"
-        rows = [self.training.documents[d] for row in self.rows for d in row]
-        write_atomically(
-            path,
-            "".join(
-                json.dumps({"row": d.row, "tokens": d.tokens.tolist(), "weights": d.weights.tolist()}) + "\n"
-                for d in rows
-            ),
-        )
+    def _finite(self, loss: float, norm: float) -> bool:
+        """Whether the step may be applied; where it may not, its rows are made again to find the origin."""
+        if self.guard.fine(loss, norm):
+            return True
+        documents = [self.training.documents[d] for row in self.rows for d in row]
+        passes = (partial(self._loss, row) for row in self.rows)
+        where = self.guard.explain(self.step, loss, norm, self.made, self.parameters, documents, passes)
+        if self.guard.skips():
+            self.console.warn(f"{where} The step is skipped ({self.guard.total} so far).")
+            return False
         last, _ = checkpoint.newest(self.folder / "checkpoints")
-        where = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
-        raise NonFiniteError(
-            f"step {self.step}: loss {loss}, gradient norm {norm}. The batch is kept in {path} (rows "
-            f"{', '.join(str(d.row) for d in rows[:10])}); {where}. Lower optim.learning_rate, or look at those rows."
-        )
+        kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise NonFiniteError(f"{where} {self.guard.remedy()} No weight was changed by this step; {kept}.")
+
+    def _loss(self, row: list[int]) -> torch.Tensor:
+        batch = self.made.objective.prepare(self.made.network, self._batch(row))
+        return self.made.objective(self.made.network, batch).total
 
     def _interrupted(self) -> Interrupted:
         assert self.signals.caught is not None

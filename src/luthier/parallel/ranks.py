@@ -87,6 +87,13 @@ class Ranks:
             return flag
         return bool(self.sum_(torch.tensor(float(flag), device=self.device)) > 0)
 
+    def texts(self, text: str, longest: int = 500) -> list[str]:
+        """What each rank says, the same list on all: as bytes in a sum, cut after `longest`."""
+        table = torch.zeros(self.world, longest, dtype=torch.int64, device=self.device)
+        said = torch.tensor(list(text.encode()[:longest]), dtype=torch.int64)
+        table[self.rank, : len(said)] = said.to(self.device)
+        return [bytes(b for b in row if b).decode(errors="ignore") for row in self.sum_(table).tolist()]
+
     def wait(self) -> None:
         if self.world > 1:
             dist.barrier()
