@@ -622,7 +622,7 @@ def test_a_skipped_step_leaves_everything_and_is_resumed(poisoned, tmp_path):
         assert all(torch.equal(before[name], after[name]) for name in before), group
         assert any(not torch.equal(after[n], t) for n, t in weights_after(folder, at + 1, group).items())
     state = checkpoint.read_state(folder / "checkpoints" / f"step-{at:08}")
-    assert state["parts"]["optimizer"]["count"] == at - 1
+    assert set(state["parts"]["optimizer"]["counts"].values()) == {at - 1}
     assert state["parts"]["nonfinite"] == {"total": 1, "in_a_row": 1}
     history = records(folder / "metrics.jsonl")
     (record,) = [r for r in history if r["kind"] == "nonfinite"]
@@ -711,8 +711,8 @@ def test_all_ranks_skip_alike_and_the_one_that_has_it_names_the_module(poisoned,
     found = [json.loads((tmp_path / "two" / "nonfinite" / f"step-{at:08}-rank{r}.json").read_text()) for r in range(2)]
     has_it = [f["module"] for f in found].index("model.embed_tokens")
     assert found[1 - has_it]["module"] is None
-    for error in errors:  # both say who
-        assert f"rank {has_it}: first in model.embed_tokens" in error.replace("\n", " ")
+    assert f"rank {has_it}: first in model.embed_tokens" in errors[0].replace("\n", " ")  # one speaks for all
+    assert "first in" not in errors[1]
     assert json.loads((tmp_path / "two" / "report.json").read_text())["skipped_steps"] == [at]
     last = (checkpoint.listed(tmp_path / name / "checkpoints")[-1] for name in ("run", "two"))
     one, two = (load_file(folder / "weights.safetensors") for folder in last)

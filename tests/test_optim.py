@@ -1,6 +1,7 @@
 """Optimisers against PyTorch, transformers, bitsandbytes, schedulefree and by hand; groups, rounding, fused, resume."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -489,7 +490,7 @@ def test_what_is_evaluated_and_exported_is_the_average(settings, tmp_path):
     config = configure(folder / "config.yaml")
     assert config.schedule.kind == "constant"
     kept = checkpoint.listed(folder / "checkpoints")[-1]
-    trained, averaged = (load_file(kept / f"{n}.safetensors") for n in ("weights", "averaged"))
+    trained, averaged = (load_file(kept / f"{n}.safetensors") for n in ("weights", "deployed"))
     assert set(trained) == set(averaged)
     assert any(not torch.equal(t, averaged[n]) for n, t in trained.items())
     result = open_run(folder)
@@ -580,7 +581,7 @@ def test_fused_is_refused_where_gradients_must_be_added(settings, monkeypatch):
     many = configure(settings, fused, ONE_ROW, {"batch": {"micro_tokens": 64}})
     with pytest.raises(ConfigError, match="allows one row a step, and here a step has up to"):
         Trainer(many, QUIET)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("luthier.train.Ranks", lambda config: SimpleNamespace(world=2, first=True, rank=0))
     with pytest.raises(ConfigError, match="is for one process, and here are 2"):
         Trainer(configure(settings, fused, ONE_ROW), QUIET)
 

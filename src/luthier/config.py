@@ -499,7 +499,7 @@ def _contradictions_of_optim(config: Config) -> list[str]:
         found += _contradictions_of_plateau(schedule, config.evaluation)
     if optim.fused_backward and config.monitor.on_nonfinite == "skip":
         found.append(
-            "monitor.on_nonfinite=skip: optim.fused_backward has stepped the weights before a gradient's norm is known; "
+            "monitor.on_nonfinite=skip: optim.fused_backward steps weights before the gradient is known to be finite; "
             "use one of the two"
         )
     return found

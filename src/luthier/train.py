@@ -440,9 +440,9 @@ class Trainer:
         """A step inside the backward pass has one row of one process: no other gradient may be added to it."""
         if not self.config.optim.fused_backward:
             return
-        world, rows = int(os.environ.get("WORLD_SIZE", 1)), max(map(len, self.steps))
-        if world > 1:
-            raise ConfigError(f"optim.fused_backward is for one process, and here are {world}: leave it out")
+        rows = max(map(len, self.steps))
+        if self.ranks.world > 1:
+            raise ConfigError(f"optim.fused_backward is for one process, and here are {self.ranks.world}: leave it out")
         if rows > 1:
             raise ConfigError(
                 f"optim.fused_backward allows one row a step, and here a step has up to {rows}: use a larger "
