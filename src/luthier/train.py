@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -18,8 +19,7 @@ from .assemble import Assembled, assemble, load_weights, restore, tokenizer_and_
 from .batch import Batch
 from .config import Config, read_run
 from .data import dataset as datasets
-from .data import stream
-from .errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from .errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
 from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
@@ -96,13 +96,15 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_same_run()
         _, renderer = tokenizer_and_renderer(config)
-        self.training, self.validation = datasets.open_rows(config.data, renderer, self.folder, say, warn)
-        self.steps = stream.plan(
-            self.training.lengths, examples=config.batch.examples, tokens=config.batch.tokens,
-            micro_tokens=config.batch.micro_tokens, pack=config.batch.packing, seed=config.data.seed,
-            epochs=config.epochs, max_steps=config.max_steps,
+        listing = self.folder if not int(os.environ.get("RANK", 0)) else None  # the first rank lists skipped rows
+        self.training, self.validation = datasets.open_rows(config.data, renderer, listing, say, warn)
+        self.steps = self.training.plan(
+            examples=config.batch.examples, tokens=config.batch.tokens, micro_tokens=config.batch.micro_tokens,
+            pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
+        if not checkpoint.listed(self.folder / "checkpoints"):
+            self.steps[0]  # of a stream the first rows, too, are read before the weights
         # 2 model initialisation, 3 layer freezing, 4 method
         self.made: Assembled = assemble(config, warn)
         self.ranks = self.made.ranks
@@ -114,8 +116,10 @@ class Trainer:
         self.parts: dict[str, checkpoint.Part] = {"optimizer": self.optimizer}  # what the next step depends on
         if self.ranks.first:
             write_atomically(self.folder / "config.yaml", config.dump())
-            keep_probe(self.folder, (self.validation or self.training).documents)
         self._resume()
+        if self.ranks.first:
+            self.steps[min(self.step, len(self.steps) - 1)]  # so that a stream has documents at hand
+            keep_probe(self.folder, (self.validation or self.training).documents)
         # 8 evaluation and monitoring
         self.monitor = Monitor(self.folder, self.console, config.monitor.tensorboard and self.ranks.first, self.step)
 
@@ -136,11 +140,17 @@ class Trainer:
             self._finish()
         finally:
             self.monitor.close()
+            self.steps.close()
 
     def _steps(self) -> Iterator[Step]:
         config = self.config
         while self.step < len(self.steps):
-            taken = self._take()
+            try:
+                rows = self.steps[self.step]
+            except DataError:  # of a stream: the rows to come are bad, what was learnt is not
+                self.save()
+                raise
+            taken = self._take(rows)
             self._log(taken)
             last = self.step == len(self.steps)
             due = bool(config.checkpoint.every) and self.step % config.checkpoint.every == 0
@@ -154,14 +164,14 @@ class Trainer:
                 raise self._interrupted()
             yield taken
 
-    def _take(self) -> Step:
+    def _take(self, rows: list[list[int]]) -> Step:
         """One optimiser step: rows forward and backward, one division, clipping, AdamW."""
         config, made = self.config, self.made
         began = time.monotonic()
         rate = config.optim.learning_rate * schedule.factor(config.schedule, self.step, len(self.steps))
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)
-        self.rows = self.ranks.mine(self.steps[self.step])
+        self.rows = self.ranks.mine(rows)
         tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
             batch = made.objective.prepare(made.network, self.ahead or self._batch(row))
@@ -185,9 +195,11 @@ class Trainer:
         return Step(self.step, loss_value, rate, grad_norm, counted)
 
     def _first_row(self, step: int) -> list[int]:
-        """What this rank's next batch is made of; empty after the last."""
-        rows = self.ranks.mine(self.steps[step]) if step < len(self.steps) else []
-        return rows[0] if rows else []
+        """What this rank's next batch is made of; empty after the last, and where a stream's rows are bad."""
+        with contextlib.suppress(DataError):  # told when that step is due
+            rows = self.ranks.mine(self.steps[step]) if step < len(self.steps) else []
+            return rows[0] if rows else []
+        return []
 
     def _batch(self, row: list[int]) -> Batch:
         """A row on the device. Compiled graphs want few shapes: filled up with a document that teaches nothing."""
@@ -276,17 +288,14 @@ class Trainer:
                 {"weights": self.parameters, "random": tensors} | {n: p.tensors() for n, p in self.parts.items()},
                 {
                     "step": self.step, "random": generators, "best": self.best, "evaluated": self.evaluated,
-                    "data": self._position(), "parts": {name: part.numbers() for name, part in self.parts.items()},
+                    "data": self.steps.position(self.step),
+                    "parts": {name: part.numbers() for name, part in self.parts.items()},
                 },
             )  # fmt: skip
             best = self.best["name"] if self.best and config.best else None
             checkpoint.prune(folder.parent, config.keep, folder.parent / best if best else None)
         self.ranks.wait()
         return folder
-
-    def _position(self) -> dict:
-        """What must be the same for a step to be at the same place of the data."""
-        return {"rows": self.training.fingerprint(), "plan": stream.digest(self.steps)}
 
     def _resume(self) -> None:
         found, refused = checkpoint.newest(self.folder / "checkpoints")
@@ -295,8 +304,7 @@ class Trainer:
         if found is None:
             return
         state = checkpoint.read_state(found)
-        if state["data"] != self._position():
-            what = "rows" if state["data"]["rows"] != self._position()["rows"] else "order of the rows"
+        if what := self.steps.resume(state["data"], state["step"]):
             raise CheckpointError(
                 f"the {what} that {found} was trained on are not those of this configuration: restore the data, or "
                 "give another output_dir"
@@ -313,7 +321,8 @@ class Trainer:
         path = self.folder / "config.yaml"
         if not path.exists() or not checkpoint.listed(self.folder / "checkpoints"):
             return
-        free = {"output_dir", "evaluation", "checkpoint", "monitor", "parallel"}
+        free: dict = dict.fromkeys(("output_dir", "evaluation", "checkpoint", "monitor", "parallel"), True)
+        free["data"] = {"cache", "cache_dir", "num_proc", "on_bad_row"}  # none changes a row that is learnt
         before, now = (c.model_dump(exclude=free) for c in (read_run(self.folder), self.config))
         changed = [
             f"{section}: {before[section]!r} there, {now[section]!r} here"
@@ -340,8 +349,7 @@ class Trainer:
         if self.ranks.first:
             trained = sum(p.numel() for p in self.parameters.values())
             report: dict = {
-                "steps": self.step, "rows": len(self.training), "trained_parameters": trained,
-                "tokens": sum(self.training.lengths[d] for rows in self.steps for row in rows for d in row),
+                "steps": self.step, "trained_parameters": trained, **self.steps.totals(),
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
             report |= evaluate.report(self.folder, self.step)

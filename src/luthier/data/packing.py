@@ -12,14 +12,20 @@ LOOKAHEAD = 2048  # documents that wait to be placed
 
 def order(count: int, seed: int, epoch: int) -> list[int]:
     """The documents of one epoch, shuffled."""
-    return np.random.default_rng([seed, epoch]).permutation(count).tolist()
+    return _shuffled(count, seed, epoch).tolist()
+
+
+def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def endless(count: int, seed: int, epochs: int | None) -> Iterator[int]:
     """Epoch after epoch; for ever without `epochs`."""
     epoch = 0
     while epochs is None or epoch < epochs:
-        yield from order(count, seed, epoch)
+        documents = _shuffled(count, seed, epoch)
+        for start in range(0, count, LOOKAHEAD):  # never all of them as Python's numbers
+            yield from documents[start : start + LOOKAHEAD].tolist()
         epoch += 1
 
 
