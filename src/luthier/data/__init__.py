@@ -58,7 +58,7 @@ class Data(Settings):
     cache_dir: str | None = None
     """Where; else LUTHIER_CACHE, else the folder `luthier` of the user's cache. It may be removed between runs."""
     num_proc: int | None = Field(None, ge=1)
-    """Processes that tokenise; by itself one, or for 32 MB and more one a core. It changes no token."""
+    """Processes that tokenise; by itself one, or for 16 MB of data and more one a core. It changes no token."""
     streaming: bool = False
     """Read and tokenise rows as they are needed, for data larger than memory and disk; needs `max_steps`."""
     shuffle_buffer: int = Field(10_000, ge=1)

@@ -100,16 +100,22 @@ def kept(root: Path, key: str, make: Callable[[Path], Kept], say: Say, warn: Say
     makes its own and the first to finish is kept.
     """
     folder = root / key
-    found, _ = read(folder)
-    if found is None:
-        root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f".{key}.lock", say):
-            found, reason = read(folder)  # by now somebody else may have made it
-            if reason is not None:
-                warn(f"the tokens kept in {folder} are not used, and made again: {reason}")
-                _removed(folder)
-            if found is None:
-                return _made(folder, make)
+    try:
+        found, _ = read(folder)
+        if found is None:
+            root.mkdir(parents=True, exist_ok=True)
+            with _locked(root / f".{key}.lock", say):
+                found, reason = read(folder)  # by now somebody else may have made it
+                if reason is not None:
+                    warn(f"the tokens kept in {folder} are not used, and made again: {reason}")
+                    _removed(folder)
+                if found is None:
+                    return _made(folder, make)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or root}: tokens cannot be kept there ({error.strerror or error}): give another "
+            "data.cache_dir, or data.cache=false"
+        ) from None
     say(f"tokens of an earlier run: {folder}")
     return found
 
@@ -128,20 +134,15 @@ def _made(folder: Path, make: Callable[[Path], Kept]) -> Kept:
         write_atomically(aside / "index.json", json.dumps(index))
         manifest = {path.name: _bytes_and_hash(path) for path in sorted(aside.iterdir())}
         write_atomically(aside / checkpoint.MANIFEST, json.dumps(manifest))
-        with contextlib.suppress(OSError):  # somebody on another machine was first: the same bytes
+        with contextlib.suppress(OSError):  # somebody without the lock was first: the same bytes
             os.rename(aside, folder)
             flush_folder(folder.parent)
-        found_now, reason = read(folder)
-        if found_now is None:
-            raise DataError(f"the tokens written to {folder} are not there as written ({reason}): use data.cache=false")
-        return found_now
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or aside}: the tokens cannot be kept there ({error.strerror or error}): give another "
-            "data.cache_dir, or data.cache=false"
-        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    kept, reason = read(folder)
+    if kept is None:
+        raise DataError(f"the tokens written to {folder} are not there as written ({reason}): use data.cache=false")
+    return kept
 
 
 def _bytes_and_hash(path: Path) -> dict:

@@ -17,7 +17,7 @@ from .shards import Shard, digest_of, flattened
 from .sources import Row
 
 STRETCH_ROWS, STRETCH_SIZE = 4096, 4 << 20  # rows of a shard, and roughly their characters: the memory that it takes
-TOGETHER_ROWS, TOGETHER_SIZE = 1000, 1 << 20  # given to the tokenizer at once: its offsets are large
+TOGETHER_ROWS, TOGETHER_SIZE = 1000, 1 << 18  # given to the tokenizer at once: its offsets take 100 bytes a token
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..errors import DataError
 from .masks import Renderer
 from .tokenise import Made, Task, tokenise
 
-WORTH = 32 << 20  # bytes of data from which helpers are started unasked: they need seconds to start
+WORTH = 16 << 20  # bytes of data from which helpers are started unasked: 10 s of work, of which 2 to 3 s start them
 MOST = 16  # helpers started unasked: reading the rows keeps up with about so many
 
 
@@ -144,8 +144,11 @@ def main() -> None:
             data = pickle.dumps((True, tokenise(task, renderer)), protocol=5)
         except Exception as error:
             data = _error(error)
-        answers.write(data)
-        answers.flush()
+        try:
+            answers.write(data)
+            answers.flush()
+        except BrokenPipeError:  # the parent is gone
+            os._exit(1)
 
 
 def _error(error: Exception) -> bytes:
