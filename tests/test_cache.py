@@ -245,7 +245,7 @@ class Dying(Renderer):
 
 def test_what_a_helper_raises_or_suffers_is_told(data, small_shards):
     data = data.model_copy(update={"num_proc": 2, "cache": False})
-    with pytest.raises(DataError, match="^told by a helper$"):
+    with pytest.raises(DataError, match=r"^told by a helper$"):
         load(data, renderer_of(data, cls=Telling))
     with pytest.raises(DataError, match=r"ended with -9 .*data\.num_proc=1"):
         load(data, renderer_of(data, cls=Dying))
