@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from luthier import checkpoint, configure, train
-from luthier.data import Data, Source, dataset, mixture, stream
+from luthier.data import Data, Source, dataset, mixture, packing, stream
 from luthier.data.masks import Renderer
 from luthier.errors import CheckpointError, ConfigError, DataError
 from luthier.monitor import Console, records
@@ -53,16 +53,21 @@ def test_shares_hold_over_any_stretch(weights, window):
     assert before == np.bincount(turns[: sum(before)], minlength=len(shares)).tolist()
 
 
+def draws(weights, seed, epochs):
+    passes = mixture.epochs_of([2, 6], weights, seed, epochs)
+    return list(islice(chain.from_iterable(passes), 50))
+
+
 def test_a_source_that_runs_out_begins_its_next_pass():
     """Sizes 2 and 6, weights 1 and 1: an epoch is 8 draws, four of each: two passes of the first, 2/3 of the second."""
-    drawn = list(mixture.draws([2, 6], [1.0, 1.0], seed=0, epochs=3))
+    drawn = draws([1.0, 1.0], 0, 3)
     assert len(drawn) == 24
     first, second = [d for d in drawn if d < 2], [d for d in drawn if d >= 2]
     assert [sorted(first[i : i + 2]) for i in range(0, 12, 2)] == [[0, 1]] * 6
     assert [sorted(second[i : i + 6]) for i in (0, 6)] == [list(range(2, 8))] * 2
-    assert drawn == list(mixture.draws([2, 6], [2.0, 2.0], seed=0, epochs=3))
-    assert drawn != list(mixture.draws([2, 6], [1.0, 1.0], seed=1, epochs=3))
-    assert drawn == list(islice(mixture.draws([2, 6], [1.0, 1.0], seed=0, epochs=None), 24))
+    assert drawn == draws([2.0, 2.0], 0, 3)
+    assert drawn != draws([1.0, 1.0], 1, 3)
+    assert drawn == draws([1.0, 1.0], 0, None)[:24]
 
 
 def test_how_often_each_source_is_gone_through_is_said_beforehand(tmp_path):
@@ -76,6 +81,21 @@ def test_how_often_each_source_is_gone_through_is_said_beforehand(tmp_path):
     a, b = training.passes(plan)
     assert a == f"{tmp_path / 'a.jsonl'}: 75.0% of the rows; 15 of 4, which is 3.75 passes"
     assert b == f"{tmp_path / 'b.jsonl'}: 25.0% of the rows; 5 of 16, which is 0.31 passes"
+
+
+@pytest.mark.parametrize("count", [40, 1000, 3000])
+def test_packing_takes_no_document_again_before_all_others_were_taken(count):
+    """However far the run goes: a gap is filled from the pass at hand, so that no short document is learnt in each."""
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.2, 1, count), 16, 2048).astype(int).tolist()
+    size = {"examples": None, "tokens": 8192, "micro_tokens": 4096, "pack": True, "seed": 0}
+    plan = stream.plan(lengths, **size, epochs=None, max_steps=40)
+    taken = list(plan.documents)
+    assert len(taken) > 600
+    for start in range(0, len(taken) - count + 1, count):
+        assert sorted(taken[start : start + count]) == list(range(count))
+    times = np.bincount(taken, minlength=count)
+    assert times.max() - times.min() <= 1
+    assert packing.fullness(plan[1], lengths, 4096) > 0.9
 
 
 def test_a_plan_is_small_and_says_its_tokens():

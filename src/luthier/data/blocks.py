@@ -231,7 +231,7 @@ class Stream:
             np.random.default_rng([seed, number, i + 1, 1 << 30]).permutation(np.asarray(group, np.int64))
             for i, group in enumerate(groups)
         ]
-        steps = laid_out(mixture.merged(shuffled).tolist(), lengths, **layout)
+        steps = laid_out([mixture.merged(shuffled).tolist()], lengths, **layout)
         plan = Plan(steps, lengths, documents.fingerprint())
         return Block(number, documents, lengths, plan, faults, list(began), ended)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 
 import numpy as np
 
@@ -49,14 +49,16 @@ def merged(groups: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(groups)[np.argsort(np.concatenate(times), kind="stable")]
 
 
-def draws(sizes: Sequence[int], weights: Sequence[float], seed: int, epochs: int | None) -> Iterator[int]:
-    """Documents of the sources, laid end to end, in the order in which they are learnt.
+def epochs_of(
+    sizes: Sequence[int], weights: Sequence[float], seed: int, epochs: int | None
+) -> Iterator[Iterator[int]]:  # fmt: skip
+    """Documents of the sources, laid end to end, in the order in which they are learnt; an iterator for each epoch.
 
     Each source is shuffled anew for each of its own passes and begins the next one when it runs out. An epoch of the
     whole is as many draws as the sources have documents together; without `epochs` there is no end.
     """
     endless = _endless(sizes, weights, seed)
-    return endless if epochs is None else islice(endless, epochs * sum(sizes))
+    return (islice(endless, sum(sizes)) for _ in (count() if epochs is None else range(epochs)))
 
 
 def _endless(sizes: Sequence[int], weights: Sequence[float], seed: int) -> Iterator[int]:
@@ -77,13 +79,13 @@ class _Passes:
         self.size, self.seed, self.source = size, seed, source
         self.passed, self.left = 0, np.zeros(0, np.int64)
 
-    def take(self, count: int) -> np.ndarray:
+    def take(self, wanted: int) -> np.ndarray:
         parts = []
-        while count > 0:
+        while wanted > 0:
             if not len(self.left):
                 self.left = np.random.default_rng([self.seed, self.passed, self.source + 1]).permutation(self.size)
                 self.passed += 1
-            parts.append(self.left[:count])
-            self.left = self.left[count:]
-            count -= len(parts[-1])
+            parts.append(self.left[:wanted])
+            self.left = self.left[wanted:]
+            wanted -= len(parts[-1])
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import overload
 
 import numpy as np
@@ -93,10 +93,10 @@ def plan(
     """
     epochs = None if max_steps is not None else epochs
     if weights is not None:
-        source = mixture.draws(sizes, weights, seed, epochs)
+        passes = mixture.epochs_of(sizes, weights, seed, epochs)
     else:
-        source = packing.endless(len(lengths), seed, epochs)
-    steps = laid_out(source, lengths, examples=examples, tokens=tokens, micro_tokens=micro_tokens, pack=pack)
+        passes = packing.passes(len(lengths), seed, epochs)
+    steps = laid_out(passes, lengths, examples=examples, tokens=tokens, micro_tokens=micro_tokens, pack=pack)
     made = Plan(islice(steps, max_steps), lengths, fingerprint)
     if not len(made):
         raise DataError("the data gives no training step")
@@ -104,15 +104,19 @@ def plan(
 
 
 def laid_out(
-    source: Iterable[int], lengths: Sequence[int], *, examples: int | None, tokens: int | None, micro_tokens: int,
-    pack: bool,
+    passes: Iterable[Iterable[int]], lengths: Sequence[int], *, examples: int | None, tokens: int | None,
+    micro_tokens: int, pack: bool,
 ) -> Iterator[Step]:  # fmt: skip
-    """The steps of documents that come in this order."""
+    """The steps of documents that come in this order, pass after pass."""
+    source = chain.from_iterable(passes)
     if examples is not None:
         groups = packing.grouped(source, examples)
         return (_rows(group, lengths, micro_tokens, pack) for group in groups)
     assert tokens is not None
-    rows = packing.best_fit(source, lengths, micro_tokens) if pack else _consecutive(source, lengths, micro_tokens)
+    if pack:
+        rows = packing.best_fit_passes(passes, lengths, micro_tokens)
+    else:
+        rows = _consecutive(source, lengths, micro_tokens)
     return _chunks(rows, tokens // micro_tokens)
 
 
