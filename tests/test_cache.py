@@ -18,7 +18,7 @@ from luthier.data import Data, Source, cache, dataset, shards, sources, tokenise
 from luthier.data.formats import Conversation
 from luthier.data.masks import Renderer
 from luthier.document import Document
-from luthier.errors import DataError
+from luthier.errors import DataError, LuthierError
 
 BAD = [{"prompt": "x", "completion": ""}, {"prompt": "y", "completion": "<|im_end|>"}]
 MIXED = [*ROWS[:10], BAD[0], *ROWS[10:], BAD[1], {"prompt": "é", "completion": "ü☃"}]
@@ -247,7 +247,7 @@ def test_what_a_helper_raises_or_suffers_is_told(data, small_shards):
     data = data.model_copy(update={"num_proc": 2, "cache": False})
     with pytest.raises(DataError, match=r"^told by a helper$"):
         load(data, renderer_of(data, cls=Telling))
-    with pytest.raises(DataError, match=r"ended with -9 .*data\.num_proc=1"):
+    with pytest.raises(LuthierError, match=r"ended with -9 .*data\.num_proc=1"):
         load(data, renderer_of(data, cls=Dying))
 
 
@@ -258,7 +258,8 @@ def test_how_many_helpers(monkeypatch):
     assert workers.helpers(None, 1 << 20) == 0
     assert workers.helpers(None, 1 << 30) == 8
     assert workers.helpers(None, None) == 0
-    assert [workers.helpers_of_a_stream(n) for n in (None, 1, 5)] == [2, 0, 5]
+    assert [workers.helpers_of_a_stream(n, 1 << 30) for n in (None, 1, 5)] == [2, 0, 5]
+    assert [workers.helpers_of_a_stream(None, size) for size in (None, 1 << 20)] == [2, 0]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert workers.helpers(None, 1 << 30) == 0
 
@@ -398,3 +399,25 @@ def test_memory_stays_bounded(tmp_path):
     assert made < 30
     assert planned < 60
     assert objects > 2 * planned
+
+
+def test_a_stream_needs_the_memory_of_two_blocks(tmp_path):
+    """60,000 rows in blocks of 1,000: as much as of 6,000."""
+    for name, count in (("few", 6_000), ("many", 60_000)):
+        with open(tmp_path / f"{name}.jsonl", "w") as file:
+            file.writelines(json.dumps({"text": f"row {i}"}) + "\n" for i in range(count))
+    data = Data(train=str(tmp_path / "few.jsonl"), streaming=True, shuffle_buffer=1000, num_proc=1)
+    process = run(
+        """
+        import resource
+        def taken(data, steps):
+            made, _ = dataset.open_rows(data, renderer, None, lambda _: None, lambda _: None)
+            plan = made.plan(examples=20, tokens=None, micro_tokens=64, pack=True, seed=0, epochs=1, max_steps=steps)
+            learnt = sum(len(made.documents[d].tokens) for i in range(steps) for row in plan[i] for d in row)
+            plan.close()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        few = taken(data, 300)
+        print(taken(data.model_copy(update={"train": data.train.replace("few", "many")}), 3000) - few)
+        """, data, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert float(process.communicate()[0]) < 8  # MiB; as objects, 54,000 rows take 70

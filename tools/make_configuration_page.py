@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from luthier.config import Config, _nested
+from luthier.config import Config, _nested, is_section
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """\
@@ -27,11 +27,14 @@ This page is written by `tools/make_configuration_page.py`.
 def rows(cls: type[BaseModel], prefix: str) -> list[str]:
     made = []
     for name, field in cls.model_fields.items():
-        if name == "kind" or list(_nested(field.annotation)):
+        inner = list(_nested(field.annotation))
+        if name == "kind" or (inner and is_section(field.annotation)):
             continue
         default = "required" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
         caption = " ".join((field.description or "").split()).replace("|", "\\|")
         made.append(f"| `{prefix}{name}` | {default} | {caption} |")
+        for one in inner:  # of entries of a list
+            made += rows(one, f"{prefix}{name}.")
     return made
 
 

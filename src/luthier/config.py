@@ -248,11 +248,19 @@ def _nested(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _nested(argument)
 
 
+def is_section(annotation: Any) -> bool:
+    """Whether a field holds settings and nothing else; `data.train` can be a name, too."""
+    arguments = getattr(annotation, "__args__", ())
+    if not arguments:
+        return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return all(is_section(argument) for argument in arguments if argument is not type(None))
+
+
 def keys(cls: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """The dotted names of all settings."""
     for name, field in cls.model_fields.items():
         inner = list(_nested(field.annotation))
-        if not inner or (cls, name) == (Data, "train"):  # which can be a name, too
+        if not inner or not is_section(field.annotation):
             yield prefix + name
         for one in inner:
             yield from keys(one, f"{prefix}{name}.")

@@ -18,9 +18,13 @@ class Source(Settings):
     """Share of the rows learnt, relative to the other weights. Each source has its own passes: one that runs out begins
     again, and an epoch is as many rows as all sources have together. Without weights every row is learnt once."""
     format: FORMAT | None = None
+    """Its own `data.format`."""
     columns: dict[str, str] | None = None
+    """Its own `data.columns`."""
     subset: str | None = None
+    """Its own `data.subset`."""
     split: str | None = None
+    """Its own `data.split`."""
     limit: int | None = Field(None, ge=1)
     """Use no more than so many of its rows, after the validation rows were taken."""
 

@@ -199,6 +199,11 @@ class Stream:
         told = json.dumps([reader.listing() for reader in self.readers])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
+    def size(self) -> int | None:
+        """Bytes of the files, where all are here."""
+        sizes = [size for reader in self.readers for _, size in reader.listing()]
+        return None if None in sizes else sum(sizes)
+
     def block(self, number: int) -> Block:
         return next(block for block in self.blocks if block.number == number)
 
@@ -359,7 +364,8 @@ class Steps(Sequence[Step]):
     def __init__(self, stream: Stream, layout: Layout, total: int):
         self.stream, self.layout, self.total = stream, layout, total
         # Its own tokenizer, as it is used beside the training.
-        self.workers = Workers(helpers_of_a_stream(stream.data.num_proc), deepcopy(stream.renderer))
+        helpers = helpers_of_a_stream(stream.data.num_proc, stream.size())
+        self.workers = Workers(helpers, deepcopy(stream.renderer))
         self.closed = threading.Event()
         self.thread: threading.Thread | None = None
         self.ahead: tuple[int, list[Place], Future[Block]] | None = None

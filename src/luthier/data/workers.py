@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ..errors import DataError
+from ..errors import LuthierError
 from .masks import Renderer
 from .tokenise import Made, Task, tokenise
 
@@ -34,11 +34,11 @@ def helpers(num_proc: int | None, size: int | None) -> int:
     return min(MOST, cores) if cores > 1 and size is not None and size >= WORTH else 0
 
 
-def helpers_of_a_stream(num_proc: int | None) -> int:
-    """A stream is tokenised beside the training: in a thread of it where there are few cores, else outside."""
-    if num_proc is None:
-        return min(MOST, _cores() // 4)
-    return 0 if num_proc == 1 else num_proc
+def helpers_of_a_stream(num_proc: int | None, size: int | None) -> int:
+    """The same for a stream, which is tokenised beside the training: in a thread where data or cores are few."""
+    if num_proc is not None:
+        return 0 if num_proc == 1 else num_proc
+    return min(MOST, _cores() // 4) if size is None or size >= WORTH else 0
 
 
 def _cores() -> int:
@@ -117,7 +117,7 @@ class Workers:
             process.stdin.flush()  # type: ignore[union-attr]
             done, answer = pickle.load(process.stdout)  # type: ignore[arg-type]
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            raise DataError(
+            raise LuthierError(  # not about the data: other ranks do not meet it
                 f"a process that tokenises rows ended with {process.wait()} (-9: killed, most often for want of "
                 "memory): use a smaller data.num_proc, or data.num_proc=1"
             ) from None
