@@ -19,7 +19,7 @@ FLOORS = [
     AXES,
     {"checkpoint", "monitor"},
     {"batch", "logprobs", "surgery"},
-    {"kernels", "files", "settings", "signals"},
+    {"kernels", "files", "settings", "signals", "document"},
     {"errors", "reload"},
 ]
 

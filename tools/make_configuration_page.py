@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from luthier.config import Config, _nested
+from luthier.config import Config, _nested, is_section
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """\
@@ -29,13 +29,13 @@ def rows(cls: type[BaseModel], prefix: str, known: frozenset[str] = frozenset())
     made = []
     for name, field in cls.model_fields.items():
         inner = list(_nested(field.annotation))
-        if inner and cls is not Config and name not in known:
-            made += [line for one in inner for line in rows(one, f"{prefix}{name}[].")]
-        if name == "kind" or inner or name in known:
+        if name == "kind" or name in known or (inner and is_section(field.annotation)):
             continue
         default = "required" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
         caption = " ".join((field.description or "").split()).replace("|", "\\|")
         made.append(f"| `{prefix}{name}` | {default} | {caption} |")
+        for one in inner:  # of entries of a list
+            made += rows(one, f"{prefix}{name}[].")
     return made
 
 

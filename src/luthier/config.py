@@ -270,6 +270,9 @@ ELSEWHERE = {  # what other libraries call it
     "tokenizer_name": "model.tokenizer", "tokenizer_name_or_path": "model.tokenizer",
     "train_from_scratch": "model.init",
     "tensorboard": "monitor.report_to", "logging_steps": "monitor.log_every", "use_wandb": "monitor.report_to",
+    "preprocessing_num_workers": "data.num_proc", "dataset_num_proc": "data.num_proc",
+    "buffer_size": "data.shuffle_buffer", "dataset_prepared_path": "data.cache_dir", "interleave_probs": "data.train",
+    "datasets": "data.train",
     "early_stopping_patience": "early_stopping.patience", "early_stopping_threshold": "early_stopping.threshold",
     "label_smoothing": "objective.label_smoothing_factor", "ema_decay": "averaging.decay",
     "load_best_model_at_end": "checkpoint.best", "resid_pdrop": "regularisation.dropout",
@@ -366,11 +369,19 @@ def _nested(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _nested(argument)
 
 
+def is_section(annotation: Any) -> bool:
+    """Whether a field holds settings and nothing else; `data.train` can be a name, too."""
+    arguments = getattr(annotation, "__args__", ())
+    if not arguments:
+        return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return all(is_section(argument) for argument in arguments if argument is not type(None))
+
+
 def keys(cls: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """The dotted names of all settings."""
     for name, field in cls.model_fields.items():
         inner = list(_nested(field.annotation))
-        if not inner:
+        if not inner or not is_section(field.annotation):
             yield prefix + name
         for one in inner:
             yield from keys(one, f"{prefix}{name}.")
@@ -430,9 +441,11 @@ def contradictions(config: Config) -> list[str]:
     t = config.trainable
     if isinstance(t, Partial) and not (t.patterns or t.last_layers or t.embeddings or t.norms or t.head):
         found.append("trainable: nothing would move; name patterns, last_layers, embeddings, norms or head")
-    for name in [data.train] if isinstance(data.train, str) else data.train:
-        if problem := sources.missing(name):
-            found.append(f"data.train: {problem}")
+    for source in data.sources():
+        for name in [source.path] if isinstance(source.path, str) else source.path:
+            if problem := sources.missing(name):
+                found.append(f"data.train: {problem}")
+    found += contradictions_of_data(config)
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
     return found + names.problems(config.model) + _contradictions_of_the_start(config)
@@ -528,6 +541,43 @@ def _contradictions_of_monitoring(config: Config) -> list[str]:
         found.append(
             f"monitor.profile_steps={monitor.profile_steps}: should be [start, stop) with 1 <= start < stop, "
             "for example [3, 5] for steps 3 and 4"
+        )
+    return found
+
+
+def contradictions_of_data(config: Config) -> list[str]:
+    """What does not go together in how rows reach the loop."""
+    data, found = config.data, []
+    entries = data.sources()
+    if not entries:
+        found.append("data.train=[]: name at least one source")
+    weighted = [entry for entry in entries if entry.weight is not None]
+    if weighted and len(weighted) < len(entries):
+        without = next(entry for entry in entries if entry.weight is None)
+        found.append(f"data.train: {without.path!r} has no weight and others have: give all sources one, or none")
+    elif weighted and min(e.weight or 0 for e in entries) < 1e-6 * sum(e.weight or 0 for e in entries):
+        found.append("data.train: a weight is less than a millionth of all: leave that source out, or give it more")
+    if weighted and data.limit is not None:
+        found.append(f"data.limit={data.limit} with weights would cut the first sources only: give each its own limit")
+    if data.cache is False and data.cache_dir is not None:
+        found.append(f"data.cache=false keeps nothing in data.cache_dir={data.cache_dir!r}: leave one of them out")
+    if not data.streaming:
+        if data.shuffle_buffer != Data.model_fields["shuffle_buffer"].default:
+            found.append(
+                f"data.shuffle_buffer={data.shuffle_buffer} is of streams, and without one all rows are shuffled: "
+                "leave it out, or set data.streaming=true"
+            )
+        return found
+    if config.max_steps is None:
+        found.append("data.streaming=true has no end that is known beforehand: give max_steps")
+    if data.cache is True:
+        found.append("data.cache=true with data.streaming=true: a stream keeps no tokens; leave one of them out")
+    if data.limit is not None or any(entry.limit is not None for entry in entries):
+        found.append("data.limit with data.streaming=true: use max_steps to learn less of a stream")
+    if config.batch.examples is not None and data.shuffle_buffer < config.batch.examples:
+        found.append(
+            f"data.shuffle_buffer={data.shuffle_buffer} is less than batch.examples={config.batch.examples}, so no "
+            "step would be full: use a larger buffer"
         )
     return found
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .data.blocks import Steps, Stream
 from .data.dataset import Dataset
-from .data.packing import fullness
-from .data.stream import Step
+from .data.stream import Plan
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,14 @@ def table(model: nn.Module):
     return made
 
 
-def plan_line(dataset: Dataset, steps: Sequence[Step], micro_tokens: int) -> str:
-    rows = [row for step in steps for row in step]
-    documents = sum(len(row) for row in rows)
-    return (
+def plan_line(dataset: Dataset | Stream, steps: Plan | Steps, micro_tokens: int) -> str:
+    if isinstance(steps, Steps):
+        return steps.caption
+    assert isinstance(dataset, Dataset)
+    rows, count, tokens = len(steps.rows) - 1, len(steps), steps.tokens()
+    lines = [
         f"{len(dataset):,} rows, {dataset.tokens:,} tokens, {dataset.trained_tokens:,} of them learnt; "
-        f"{len(steps):,} steps of {documents / len(steps):.1f} rows in {len(rows) / len(steps):.1f} packed rows "
-        f"({fullness(rows, dataset.lengths, micro_tokens):.1%} of {micro_tokens} slots each)"
-    )
+        f"{count:,} steps of {len(steps.documents) / count:.1f} rows in {rows / count:.1f} packed rows "
+        f"({tokens / (rows * micro_tokens):.1%} of {micro_tokens} slots each)"
+    ]
+    return "\n".join(lines + dataset.passes(steps))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -20,8 +19,7 @@ from .assemble import Assembled, assemble, load_weights, restore, seed_everythin
 from .batch import Batch
 from .config import Config, read_run
 from .data import dataset as datasets
-from .data import stream
-from .errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from .errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
 from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
@@ -111,13 +109,15 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_same_run()
         opened = tokenizer_and_renderer(config, say)
-        self.training, self.validation = datasets.open_rows(config.data, opened[1], self.folder, say, warn)
-        self.steps = stream.plan(
-            self.training.lengths, examples=config.batch.examples, tokens=config.batch.tokens,
-            micro_tokens=config.batch.micro_tokens, pack=config.batch.packing, seed=config.data.seed,
-            epochs=config.epochs, max_steps=config.max_steps,
+        listing = self.folder if self.ranks.first else None  # the first rank lists skipped rows
+        self.training, self.validation = datasets.open_rows(config.data, opened[1], listing, say, warn)
+        self.steps = self.training.plan(
+            examples=config.batch.examples, tokens=config.batch.tokens, micro_tokens=config.batch.micro_tokens,
+            pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
+        if not checkpoint.listed(self.folder / "checkpoints"):
+            self.steps[0]  # of a stream the first rows, too, are read before the weights
         self.schedule = Scheduler(config.schedule, len(self.steps))
         self._check_fused()
         self._check_profile()
@@ -148,8 +148,10 @@ class Trainer:
         self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
         if self.ranks.first:
             write_atomically(self.folder / "config.yaml", config.dump())
-            keep_probe(self.folder, (self.validation or self.training).documents)
         self._resume()
+        if self.ranks.first:
+            self.steps[min(self.step, len(self.steps) - 1)]  # so that a stream has documents at hand
+            keep_probe(self.folder, (self.validation or self.training).documents)
         # 8 evaluation and monitoring
         self.monitor = self._monitor() if self.ranks.first else None
         self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
@@ -173,12 +175,18 @@ class Trainer:
             self.profiler.end()
             if self.monitor:
                 self.monitor.close()
+            self.steps.close()
 
     def _steps(self) -> Iterator[Step]:
         config = self.config
         while not self._ended():
+            try:
+                rows = self.steps[self.step]
+            except DataError:  # of a stream: the rows to come are bad, what was learnt is not
+                self.save()
+                raise
             with self.profiler.step(self.step + 1):
-                taken = self._take()
+                taken = self._take(rows)
             self._log(taken)
             last = self.step == len(self.steps)
             due = bool(config.checkpoint.every) and self.step % config.checkpoint.every == 0
@@ -195,14 +203,14 @@ class Trainer:
     def _ended(self) -> bool:
         return self.step == len(self.steps) or bool(self.patience and self.patience.exhausted)
 
-    def _take(self) -> Step:
+    def _take(self, rows: list[list[int]]) -> Step:
         """One optimiser step: rows forward and backward, one division, clipping, the optimiser."""
         made, fused = self.made, self.config.optim.fused_backward
         began = time.monotonic()
         factor = self.schedule.factor(self.step)
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)
-        self.rows = self.ranks.mine(self.steps[self.step])
+        self.rows = self.ranks.mine(rows)
         self.guard.begin()
         tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
@@ -234,9 +242,11 @@ class Trainer:
         return Step(self.step, loss_value, rate, grad_norm, int(counted), clipped, skipped=not fine)
 
     def _first_row(self, step: int) -> list[int]:
-        """What this rank's next batch is made of; empty after the last."""
-        rows = self.ranks.mine(self.steps[step]) if step < len(self.steps) else []
-        return rows[0] if rows else []
+        """What this rank's next batch is made of; empty after the last, and where a stream's rows are bad."""
+        with contextlib.suppress(DataError):  # told when that step is due
+            rows = self.ranks.mine(self.steps[step]) if step < len(self.steps) else []
+            return rows[0] if rows else []
+        return []
 
     def _batch(self, row: list[int]) -> Batch:
         """A row on the device. Compiled graphs want few shapes: filled up with a document that teaches nothing."""
@@ -395,7 +405,8 @@ class Trainer:
                 | {n: p.tensors() for n, p in self.parts.items()},
                 {
                     "step": self.step, "best": self.best, "evaluated": self.evaluated,
-                    "data": self._position(), "parts": {name: part.numbers() for name, part in self.parts.items()},
+                    "data": self.steps.position(self.step),
+                    "parts": {name: part.numbers() for name, part in self.parts.items()},
                     "deployed": "averaging" if averaged else "deployed" if deployed else "weights",
                 },
             )  # fmt: skip
@@ -404,10 +415,6 @@ class Trainer:
         self.ranks.wait()
         return folder
 
-    def _position(self) -> dict:
-        """What must be the same for a step to be at the same place of the data."""
-        return {"rows": self.training.fingerprint(), "plan": stream.digest(self.steps)}
-
     def _resume(self) -> None:
         found, refused = checkpoint.newest(self.folder / "checkpoints")
         for line in refused:
@@ -415,8 +422,7 @@ class Trainer:
         if found is None:
             return
         state = checkpoint.read_state(found)
-        if state["data"] != self._position():
-            what = "rows" if state["data"]["rows"] != self._position()["rows"] else "order of the rows"
+        if what := self.steps.resume(state["data"], state["step"]):
             raise CheckpointError(
                 f"the {what} that {found} was trained on are not those of this configuration: restore the data, or "
                 "give another output_dir"
@@ -454,7 +460,8 @@ class Trainer:
         path = self.folder / "config.yaml"
         if not path.exists() or not checkpoint.listed(self.folder / "checkpoints"):
             return
-        free = {"output_dir", "evaluation", "checkpoint", "monitor", "parallel"}
+        free: dict = dict.fromkeys(("output_dir", "evaluation", "checkpoint", "monitor", "parallel"), True)
+        free["data"] = {"cache", "cache_dir", "num_proc", "on_bad_row"}  # none changes a row that is learnt
         before, now = (c.model_dump(exclude=free) for c in (read_run(self.folder), self.config))
         changed = [
             f"{section}: {before[section]!r} there, {now[section]!r} here"
@@ -482,8 +489,7 @@ class Trainer:
         if self.ranks.first:
             trained = sum(p.numel() for p in self.parameters.values())
             report: dict = {
-                "steps": self.step, "best_step": final, "rows": len(self.training), "trained_parameters": trained,
-                "tokens": sum(self.training.lengths[d] for s in self.steps[: self.step] for row in s for d in row),
+                "steps": self.step, "best_step": final, "trained_parameters": trained, **self.steps.totals(self.step),
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
             report |= self.clipper.figures()

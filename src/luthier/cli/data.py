@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Any:
     from ..data import dataset, inspection
 
     _, renderer = tokenizer_and_renderer(config)
-    found = dataset.load(config.data, config.data.train, renderer)
+    found = dataset.load(config.data, config.data.sources()[0], renderer)
     totals = inspection.totals(found, config.batch.micro_tokens, config.data.seed)
     rows = _rows(found, options.row)
     pieces = {number: inspection.tokens_of(found, index) for number, index in rows.items()}

@@ -23,7 +23,8 @@ def run(options: argparse.Namespace) -> Any:
 
     config = read_run(Path(options.run_folder))
     from ..assemble import restore
-    from ..data.dataset import open_rows
+    from ..data.dataset import Dataset, open_rows
+    from ..errors import DataError
     from ..evaluate import measure
     from ..monitor import Console
     from .figures import show_report
@@ -32,13 +33,15 @@ def run(options: argparse.Namespace) -> Any:
     made, chosen = restore(Path(options.run_folder), console.warn)
     console.say(f"weights of {chosen}")
     if options.data:
-        data = config.data.model_copy(update={"train": options.data, "validation": None, "limit": None})
-        rows, _ = open_rows(data, made.renderer, None, console.say, console.warn)
+        only = {"train": options.data, "validation": None, "limit": None, "streaming": False}
+        training, rows = open_rows(config.data.model_copy(update=only), made.renderer, None, console.say, console.warn)
     else:
-        training, held_out = open_rows(config.data, made.renderer, None, console.say, console.warn)
-        rows = held_out or training
-        if held_out is None:
+        training, rows = open_rows(config.data, made.renderer, None, console.say, console.warn)
+        if rows is None:
             console.warn("the run held no rows out: these are figures of the rows that it was trained on")
+    rows = rows or training
+    if not isinstance(rows, Dataset):
+        raise DataError("the run held no rows of its stream out: name rows to evaluate with --data")
     wanted = config.evaluation.generate if options.generate is None else options.generate
     report = measure(made, rows, wanted, options.batch_size or config.evaluation.batch_size)
     if not options.json:

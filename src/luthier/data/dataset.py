@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..batch import Document
+from ..document import Document
 from ..errors import DataError
 from ..files import write_atomically
-from . import Data, holdout, sources
-from .formats import FORMATS, BadRow, Conversation, Format, recognise, renamed
+from . import Data, Source, cache, holdout, sources, stream
+from .formats import Conversation, recognise
 from .masks import Renderer
+from .shards import Conversations, Documents
+from .tokenise import Fault, Task, stretches
+from .workers import Workers, helpers
+
+if TYPE_CHECKING:
+    from .blocks import Stream
 
 REMEDIES = {
     "format": "mend the rows, or name their columns with data.columns",
@@ -27,106 +36,186 @@ REMEDIES = {
     "template": "use another model.chat_template, or mend the rows",
     "special_token": "remove the token from the text: it would be read as the end of a turn",
 }
-CHUNK = 1000
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Fault:
-    row: int
-    place: str
-    kind: str
-    detail: str
+def _silent(text: str) -> None:
+    pass
 
 
 @dataclass
 class Dataset:
-    """Documents in the order of their files, the conversations that they came from, and the bad rows."""
+    """Documents in the order of their files, the conversations that they came from, and the bad rows.
 
-    documents: list[Document]
-    conversations: list[Conversation]
+    Both are sequences whose members are made when they are asked for; what they are made of may stand on the disk.
+    """
+
+    documents: Sequence[Document]
+    conversations: Sequence[Conversation]
     faults: list[Fault]
     found: str  # the format, and how it was told
     source: str
     renderer: Renderer
-    _lengths: list[int] | None = field(default=None, repr=False)
+    parts: list[tuple[str, int]] = field(default_factory=list)  # sources and how many documents each has
+    weights: list[float] | None = None  # of the parts, where they are a mixture
+    _lengths: array | None = field(default=None, repr=False)
 
     @property
-    def lengths(self) -> list[int]:
+    def _store(self) -> Documents:
+        if not isinstance(self.documents, Documents):
+            self.documents = Documents.of(self.documents)
+        return self.documents
+
+    @property
+    def lengths(self) -> array:
         """How many tokens of each document are run, which is what packing goes by."""
         if self._lengths is None:
-            self._lengths = [d.inputs for d in self.documents]
+            self._lengths = self._store.lengths()
         return self._lengths
 
     @property
     def tokens(self) -> int:
-        return sum(len(d.tokens) for d in self.documents)
+        return self._store.tokens()
 
     @property
     def trained_tokens(self) -> int:
-        return int(sum(np.count_nonzero(d.weights) for d in self.documents))
+        return self._store.trained_tokens()
+
+    @property
+    def rows(self) -> int:
+        """Rows that were read, good and bad; a row can be several documents."""
+        shards = self._store.shards
+        return sum(max(len(s.arrays["text_ends"]) - 1, 0) for s in shards) + len(self.faults)
+
+    def row_numbers(self) -> np.ndarray:
+        """[D] the row of each document, counted over all sources."""
+        return self._store.rows()
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def fingerprint(self) -> str:
         """Changes with any token or weight of any row."""
-        digest = hashlib.sha256()
-        for document in self.documents:
-            digest.update(len(document.tokens).to_bytes(8, "little"))
-            digest.update(document.tokens.tobytes())
-            digest.update(document.weights.tobytes())
-        return digest.hexdigest()[:16]
+        return self._store.fingerprint()
 
-    def subset(self, indices: Sequence[int]) -> Dataset:
-        return Dataset(
-            [self.documents[i] for i in indices], [self.conversations[i] for i in indices], [], self.found, self.source,
-            self.renderer,
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Dataset:
+        """The documents of these numbers, which ascend."""
+        documents = self._store.select(indices)
+        borders = np.searchsorted(np.asarray(indices, np.int64), np.cumsum([0, *(size for _, size in self.parts)]))
+        parts = [(name, int(size)) for (name, _), size in zip(self.parts, np.diff(borders))]
+        conversations = Conversations(documents.shards, documents.chosen)
+        return replace(
+            self, documents=documents, conversations=conversations, faults=[], parts=parts, _lengths=None
         )  # fmt: skip
 
+    def plan(
+        self, *, examples: int | None, tokens: int | None, micro_tokens: int, pack: bool, seed: int,
+        epochs: int | None, max_steps: int | None,
+    ) -> stream.Plan:  # fmt: skip
+        """All steps of a run on these documents."""
+        return stream.plan(
+            self.lengths, examples=examples, tokens=tokens, micro_tokens=micro_tokens, pack=pack, seed=seed,
+            epochs=epochs, max_steps=max_steps, sizes=[size for _, size in self.parts], weights=self.weights,
+            fingerprint=self.fingerprint(),
+        )  # fmt: skip
 
-def load(data: Data, source: str | list[str], renderer: Renderer) -> Dataset:
+    def passes(self, steps: stream.Plan) -> list[str]:
+        """Of a mixture: how often each source is gone through, a line each."""
+        if self.weights is None:
+            return []
+        drawn = np.bincount(np.frombuffer(steps.documents, np.int32), minlength=len(self))
+        starts = np.cumsum([0, *(size for _, size in self.parts)])
+        lines = []
+        for (name, size), start, weight in zip(self.parts, starts, self.weights):
+            count = int(drawn[start : start + size].sum())
+            share = weight / sum(self.weights)
+            lines.append(f"{name}: {share:.1%} of the rows; {count:,} of {size:,}, which is {count / size:.2f} passes")
+        return lines
+
+
+def load(
+    data: Data, source: str | list[str] | Source, renderer: Renderer, say: Say = _silent, warn: Say = _silent
+) -> Dataset:
     """Read and render all rows of a source; bad ones are collected, whatever `on_bad_row` says."""
-    form: Format | None = None if data.format == "auto" else FORMATS[data.format]
-    made = Dataset([], [], [], "", source if isinstance(source, str) else ", ".join(source), renderer)
-    waiting: list[tuple[sources.Row, Conversation]] = []
+    entry = data.complete(source)
+    files = cache.files_of(entry)
 
-    def flush() -> None:
-        rendered = []
-        for row, conversation in waiting:
-            try:
-                rendered.append((row, conversation, renderer.render(conversation)))
-            except BadRow as fault:
-                made.faults.append(Fault(row.number, row.place, fault.kind, fault.detail))
-        results = renderer.documents([(row.number, text) for row, _, text in rendered])
-        for (row, conversation, _), result in zip(rendered, results):
-            if isinstance(result, BadRow):
-                made.faults.append(Fault(row.number, row.place, result.kind, result.detail))
-            else:
-                made.documents.append(result)
-                made.conversations.append(conversation)
-        waiting.clear()
+    def make(folder: Path | None) -> cache.Kept:
+        return _made(data, entry, renderer, cache.size_of(files), folder)
 
-    for row in sources.read(source, data.subset, data.split):
-        if form is None:
-            form = recognise(row.values, row.place, data.columns)
-        values = renamed(row.values, data.columns)
-        absent = [key for key in form.keys if key not in values]
+    if files is not None and _kept_on_disk(data, files, warn):
+        key = cache.key_of(data, entry, files, renderer)
+        shards, faults, found = cache.kept(cache.root_of(data), key, make, say, warn)
+    else:
+        shards, faults, found = make(None)
+    documents = Documents(shards)
+    name = named(entry)
+    return Dataset(documents, Conversations(shards), faults, found, name, renderer, [(name, len(documents))])
+
+
+def named(entry: Source) -> str:
+    return entry.path if isinstance(entry.path, str) else ", ".join(entry.path)
+
+
+def _kept_on_disk(data: Data, files: Sequence[Path], warn: Say) -> bool:
+    if not cache.wanted(data, files):
+        return False
+    if data.cache == "auto":
+        root = cache.root_of(data)
         try:
-            if absent:
-                raise BadRow(
-                    "format", f"no {absent[0]!r}, which {form.name} rows have; the row has {sorted(row.values)}"
-                )
-            waiting.append((row, form.convert(values)))
-        except BadRow as fault:
-            made.faults.append(Fault(row.number, row.place, fault.kind, fault.detail))
-        if len(waiting) >= CHUNK:
-            flush()
-    flush()
-    assert form is not None
-    told = "as data.format says" if data.format != "auto" else f"told by the keys {', '.join(form.keys)}"
-    made.found = f"{form.name} ({told})"
-    made.faults.sort(key=lambda fault: fault.row)
-    return made
+            root.mkdir(parents=True, exist_ok=True)
+            fits = os.access(root, os.W_OK)
+        except OSError:
+            fits = False
+        if not fits:
+            warn(f"tokens are not kept for the next time: {root} cannot be written; give data.cache_dir")
+        return fits
+    return True
+
+
+def _made(data: Data, entry: Source, renderer: Renderer, size: int | None, folder: Path | None) -> cache.Kept:
+    """All shards of a source, in memory or as files in `folder`."""
+    rows = sources.read(entry.path, entry.subset, entry.split or "train")
+    first = next(rows)
+    form, found = form_of(entry, first)
+
+    def tasks() -> Iterator[Task]:
+        for number, stretch in enumerate(stretches(chain([first], rows))):
+            path = None if folder is None else folder / f"{number:08}.safetensors"
+            yield Task(stretch, form, entry.columns or {}, path)
+
+    shards, faults = [], []
+    with Workers(helpers(data.num_proc, size), renderer) as workers:
+        for made in workers.map(tasks()):
+            shards.append(made.shard)
+            faults += made.faults
+    return shards, faults, found
+
+
+def form_of(entry: Source, first: sources.Row) -> tuple[str, str]:
+    """The format of a source by its first row, and how it was told."""
+    if entry.format not in (None, "auto"):
+        return entry.format, f"{entry.format} (as data.format says)"
+    form = recognise(first.values, first.place, entry.columns or {})
+    return form.name, f"{form.name} (told by the keys {', '.join(form.keys)})"
+
+
+def joined(members: Sequence[Dataset], weights: list[float] | None) -> Dataset:
+    """Several sources as one data set; rows are numbered over all of them."""
+    if len(members) == 1:
+        return replace(members[0], weights=weights)
+    shards, faults, before = [], [], 0
+    for member in members:
+        assert isinstance(member.documents, Documents)
+        assert member.documents.chosen is None, "sources are joined whole"
+        shards += [replace(shard, before=before) for shard in member.documents.shards]
+        faults += [replace(fault, row=fault.row + before) for fault in member.faults]
+        before += member.rows
+    return Dataset(
+        Documents(shards), Conversations(shards), faults, "; ".join(dict.fromkeys(m.found for m in members)),
+        ", ".join(m.source for m in members), members[0].renderer, [part for m in members for part in m.parts],
+        weights,
+    )  # fmt: skip
 
 
 def report(faults: Sequence[Fault]) -> str:
@@ -160,34 +249,54 @@ def settle(dataset: Dataset, data: Data, listing: Path | None, warn: Callable[[s
 
 def split(dataset: Dataset, validation: float | int, seed: int) -> tuple[Dataset, Dataset]:
     """(training, validation): a share below 1 or a number of rows, drawn by the seed."""
-    held_out = holdout.drawn(len(dataset) + len(dataset.faults), validation, seed)
-    sides: tuple[list[int], list[int]] = ([], [])
-    for place, document in enumerate(dataset.documents):
-        sides[document.row in held_out].append(place)
-    if not all(sides):
+    held_out = np.isin(dataset.row_numbers(), list(holdout.drawn(dataset.rows, validation, seed)))
+    if held_out.all() or not held_out.any():
         raise DataError(f"data.validation={validation}: all rows of one side are bad; give another data.seed")
-    return dataset.subset(sides[0]), dataset.subset(sides[1])
-
-
-Say = Callable[[str], None]
+    return dataset.subset(np.flatnonzero(~held_out)), dataset.subset(np.flatnonzero(held_out))
 
 
 def open_rows(
     data: Data, renderer: Renderer, folder: Path | None, say: Say, warn: Say
-) -> tuple[Dataset, Dataset | None]:
+) -> tuple[Dataset | Stream, Dataset | None]:
     """Training and held-out rows, with everything that is wrong with them said; skipped ones are listed in `folder`."""
-    training = load(data, data.train, renderer)
-    say(f"{training.source}: {len(training) + len(training.faults):,} rows, {training.found}")
+    if data.streaming:
+        from .blocks import open_stream
+
+        return open_stream(data, renderer, folder, say, warn)
+    entries, members = data.sources(), []
+    for entry in entries:
+        members.append(load(data, entry, renderer, say, warn))
+        say(f"{members[-1].source}: {members[-1].rows:,} rows, {members[-1].found}")
+    weights = [entry.weight for entry in entries if entry.weight is not None]
+    training = joined(members, weights or None)
     training = settle(training, data, folder and folder / "skipped_rows.jsonl", warn)
     validation = None
     if isinstance(data.validation, str):
-        validation = load(data, data.validation, renderer)
-        say(f"{validation.source}: {len(validation) + len(validation.faults):,} held-out rows, {validation.found}")
-        validation = settle(validation, data, folder and folder / "skipped_validation_rows.jsonl", warn)
+        validation = held_out_file(data, renderer, folder, say, warn)
     elif data.validation is not None:
         training, validation = split(training, data.validation, data.seed)
-    if data.limit is not None:
-        training = training.subset(range(min(data.limit, len(training))))
+    training = _limited(training, [entry.limit for entry in entries], data.limit)
     if not len(training):
         raise DataError("no row is left to train on")
+    for name, size in training.parts:
+        if training.weights is not None and not size:
+            raise DataError(f"{name}: no row is left of it to train on, and it has a share: leave it out of data.train")
     return training, validation
+
+
+def held_out_file(data: Data, renderer: Renderer, folder: Path | None, say: Say, warn: Say) -> Dataset:
+    assert isinstance(data.validation, str)
+    validation = load(data, data.validation, renderer, say, warn)
+    say(f"{validation.source}: {validation.rows:,} held-out rows, {validation.found}")
+    return settle(validation, data, folder and folder / "skipped_validation_rows.jsonl", warn)
+
+
+def _limited(dataset: Dataset, limits: Sequence[int | None], limit: int | None) -> Dataset:
+    """The first so many documents of each part, then of the whole."""
+    if any(own is not None for own in limits):
+        starts = np.cumsum([0, *(size for _, size in dataset.parts)])
+        sizes = [size if own is None else min(own, size) for (_, size), own in zip(dataset.parts, limits)]
+        dataset = dataset.subset(np.concatenate([start + np.arange(n) for start, n in zip(starts, sizes)]))
+    if limit is not None and limit < len(dataset):
+        dataset = dataset.subset(np.arange(limit))
+    return dataset

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..batch import Document
+from ..document import Document
 from ..errors import DataError, ModelError
 from .formats import BadRow, Conversation, check_roles
 

@@ -140,14 +140,17 @@ def missing(source: str) -> str | None:
     return f"{source!r} does not exist" if looks_local else None
 
 
-def read(source: str | list[str], subset: str | None = None, split: str = "train") -> Iterator[Row]:
-    """All rows of the sources, in order."""
+def read(
+    source: str | list[str], subset: str | None = None, split: str = "train", start: int = 0
+) -> Iterator[Row]:  # fmt: skip
+    """All rows of the sources, in order, or those from number `start` on."""
     number = 0
     for name in [source] if isinstance(source, str) else source:
         files = files_of(name)
         records = _hub(name, subset, split) if files is None else (r for path in files for r in _safely(path))
         for values, place in records:
-            yield Row(number, values, place)
+            if number >= start:
+                yield Row(number, values, place)
             number += 1
     if not number:
         raise DataError(f"{source}: no rows")
