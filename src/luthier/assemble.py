@@ -57,7 +57,7 @@ def tokenizer_and_renderer(config: Config) -> tuple[Any, Renderer]:
     tokenizer = load.load_tokenizer(config.model)
     if tokenizer.eos_token is None and not tokenizer.chat_template:
         raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
-    return tokenizer, Renderer(tokenizer, config.data.train_on, config.data.max_length)
+    return tokenizer, Renderer(tokenizer, config.data.train_on, config.data.max_length, config.data.long_text)
 
 
 def assemble(config: Config, tell: Callable[[str], None] = lambda text: None, training: bool = True) -> Assembled:

@@ -15,7 +15,7 @@ from ..batch import Document
 from ..errors import DataError
 from ..files import write_atomically
 from . import Data, sources
-from .formats import FORMATS, BadRow, Conversation, Format, recognise, renamed
+from .formats import BadRow, Conversation, Recogniser
 from .masks import Renderer
 
 REMEDIES = {
@@ -86,7 +86,7 @@ class Dataset:
 
 def load(data: Data, source: str | list[str], renderer: Renderer) -> Dataset:
     """Read and render all rows of a source; bad ones are collected, whatever `on_bad_row` says."""
-    form: Format | None = None if data.format == "auto" else FORMATS[data.format]
+    recogniser = Recogniser(data.format, data.columns)
     made = Dataset([], [], [], "", source if isinstance(source, str) else ", ".join(source), renderer)
     waiting: list[tuple[sources.Row, Conversation]] = []
 
@@ -101,30 +101,20 @@ def load(data: Data, source: str | list[str], renderer: Renderer) -> Dataset:
         for (row, conversation, _), result in zip(rendered, results):
             if isinstance(result, BadRow):
                 made.faults.append(Fault(row.number, row.place, result.kind, result.detail))
-            else:
-                made.documents.append(result)
-                made.conversations.append(conversation)
+            else:  # several of a long plain text
+                made.documents.extend(result)
+                made.conversations.extend([conversation] * len(result))
         waiting.clear()
 
-    for row in sources.read(source, data.subset, data.split):
-        if form is None:
-            form = recognise(row.values, row.place, data.columns)
-        values = renamed(row.values, data.columns)
-        absent = [key for key in form.keys if key not in values]
+    for row in sources.read(source, data.subset, data.split, sample_by=data.sample_by):
         try:
-            if absent:
-                raise BadRow(
-                    "format", f"no {absent[0]!r}, which {form.name} rows have; the row has {sorted(row.values)}"
-                )
-            waiting.append((row, form.convert(values)))
+            waiting.append((row, recogniser.conversation(row.values, row.place, row.fault)))
         except BadRow as fault:
             made.faults.append(Fault(row.number, row.place, fault.kind, fault.detail))
         if len(waiting) >= CHUNK:
             flush()
     flush()
-    assert form is not None
-    told = "as data.format says" if data.format != "auto" else f"told by the keys {', '.join(form.keys)}"
-    made.found = f"{form.name} ({told})"
+    made.found = recogniser.found
     made.faults.sort(key=lambda fault: fault.row)
     return made
 
