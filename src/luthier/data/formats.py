@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -85,6 +84,8 @@ def _text(value: object, what: str) -> str:
     if isinstance(value, list):  # the parts of the multimodal form
         if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in value):
             raise BadRow("format", f"{what} has parts other than text")
+        if not value:
+            raise BadRow("format", f"{what} is an empty list")
         return "".join(part["text"] for part in value)
     if not isinstance(value, str):
         raise BadRow("format", f"{what} is {_type(value)}, not text")
@@ -143,8 +144,10 @@ def _tools(values: Mapping) -> list[dict] | None:
     tools = _json_or_text(values["tools"], "tools")
     if tools is None:
         return None
-    if not all(isinstance(tool, dict) for tool in _list(tools, "tools", "descriptions")):
-        raise BadRow("format", "tools is not a list of descriptions, which are objects")
+    for tool in _list(tools, "tools", "descriptions"):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
+            raise BadRow("format", f"a tool's description has no name: {_shown(tool)}")
     return tools or None  # type: ignore[return-value]
 
 
@@ -262,7 +265,7 @@ def _turn(turn: object) -> tuple[dict, float | None]:
 
 def _alpaca(values: Mapping) -> Conversation:
     turns = _system(values)
-    history = _json_or_text(values.get("history") or None, "history")
+    history = None if values.get("history") == "" else _json_or_text(values.get("history"), "history")
     for pair in [] if history is None else _list(history, "history", "pairs"):
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadRow("format", f"history is not a list of pairs: {_shown(pair)}")
@@ -289,7 +292,7 @@ def _plain_text(values: Mapping) -> Conversation:
 
 
 def _tokens(values: Mapping) -> Conversation:
-    """`input_ids`, and with `labels` or `loss_mask` which of them are learnt; what `attention_mask` hides is dropped."""
+    """`input_ids`; `labels` or `loss_mask` say which are learnt, and what `attention_mask` hides is dropped."""
     ids = _integers(values, "input_ids")
     if not ids:
         raise BadRow("format", "input_ids is empty")

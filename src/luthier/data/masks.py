@@ -120,7 +120,7 @@ class Renderer:
         for where, part in parts:
             for text in texts_in(part):
                 if found := self._special.search(text):
-                    raise BadRow("special_token", f"{where} contains {found[0]!r}, a special token of the model, as text")
+                    raise BadRow("special_token", f"{where} contains the model's special token {found[0]!r} as text")
                 if found := SURROGATE.search(text):
                     raise BadRow("format", f"{where} contains {found[0]!r}, half of a UTF-16 pair and no character")
 
@@ -130,9 +130,8 @@ class Renderer:
             if message["role"] in ("system", "developer", "user") and message["content"].strip() not in text:
                 raise BadRow("template", f"the chat template leaves the content of a {message['role']} turn out")
         for tool in conversation.tools or ():
-            function = tool.get("function", tool)
-            name = function.get("name") if isinstance(function, dict) else None
-            if isinstance(name, str) and name not in text:
+            name = tool.get("function", tool)["name"]
+            if name not in text:
                 raise BadRow("template", f"the chat template leaves the tool {name!r} out")
 
     def _start(self, conversation: Conversation, text: str, answer: int) -> int:

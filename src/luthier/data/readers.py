@@ -258,10 +258,10 @@ def _rows(path: Path, schema: Any, batches: Iterable, number: int, skip: int) ->
         number += passed
         for start in range(passed, batch.num_rows, SLICE):
             part = batch.slice(start, SLICE)
-            try:
-                values: Iterable = part.to_pylist()
-            except Exception:  # one value among them has no Python form: a text that is not UTF-8, a date past 9999
-                values = (_row(part.slice(i, 1)) for i in range(part.num_rows))
+            values: Iterable | Exception = _objects(part)
+            if isinstance(values, Exception):  # one value among them: a text that is not UTF-8, a date past 9999
+                values = (one if isinstance(one := _objects(part.slice(i, 1)), Exception) else one[0]
+                          for i in range(part.num_rows))  # fmt: skip
             for value in values:
                 place = f"{shown(path)}[{number}]"
                 number += 1
@@ -271,9 +271,11 @@ def _rows(path: Path, schema: Any, batches: Iterable, number: int, skip: int) ->
                     yield Record(without_nulls(value) if nested else value, place)
 
 
-def _row(part: Any) -> dict | Exception:
+def _objects(part: Any) -> list[dict] | Exception:
+    """The rows of a part as Python objects, once its offsets were found to lie inside it."""
     try:
-        return part.to_pylist()[0]
+        part.validate(full=True)
+        return part.to_pylist()
     except Exception as error:
         return error
 

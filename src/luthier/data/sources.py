@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..errors import DataError
 from .readers import READERS, ROWS, Item, Record, kind_of, shown, without_nulls
 
-ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # what `datasets` adds to a folder
+ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # what `datasets` adds
 SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation",
           "val": "validation", "dev": "validation"}  # fmt: skip
 
