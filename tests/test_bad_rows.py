@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from luthier.cli import main
 from luthier.data import Data, dataset, sources
-from luthier.data.formats import FORMATS, BadRow, Recogniser
+from luthier.data.formats import FORMATS, BadRow, converted
 from luthier.data.masks import Renderer
 from luthier.errors import DataError
 
@@ -477,7 +477,7 @@ def test_any_value_of_any_field_is_learnt_or_named(form, data):
     values = {key: data.draw(ANYTHING) for key in form.keys}
     values |= data.draw(st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=3))
     try:
-        rendered = RENDERER.render(Recogniser(form.name, {}).conversation(values, "x:1"))
+        rendered = RENDERER.render(converted(sources.Row(0, values, "x:1"), form, {}))
         (found,) = RENDERER.documents([(0, rendered)])
     except BadRow as fault:
         found = fault

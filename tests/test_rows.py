@@ -257,6 +257,8 @@ def test_tokens_are_learnt_as_labels_or_mask_say(tmp_path):
     batch = Batch.pack(found.documents[1:2])
     assert batch.targets[batch.trained].tolist() == [label for label in masked[1:] if label != -100]
     assert found.renderer.prompt(found.conversations[1]) == (ids[:9], "answer")
+    kept = Conversation(**json.loads(json.dumps(vars(found.conversations[1]))))  # as a cache keeps it
+    assert found.renderer.prompt(kept) == (ids[:9], "answer")
     with pytest.raises(DataError, match="have no prompt"):
         found.renderer.prompt(found.conversations[0])
 
@@ -486,7 +488,9 @@ def test_a_file_of_no_known_format_is_an_error_that_names_its_first_row(tmp_path
         load_file(tmp_path / "a.jsonl")
 
 
-def test_columns_must_name_keys_of_a_format(tmp_path):
+def test_columns_must_name_keys_of_a_format(tmp_path, settings):
+    with pytest.raises(ConfigError, match=r"data\.columns: no format has a key 'promt'"):
+        configure(settings, "data.columns={promt: q}", "data.format=text")
     with pytest.raises(DataError, match=r"data\.columns: no format has a key 'promt'"):
         load(tmp_path, [{"text": "a", "q": "b"}], columns={"promt": "q"})
 

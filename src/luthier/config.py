@@ -292,6 +292,11 @@ def contradictions(config: Config) -> list[str]:
     t = config.trainable
     if isinstance(t, Partial) and not (t.patterns or t.last_layers or t.embeddings or t.norms or t.head):
         found.append("trainable: nothing would move; name patterns, last_layers, embeddings, norms or head")
+    if data.columns:
+        from .data import formats
+
+        if problem := formats.wrong_columns(data.columns):
+            found.append(problem)
     for name in [data.train] if isinstance(data.train, str) else data.train:
         if problem := sources.missing(name):
             found.append(f"data.train: {problem}")

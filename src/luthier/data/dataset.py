@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..batch import Document
 from ..errors import DataError
 from ..files import write_atomically
 from . import Data, sources
-from .formats import BadRow, Conversation, Recogniser
+from .formats import FORMATS, BadRow, Conversation, converted, first_recognised
 from .masks import Renderer
 
 REMEDIES = {
@@ -62,6 +63,11 @@ class Dataset:
         return sum(len(d.tokens) for d in self.documents)
 
     @property
+    def rows(self) -> int:
+        """Rows that were read, good and bad; a row can be several documents."""
+        return len({d.row for d in self.documents}) + len(self.faults)
+
+    @property
     def trained_tokens(self) -> int:
         return int(sum(np.count_nonzero(d.weights) for d in self.documents))
 
@@ -86,7 +92,10 @@ class Dataset:
 
 def load(data: Data, source: str | list[str], renderer: Renderer) -> Dataset:
     """Read and render all rows of a source; bad ones are collected, whatever `on_bad_row` says."""
-    recogniser = Recogniser(data.format, data.columns)
+    rows, taken = sources.read(source, data.subset, data.split, sample_by=data.sample_by), []
+    form = None if data.format == "auto" else FORMATS[data.format]
+    if form is None:
+        form, taken = first_recognised(rows, data.columns)
     made = Dataset([], [], [], "", source if isinstance(source, str) else ", ".join(source), renderer)
     waiting: list[tuple[sources.Row, Conversation]] = []
 
@@ -106,15 +115,16 @@ def load(data: Data, source: str | list[str], renderer: Renderer) -> Dataset:
                 made.conversations.extend([conversation] * len(result))
         waiting.clear()
 
-    for row in sources.read(source, data.subset, data.split, sample_by=data.sample_by):
+    for row in chain(taken, rows):
         try:
-            waiting.append((row, recogniser.conversation(row.values, row.place, row.fault)))
+            waiting.append((row, converted(row, form, data.columns)))
         except BadRow as fault:
             made.faults.append(Fault(row.number, row.place, fault.kind, fault.detail))
         if len(waiting) >= CHUNK:
             flush()
     flush()
-    made.found = recogniser.found
+    told = "as data.format says" if data.format != "auto" else f"told by the keys {', '.join(form.keys)}"
+    made.found = f"{form.name} ({told})"
     made.faults.sort(key=lambda fault: fault.row)
     return made
 
@@ -168,12 +178,12 @@ def open_rows(
 ) -> tuple[Dataset, Dataset | None]:
     """Training and held-out rows, with everything that is wrong with them said; skipped ones are listed in `folder`."""
     training = load(data, data.train, renderer)
-    say(f"{training.source}: {len(training) + len(training.faults):,} rows, {training.found}")
+    say(f"{training.source}: {training.rows:,} rows, {training.found}")
     training = settle(training, data, folder and folder / "skipped_rows.jsonl", warn)
     validation = None
     if isinstance(data.validation, str):
         validation = load(data, data.validation, renderer)
-        say(f"{validation.source}: {len(validation) + len(validation.faults):,} held-out rows, {validation.found}")
+        say(f"{validation.source}: {validation.rows:,} held-out rows, {validation.found}")
         validation = settle(validation, data, folder and folder / "skipped_validation_rows.jsonl", warn)
     elif data.validation is not None:
         training, validation = split(training, data.validation, data.seed)

@@ -6,11 +6,14 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import DataError
 from .readers import parse_json
+from .sources import Row
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
@@ -35,8 +38,7 @@ class BadRow(Exception):
         super().__init__(self.detail)
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """A row that is tokens already, without padding, and the weight with which each is learnt."""
 
     ids: list[int]
@@ -51,7 +53,7 @@ class Conversation:
     tools: list[dict] | None = None
     plain: bool = False
     template_arguments: dict = field(default_factory=dict)
-    weights: tuple[float, ...] | None = None  # one a message, where the row has any
+    weights: Sequence[float] | None = None  # one a message, where the row has any
     tokens: Tokens | None = None
 
 
@@ -212,7 +214,7 @@ def _message(message: object) -> tuple[dict, float | None]:
 def _conversation(turns: Sequence[tuple[dict, float | None]], tools: list[dict] | None = None) -> Conversation:
     weights = None
     if any(weight is not None for _, weight in turns):
-        weights = tuple(1.0 if weight is None else weight for _, weight in turns)
+        weights = [1.0 if weight is None else weight for _, weight in turns]
     return Conversation([message for message, _ in turns], tools, weights=weights)
 
 
@@ -409,45 +411,41 @@ def _keys(values: Mapping) -> str:
     return shown[:-1] + (", ...]" if len(values) > 20 else "]")
 
 
-class Recogniser:
-    """Rows to conversations; without a given format, the first row that has the keys of one tells it for all."""
+def wrong_columns(columns: Mapping[str, str]) -> str | None:
+    """What is wrong with the user's map, as far as that can be said without a row."""
+    known = sorted({key for form in FORMATS.values() for key in (*form.keys, *form.more)})
+    unknown = [key for key in columns if key not in known]
+    return f"data.columns: no format has a key {unknown[0]!r}; known are {', '.join(known)}" if unknown else None
 
-    def __init__(self, format: str, columns: Mapping[str, str]):
-        self.form: Format | None = None if format == "auto" else FORMATS[format]
-        self.given, self.columns = format != "auto", columns
-        self._unknown: list[DataError] = []  # what the rows before that one had
-        known = {key for form in FORMATS.values() for key in (*form.keys, *form.more)}
-        for key in columns:
-            if key not in known:
-                raise DataError(f"data.columns: no format has a key {key!r}; known are {', '.join(sorted(known))}")
 
-    def conversation(self, values: Mapping, place: str, fault: str | None = None) -> Conversation:
-        """What the row says; BadRow where it cannot be understood, DataError where no row can."""
-        if self.form is None:
-            try:
-                if fault is not None:
-                    raise DataError(f"{place}: {fault}")
-                self.form = recognise(values, place, self.columns)
-            except DataError as error:
-                self._unknown.append(error)
-                if len(self._unknown) == UNRECOGNISED:
-                    raise self._unknown[0] from None
-                raise BadRow("format", fault or str(error)) from None
-        if fault is not None:
-            raise BadRow("format", fault)
-        row = renamed(values, self.columns)
-        absent = [key for key in self.form.keys if key not in row]
-        if absent:
-            raise BadRow("format", f"no {absent[0]!r}, which {self.form.name} rows have; the row has {_keys(values)}")
-        return self.form.convert(row)
+def first_recognised(rows: Iterator[Row], columns: Mapping[str, str]) -> tuple[Format, list[Row]]:
+    """The format that the first row with the keys of one tells, and the rows taken up to it; a bad row may come first.
 
-    @property
-    def found(self) -> str:
-        """The format and how it was told; DataError where no row told one."""
-        if self.form is None:
-            raise self._unknown[0]
-        told = f"told by the keys {', '.join(self.form.keys)}" if not self.given else "as data.format says"
-        return f"{self.form.name} ({told})"
+    DataError, about the very first row, where none tells one.
+    """
+    if problem := wrong_columns(columns):
+        raise DataError(problem)
+    taken, wrong = [], []
+    for row in islice(rows, UNRECOGNISED):
+        taken.append(row)
+        try:
+            if row.fault is not None:
+                raise DataError(f"{row.place}: {row.fault}")
+            return recognise(row.values, row.place, columns), taken
+        except DataError as error:
+            wrong.append(error)
+    raise wrong[0] from None
+
+
+def converted(row: Row, form: Format, columns: Mapping[str, str]) -> Conversation:
+    """What a row of this format says; BadRow where it cannot be understood."""
+    if row.fault is not None:
+        raise BadRow("format", row.fault)
+    values = renamed(row.values, columns)
+    absent = [key for key in form.keys if key not in values]
+    if absent:
+        raise BadRow("format", f"no {absent[0]!r}, which {form.name} rows have; the row has {_keys(row.values)}")
+    return form.convert(values)
 
 
 def check_roles(conversation: Conversation) -> None:

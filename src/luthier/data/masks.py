@@ -89,7 +89,7 @@ class Renderer:
     def render(self, conversation: Conversation) -> Rendered:
         """The whole conversation with the spans that are learnt, or BadRow where they cannot be told for certain."""
         if conversation.tokens is not None:
-            return self._ready(conversation.tokens)
+            return self._ready(Tokens(*conversation.tokens))
         check_roles(conversation)
         self._check_texts(conversation)
         answers = _answers(conversation)
@@ -266,7 +266,7 @@ class Renderer:
     def prompt(self, conversation: Conversation) -> tuple[list[int], str]:
         """What stands before the last learnt answer, as tokens, and the text of that answer."""
         if conversation.tokens is not None:
-            return self._prompt_of_tokens(conversation.tokens)
+            return self._prompt_of_tokens(Tokens(*conversation.tokens))
         if conversation.plain:
             raise DataError("evaluation.generate: plain text has no prompt to answer; set evaluation.generate=0")
         weights = conversation.weights
