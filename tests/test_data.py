@@ -262,14 +262,27 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.jsonl", b'{"prompt": "x"}\n{oops\n'), ("a.json", b"[1, 2"), ("a.jsonl", b"[1]\n"), ("a.jsonl.gz", b"not gzip"),
-     ("a.csv", b"a,b\n1\n"), ("a.parquet", b"PAR1 no"), ("a.jsonl", b"\xff\xfe"), ("a.jsonl", b"")],
+    [("a.json", b"[1, 2"), ("a.jsonl.gz", b"not gzip"), ("a.parquet", b"PAR1 no"), ("a.jsonl", b"\xff\xfe"),
+     ("a.jsonl", b"")],
 )  # fmt: skip
 def test_broken_files_are_explained(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
         list(sources.read(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [("a.jsonl", b'{"prompt": "x"}\n{oops\n', "a.jsonl:2"), ("a.jsonl", b"[1]\n", "a.jsonl:1"),
+     ("a.csv", b"a,b\n1\n", "a.csv:2")],
+)  # fmt: skip
+def test_broken_lines_are_bad_rows(tmp_path, name, content, place):
+    path = tmp_path / name
+    path.write_bytes(content)
+    last = list(sources.read(str(path)))[-1]
+    assert last.fault
+    assert last.place.endswith(place)
 
 
 # ---------------------------------------------------------------------------- packing

@@ -63,7 +63,7 @@ def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tupl
     tokenizer = load.load_tokenizer(config.model, _trained_tokenizer(config, say))
     if tokenizer.eos_token is None and not tokenizer.chat_template:
         raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
-    return tokenizer, Renderer(tokenizer, config.data.train_on, config.data.max_length)
+    return tokenizer, Renderer(tokenizer, config.data.train_on, config.data.max_length, config.data.long_text)
 
 
 def _trained_tokenizer(config: Config, say: Say) -> Path | None:

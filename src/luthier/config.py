@@ -441,6 +441,12 @@ def contradictions(config: Config) -> list[str]:
     t = config.trainable
     if isinstance(t, Partial) and not (t.patterns or t.last_layers or t.embeddings or t.norms or t.head):
         found.append("trainable: nothing would move; name patterns, last_layers, embeddings, norms or head")
+    for columns in [data.columns, *(source.columns or {} for source in data.sources())]:
+        if columns:
+            from .data import formats
+
+            if problem := formats.wrong_columns(columns):
+                found.append(problem)
     for source in data.sources():
         for name in [source.path] if isinstance(source.path, str) else source.path:
             if problem := sources.missing(name):
@@ -568,6 +574,11 @@ def contradictions_of_data(config: Config) -> list[str]:
                 "leave it out, or set data.streaming=true"
             )
         return found
+    if config.model.tokenizer == "train" and isinstance(data.validation, int | float):
+        found.append(
+            f"data.validation={data.validation} of a stream, and model.tokenizer=train: held-out text must not be seen "
+            "by the tokenizer; give the held-out rows as a file"
+        )
     if config.max_steps is None:
         found.append("data.streaming=true has no end that is known beforehand: give max_steps")
     if data.cache is True:

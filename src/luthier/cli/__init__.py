@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     try:
-        options = parser().parse_args(arguments)
+        options = _parsed(arguments)
         answer = options.run(options)
         if as_json and answer is not None:
             print(json.dumps(answer, indent=1, ensure_ascii=False))
@@ -79,6 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         remedy = "use a smaller batch.micro_tokens, or parallel.activation_checkpointing=1"
         return _tell(error, f"the GPU's memory is used up: {remedy}\n({str(error).splitlines()[0]})", 1, as_json)
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; overrides such as a.b=c may stand after options, too, which argparse alone does not have."""
+    made = parser()
+    options, rest = made.parse_known_args(arguments)
+    if rest and (not hasattr(options, "settings") or any(r.startswith("-") or "=" not in r for r in rest)):
+        made.parse_args(arguments)  # raises, naming what is wrong
+    if rest:
+        options.settings = [*options.settings, *rest]
+    return options
 
 
 def _tell(error: BaseException, message: str, code: int, as_json: bool) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from . import subparser
@@ -11,6 +13,7 @@ from . import subparser
 EPILOG = """\
 examples:
   luthier data inspect rows.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
+  luthier data inspect rows.jsonl --model ./model --html rows.html --rows 100
   luthier data inspect rows.csv --model ./model --row 7 data.columns='{prompt: question, completion: answer}'
 """
 
@@ -23,6 +26,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
     made.add_argument("settings", nargs="*", metavar="a.b=c", help="overrides, such as data.max_length=4096")
     made.add_argument("--model", help="whose tokenizer and chat template to use")
     made.add_argument("--row", type=int, action="append", help="show the row of this number (default: the first)")
+    made.add_argument("--html", metavar="OUT.html", help="write a page with totals, bad rows, and rows token by token")
+    made.add_argument("--rows", type=int, default=50, help="how many documents the page shows (default: the first 50)")
     made.set_defaults(run=run)
 
 
@@ -30,6 +35,10 @@ def run(options: argparse.Namespace) -> Any:
     from ..config import configure
     from ..errors import ConfigError
 
+    if options.html and not options.html.lower().endswith((".html", ".htm")):
+        raise ConfigError(f"--html {options.html}: its name should end in .html, so that no data is written over")
+    if options.rows < 0:
+        raise ConfigError(f"--rows {options.rows}: give a number from 0 up")
     given = [{"data": {"train": options.file}}]
     if options.model:
         given.append({"model": {"name": options.model}})
@@ -42,32 +51,44 @@ def run(options: argparse.Namespace) -> Any:
     _, renderer = tokenizer_and_renderer(config)
     found = dataset.load(config.data, config.data.sources()[0], renderer)
     totals = inspection.totals(found, config.batch.micro_tokens, config.data.seed)
-    rows = _rows(found, options.row)
-    pieces = {number: inspection.tokens_of(found, index) for number, index in rows.items()}
+    chosen = _chosen(found, options.row)
+    if options.html:
+        _write(options, config, found, totals, range(min(options.rows, len(found))) if options.row is None else chosen)
+    pieces = {name: inspection.tokens_of(found, i) for name, i in zip(inspection.labels(found, chosen), chosen)}
     if options.json:
-        shown = {
-            number: [{"text": text, "weight": weight} for text, weight in tokens] for number, tokens in pieces.items()
-        }
+        shown = {name: [{"text": p.text, "weight": p.weight} for p in tokens] for name, tokens in pieces.items()}
         faults = [vars(fault) for fault in found.faults]
-        return {**totals, "faults": faults, "tokens_of_rows": shown}
+        page = {"html": options.html} if options.html else {}
+        return {**totals, "faults": faults, "tokens_of_rows": shown, **page}
     _show(found, totals, pieces, config.batch.micro_tokens)
+    if options.html:
+        print(f"\nwritten to {options.html}")
     return None
 
 
-def _rows(found: Any, wanted: list[int] | None) -> dict[int, int]:
-    """Number of the row -> place among the documents."""
+def _write(options: argparse.Namespace, config: Any, found: Any, totals: dict, indices: Sequence[int]) -> None:
+    from ..data.page import page
+    from ..files import write_atomically
+
+    write_atomically(Path(options.html), page(found, totals, config.batch.micro_tokens, config.data.seed, indices))
+
+
+def _chosen(found: Any, wanted: list[int] | None) -> list[int]:
+    """The places of the wanted rows among the documents; a long text is several."""
     from ..errors import DataError
 
-    places = {document.row: index for index, document in enumerate(found.documents)}
     if wanted is None:
-        return dict(list(places.items())[:1])
+        return [0] if len(found) else []
+    places: dict[int, list[int]] = {}
+    for index, document in enumerate(found.documents):
+        places.setdefault(document.row, []).append(index)
     for number in wanted:
         fault = next((f for f in found.faults if f.row == number), None)
         if fault is not None:
             raise DataError(f"row {number} ({fault.place}) is bad: {fault.kind}: {fault.detail}")
         if number not in places:
-            raise DataError(f"--row {number}: the file has rows 0 to {len(found) + len(found.faults) - 1}")
-    return {number: places[number] for number in wanted}
+            raise DataError(f"--row {number}: the file has rows 0 to {found.rows - 1}")
+    return [index for number in wanted for index in places[number]]
 
 
 def _show(found: Any, totals: dict, pieces: dict, row_tokens: int) -> None:
@@ -85,7 +106,7 @@ def _show(found: Any, totals: dict, pieces: dict, row_tokens: int) -> None:
         console.print()
     lengths = totals["lengths"]
     print(f"format              {totals['format']}")
-    print(f"rows                {totals['rows']:,} ({totals['usable']:,} usable)")
+    print(f"rows                {totals['rows']:,} ({totals['usable']:,} usable, {totals['documents']:,} documents)")
     print(f"tokens              {totals['tokens']:,}")
     print(
         f"trained tokens      {totals['trained_tokens']:,} ({totals['trained_tokens'] / max(1, totals['tokens']):.1%})"

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ..settings import Settings
 
-FORMAT = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"]
+FORMAT = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens"]
 
 
 class Source(Settings):
@@ -33,8 +33,9 @@ class Data(Settings):
     """Where rows come from and how they become tokens."""
 
     train: str | list[str | Source]
-    """A file (.jsonl .json .csv .parquet, plain or .gz .bz2 .xz .zst), a folder of them, a hub name, or a list of them;
-    entries such as {path: chat.jsonl, weight: 0.7} give a source its share."""
+    """A file (.jsonl .json .csv .parquet .arrow .txt ..., plain or .gz .bz2 .xz .zst), a folder, a pattern such as
+    `texts/**/*.md`, a hub name, or a list of them; entries such as {path: chat.jsonl, weight: 0.7} give a source its
+    share."""
     validation: str | float | int | None = None
     """Held-out rows: a file or hub name, a share of `train` below 1, or a number of its rows; of a stream the share
     that a hash of the row picks, or its first rows."""
@@ -45,11 +46,15 @@ class Data(Settings):
     subset: str | None = None
     """The configuration of a hub data set."""
     split: str = "train"
-    """The split of a hub data set."""
+    """The split of a hub data set, or of a folder whose files are of several splits."""
+    sample_by: Literal["document", "paragraph", "line"] = "document"
+    """What is a row of a plain text file: all of it, a paragraph (they are parted by blank lines), or a line."""
     train_on: Literal["all", "last"] = "all"
     """Learn every assistant turn of a conversation, or the last one only."""
     max_length: int = Field(2048, ge=2)
     """Longest document, in tokens; an answer that does not fit makes a bad row."""
+    long_text: Literal["split", "error"] = "split"
+    """A plain text longer than that: consecutive pieces, of which every token is learnt once, or a bad row."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop on rows from which nothing right can be learnt, or leave them out and list them in a file."""
     limit: int | None = Field(None, ge=1)

@@ -57,12 +57,13 @@ class Read(NamedTuple):
 class Reader:
     """The rows of some sources: file after file in another order in each pass, without those that are held out."""
 
-    def __init__(self, entries: Sequence[tuple[int, Source]], seed: int, number: int):
-        self.entries, self.seed, self.number = dict(entries), seed, number
+    def __init__(self, entries: Sequence[tuple[int, Source]], data: Data, number: int):
+        self.entries, self.seed, self.number = dict(entries), data.seed, number
+        self.sample_by = data.sample_by
         self.files: list[tuple[int, str]] = []
         for index, entry in entries:
             for name in [entry.path] if isinstance(entry.path, str) else entry.path:
-                found = sources.files_of(name)
+                found = sources.files_of(name, entry.split or "train")
                 self.files += [(index, name if found is None else str(path)) for path in found or [Path(name)]]
         self.name = ", ".join(named(entry) for _, entry in entries)
         self.leading: dict[int, int] = {}  # file -> how many of its first rows are held out
@@ -87,13 +88,13 @@ class Reader:
     def order(self, epoch: int) -> list[int]:
         return np.random.default_rng([self.seed, epoch, self.number + 1, 1 << 31]).permutation(len(self.files)).tolist()
 
-    def first(self) -> dict[int, Row]:
-        """The first row of each source, by which its format is told."""
-        made: dict[int, Row] = {}
+    def forms(self) -> dict[int, tuple[str, str]]:
+        """The format of each source, and how the first rows of its first file told it."""
+        made: dict[int, tuple[str, str]] = {}
         for index, name in self.files:
             if index not in made:
                 rows = self._rows(index, name, 0)
-                made[index] = next(rows)
+                made[index] = form_of(self.entries[index], rows)[:2]
                 rows.close()  # type: ignore[attr-defined]
         return made
 
@@ -140,7 +141,7 @@ class Reader:
 
     def _rows(self, index: int, name: str, start: int) -> Iterator[Row]:
         entry = self.entries[index]
-        return sources.read(name, entry.subset, entry.split or "train", start=start)
+        return sources.read(name, entry.subset, entry.split or "train", start, self.sample_by)
 
     def close(self) -> None:
         if self._open is not None:
@@ -180,12 +181,12 @@ class Stream:
         self.weights = weights or None
         # Without weights all files are one pool; with them each source is read by itself.
         pools = [[member] for member in entries] if weights else [entries]
-        self.readers = [Reader(pool, data.seed, number) for number, pool in enumerate(pools)]
+        self.readers = [Reader(pool, data, number) for number, pool in enumerate(pools)]
         self.shares = mixture.shares_of(weights) if weights else [1.0]
         self.forms: dict[int, str] = {}
         for reader in self.readers:
-            for index, row in reader.first().items():
-                self.forms[index], found = form_of(reader.entries[index], row)
+            for index, (form, found) in reader.forms().items():
+                self.forms[index] = form
                 say(f"{named(reader.entries[index])}: a stream of {found}")
         if weights:
             for reader, share in zip(self.readers, self.shares):

@@ -17,7 +17,7 @@ from typing import Any
 from .. import checkpoint
 from ..errors import DataError
 from ..files import flush_folder, write_atomically
-from . import Data, Source, formats, masks, shards, sources, tokenise
+from . import Data, Source, formats, masks, readers, shards, sources, tokenise
 from .shards import Shard
 from .tokenise import Fault
 
@@ -33,7 +33,7 @@ WITHOUT_EFFECT = {
 def files_of(source: Source) -> list[Path] | None:
     """The files of a source; None of one on the hub, which has no bytes here to go by."""
     names = [source.path] if isinstance(source.path, str) else source.path
-    found = [sources.files_of(name) for name in names]
+    found = [sources.files_of(name, source.split or "train") for name in names]
     return None if any(f is None for f in found) else [path for f in found for path in f or ()]
 
 
@@ -63,7 +63,7 @@ def key_of(data: Data, source: Source, files: Sequence[Path], renderer: Any) -> 
     for path in files:
         with open(path, "rb") as file:
             contents[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
-    code = [Path(module.__file__ or "").read_bytes() for module in (formats, masks, shards, sources, tokenise)]
+    code = [Path(module.__file__ or "").read_bytes() for module in (formats, masks, readers, shards, sources, tokenise)]
     told = {
         "files": contents,  # their names stand in what is said of bad rows
         "source": source.model_dump(exclude={"path", "weight", "limit"}),

@@ -18,7 +18,7 @@ from ..document import Document
 from ..errors import DataError
 from ..files import write_atomically
 from . import Data, Source, cache, holdout, sources, stream
-from .formats import Conversation, recognise
+from .formats import Conversation, first_recognised
 from .masks import Renderer
 from .shards import Conversations, Documents
 from .tokenise import Fault, Task, stretches
@@ -175,12 +175,11 @@ def _kept_on_disk(data: Data, files: Sequence[Path], warn: Say) -> bool:
 
 def _made(data: Data, entry: Source, renderer: Renderer, size: int | None, folder: Path | None) -> cache.Kept:
     """All shards of a source, in memory or as files in `folder`."""
-    rows = sources.read(entry.path, entry.subset, entry.split or "train")
-    first = next(rows)
-    form, found = form_of(entry, first)
+    rows = sources.read(entry.path, entry.subset, entry.split or "train", sample_by=data.sample_by)
+    form, found, taken = form_of(entry, rows)
 
     def tasks() -> Iterator[Task]:
-        for number, stretch in enumerate(stretches(chain([first], rows))):
+        for number, stretch in enumerate(stretches(chain(taken, rows))):
             path = None if folder is None else folder / f"{number:08}.safetensors"
             yield Task(stretch, form, entry.columns or {}, path)
 
@@ -192,12 +191,12 @@ def _made(data: Data, entry: Source, renderer: Renderer, size: int | None, folde
     return shards, faults, found
 
 
-def form_of(entry: Source, first: sources.Row) -> tuple[str, str]:
-    """The format of a source by its first row, and how it was told."""
+def form_of(entry: Source, rows: Iterator[sources.Row]) -> tuple[str, str, list[sources.Row]]:
+    """The format of a source, how it was told, and the rows taken to tell it."""
     if entry.format not in (None, "auto"):
-        return entry.format, f"{entry.format} (as data.format says)"
-    form = recognise(first.values, first.place, entry.columns or {})
-    return form.name, f"{form.name} (told by the keys {', '.join(form.keys)})"
+        return entry.format, f"{entry.format} (as data.format says)", []
+    form, taken = first_recognised(rows, entry.columns or {})
+    return form.name, f"{form.name} (told by the keys {', '.join(form.keys)})", taken
 
 
 def joined(members: Sequence[Dataset], weights: list[float] | None) -> Dataset:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
 from ..errors import DataError
-from . import Data, sources
-from .formats import FORMATS, BadRow, recognise, renamed
+from . import Data, Source, sources
+from .formats import FORMATS, BadRow, converted, first_recognised
 
 
 def drawn(rows: int, validation: float | int, seed: int) -> set[int]:
@@ -26,25 +27,32 @@ def drawn(rows: int, validation: float | int, seed: int) -> set[int]:
 
 
 def training_texts(data: Data) -> Iterator[str]:
-    """The texts of the rows that are learnt, one after another, never those of held-out rows; bad rows have none."""
+    """The texts of the rows that are learnt, source after source, never those of held-out rows; bad rows have none."""
     held_out: set[int] = set()
     if data.validation is not None and not isinstance(data.validation, str):
-        rows = sum(1 for _ in sources.read(data.train, data.subset, data.split))
-        held_out = drawn(rows, data.validation, data.seed)
-    form = None if data.format == "auto" else FORMATS[data.format]
-    used = 0
-    for row in sources.read(data.train, data.subset, data.split):
-        if row.number in held_out:
-            continue
-        if data.limit is not None and used == data.limit:
-            return
-        form = form or recognise(row.values, row.place, data.columns)
-        values = renamed(row.values, data.columns)
-        if any(key not in values for key in form.keys):
-            continue
-        try:
-            messages = form.convert(values).messages
-        except BadRow:
-            continue
-        used += 1
-        yield from (message["content"] for message in messages if message["content"])
+        count = sum(1 for entry in data.sources() for _ in _rows(data, entry))
+        held_out = drawn(count, data.validation, data.seed)
+    before, used = 0, 0
+    for entry in data.sources():
+        of_source, number = 0, -1
+        rows = _rows(data, entry)
+        form, taken = None, []
+        if entry.format in (None, "auto"):
+            form, taken = first_recognised(rows, entry.columns or {})
+        form = form or FORMATS[str(entry.format)]
+        for number, row in enumerate(chain(taken, rows)):
+            if before + number in held_out or (entry.limit is not None and of_source == entry.limit):
+                continue
+            if data.limit is not None and used == data.limit:
+                return
+            try:
+                messages = converted(row, form, entry.columns or {}).messages
+            except BadRow:
+                continue
+            of_source, used = of_source + 1, used + 1
+            yield from (message["content"] for message in messages if message["content"])
+        before += number + 1
+
+
+def _rows(data: Data, entry: Source) -> Iterator[sources.Row]:
+    return sources.read(entry.path, entry.subset, entry.split or "train", sample_by=data.sample_by)

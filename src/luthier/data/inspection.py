@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,9 @@ def totals(dataset: Dataset, row_tokens: int, seed: int) -> dict:
     kinds = Counter(fault.kind for fault in dataset.faults)
     return {
         "format": dataset.found,
-        "rows": len(dataset) + len(dataset.faults),
-        "usable": len(dataset),
+        "rows": dataset.rows,
+        "usable": dataset.rows - len(dataset.faults),
+        "documents": len(dataset),
         "tokens": dataset.tokens,
         "trained_tokens": dataset.trained_tokens,
         "truncated": kinds.get("truncated", 0),
@@ -51,36 +52,81 @@ def histogram(lengths: Sequence[int], bins: int = 12) -> list[tuple[int, int, in
     return [(low + i * step, low + (i + 1) * step, counts.get(i, 0)) for i in range(max(counts) + 1)]
 
 
-def tokens_of(dataset: Dataset, index: int) -> list[tuple[str, float]]:
-    """The text of each token of a document, with its weight. Tokens that share a character are one piece."""
+class Piece(NamedTuple):
+    """The text of one token; of several where they share a character."""
+
+    text: str
+    weight: float
+    ids: list[int]
+
+
+def tokens_of(dataset: Dataset, index: int) -> list[Piece]:
+    """A document token by token, each as it reads after the one before: some tokenizers drop a text's first space."""
     document, tokenizer = dataset.documents[index], dataset.renderer.tokenizer
-    pieces, waiting = [], []
+    pieces: list[Piece] = []
+    waiting: list[int] = []
+    before: list[int] = []
+    weight = 0.0
     for token, weight in zip(document.tokens.tolist(), document.weights.tolist()):
         waiting.append(token)
-        text = tokenizer.decode(waiting)
+        text = _after(tokenizer, before, waiting)
         if not text.endswith("\ufffd"):
-            pieces.append((text, weight))
-            waiting = []
+            pieces.append(Piece(text, weight, waiting))
+            before, waiting = waiting, []
     if waiting:
-        pieces.append((tokenizer.decode(waiting), document.weights[-1].item()))
+        pieces.append(Piece(tokenizer.decode(waiting), weight, waiting))
     return pieces
 
 
-def bracketed(pieces: Sequence[tuple[str, float]]) -> str:
-    """For terminals without colour: what is learnt, between brackets."""
+def _after(tokenizer: Any, before: list[int], tokens: list[int]) -> str:
+    head, whole = tokenizer.decode(before), tokenizer.decode([*before, *tokens])
+    return whole[len(head) :] if before and whole.startswith(head) else tokenizer.decode(tokens)
+
+
+def visible(text: str) -> str:
+    """What a terminal or a browser would act on or leave out, shown; line breaks stay."""
+
+    def mark(c: str) -> str:
+        if c in "\n\t" or c.isprintable():
+            return c
+        if ord(c) < 32:
+            return chr(0x2400 + ord(c))  # the pictures that Unicode has of control characters
+        return f"[U+{ord(c):04X}]"
+
+    return text if text.isprintable() else "".join(map(mark, text))
+
+
+def bracketed(pieces: Sequence[Piece]) -> str:
+    """For terminals without colour: what is learnt, between brackets, with its weight where that is not 1."""
     texts = []
-    for learnt, members in groupby(pieces, key=lambda piece: piece[1] > 0):
-        text = "".join(piece for piece, _ in members)
-        texts.append(f"\u27e6{text}\u27e7" if learnt else text)
+    for weight, members in groupby(pieces, key=lambda piece: piece.weight):
+        text = visible("".join(piece.text for piece in members))
+        texts.append(f"\u27e6{factor(weight)}{text}\u27e7" if weight else text)
     return "".join(texts)
 
 
-def coloured(pieces: Sequence[tuple[str, float]]) -> Any:
+def factor(weight: float) -> str:
+    return "" if weight == 1 else f"\u00d7{weight:g} "
+
+
+def coloured(pieces: Sequence[Piece]) -> Any:
     """Learnt tokens green, the others dim, alternating so that their borders show."""
     from rich.text import Text
 
     made = Text()
-    for position, (text, weight) in enumerate(pieces):
+    for position, piece in enumerate(pieces):
         shade = "on grey15" if position % 2 else ""
-        made.append(text, style=f"{'bold green' if weight else 'dim'} {shade}")
+        made.append(visible(piece.text), style=f"{'bold green' if piece.weight else 'dim'} {shade}")
     return made
+
+
+def labels(dataset: Dataset, indices: Sequence[int]) -> list[str]:
+    """What to call documents: by their row, and by the part of it where a row is several."""
+    parts = Counter(document.row for document in dataset.documents)
+    seen: Counter = Counter()
+    names = {}
+    for index, document in enumerate(dataset.documents):
+        seen[document.row] += 1
+        count = parts[document.row]
+        names[index] = f"{document.row}" + (f" part {seen[document.row]} of {count}" if count > 1 else "")
+    return [names[index] for index in indices]

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..document import Document
 from ..errors import DataError, ModelError
-from .formats import BadRow, Conversation, check_roles
+from .formats import BadRow, Conversation, Tokens, check_roles, texts_in
 
 PROBE = "luthier-probe-answer"  # stands for an answer while the template is being examined
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where messages keep what was thought before an answer
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The text of a conversation and the spans of it that are learnt, in characters."""
+    """The text of a conversation and the spans of it that are learnt, in characters, each with its weight."""
 
     text: str
-    spans: list[tuple[int, int]]
+    spans: list[tuple[int, int, float]]
+    plain: bool = False  # may be cut into several documents
+    tokens: Tokens | None = None  # a row that needs no text
 
 
 class Renderer:
     """Renders and masks conversations for one tokenizer; `end_of_turn` is what closes an assistant turn."""
 
-    def __init__(self, tokenizer: Any, train_on: str, max_length: int):
+    def __init__(self, tokenizer: Any, train_on: str, max_length: int, long_text: str = "split"):
         if not tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer {type(tokenizer).__name__} gives no character offsets, which masks are made from; "
                 "convert it to a `tokenizers` one (tokenizer.json)"
             )
-        self.tokenizer, self.train_on, self.max_length = tokenizer, train_on, max_length
+        self.tokenizer, self.train_on = tokenizer, train_on
+        self.max_length, self.long_text = max_length, long_text
         self.special = sorted({str(t) for t in tokenizer.all_special_tokens}, key=len, reverse=True)
         self.special += [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
         self.special = [t for t in dict.fromkeys(self.special) if t]
+        self._special = re.compile("|".join(map(re.escape, self.special)) or r"(?!)")
         template = tokenizer.chat_template
         self.marked = isinstance(template, str) and "generation %}" in template.replace(
             "generation-%}", "generation %}"
@@ -68,34 +76,63 @@ class Renderer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         tools: Any = conversation.tools
-        texts, indices = render_jinja_template(
-            conversations=[conversation.messages], tools=tools, chat_template=self.tokenizer.chat_template,
-            return_assistant_tokens_mask=True, **self.tokenizer.special_tokens_map,
-        )  # fmt: skip
+        try:
+            texts, indices = render_jinja_template(
+                conversations=[conversation.messages], tools=tools, chat_template=self.tokenizer.chat_template,
+                return_assistant_tokens_mask=True, **self.tokenizer.special_tokens_map,
+            )  # fmt: skip
+        except Exception as error:
+            raise BadRow("template", f"the chat template refuses the row: {error}") from None
         return texts[0], [(int(start), int(stop)) for start, stop in indices[0]]
 
     # ------------------------------------------------------------------ spans
     def render(self, conversation: Conversation) -> Rendered:
         """The whole conversation with the spans that are learnt, or BadRow where they cannot be told for certain."""
+        if conversation.tokens is not None:
+            return self._ready(Tokens(*conversation.tokens))
         check_roles(conversation)
-        for message in conversation.messages:
-            if any(token in message["content"] for token in self.special):
-                raise BadRow("special_token", f"a {message['role']} turn contains a special token of the model as text")
+        self._check_texts(conversation)
+        answers = _answers(conversation)
+        weights = conversation.weights or [1.0] * len(conversation.messages)
+        wanted = [i for i in (answers if self.train_on == "all" else answers[-1:]) if weights[i]]
+        if not wanted:
+            raise BadRow("no_trained_token", f"the weight of every assistant turn (train_on={self.train_on}) is 0")
         if conversation.plain or not self.tokenizer.chat_template:
-            return self._plain(conversation)
+            return self._plain(conversation, wanted, weights)
         if self.end_of_turn is None:
             raise BadRow("template", "the chat template ends an answer with no special token, so none would be learnt")
-        answers = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
-        wanted = answers if self.train_on == "all" else answers[-1:]
         if self.marked:
-            text, spans = self._marked_spans(conversation)
-            if len(spans) != len(answers):
-                raise BadRow("template", f"the template marks {len(spans)} generated spans in {len(answers)} answers")
-            starts = {answer: span[0] for answer, span in zip(answers, spans)}
+            text, marks = self._marked_spans(conversation)
+            if len(marks) != len(answers):
+                raise BadRow("template", f"the template marks {len(marks)} generated spans in {len(answers)} answers")
+            starts = {answer: mark[0] for answer, mark in zip(answers, marks)}
         else:
             text = self.apply(conversation, conversation.messages)
             starts = {i: self._start(conversation, text, i) for i in wanted}
-        return Rendered(text, [self._span(text, starts[i], conversation.messages[i]) for i in wanted])
+        self._check_written(conversation, text)
+        spans = [(*self._span(text, starts[i], conversation.messages[i]), weights[i]) for i in wanted]
+        return Rendered(text, spans)
+
+    def _check_texts(self, conversation: Conversation) -> None:
+        """No text of the row may read as one of the model's special tokens, and all must be text that can be coded."""
+        parts: list[tuple[str, object]] = [(f"turn {i} ({m['role']})", m) for i, m in enumerate(conversation.messages)]
+        parts.append(("tools", conversation.tools))
+        for where, part in parts:
+            for text in texts_in(part):
+                if found := self._special.search(text):
+                    raise BadRow("special_token", f"{where} contains the model's special token {found[0]!r} as text")
+                if found := SURROGATE.search(text):
+                    raise BadRow("format", f"{where} contains {found[0]!r}, half of a UTF-16 pair and no character")
+
+    def _check_written(self, conversation: Conversation, text: str) -> None:
+        """What a template leaves out without a word would be missing from what is learnt, or from what it answers."""
+        for message in conversation.messages:
+            if message["role"] in ("system", "developer", "user") and message["content"].strip() not in text:
+                raise BadRow("template", f"the chat template leaves the content of a {message['role']} turn out")
+        for tool in conversation.tools or ():
+            name = tool.get("function", tool)["name"]
+            if name not in text:
+                raise BadRow("template", f"the chat template leaves the tool {name!r} out")
 
     def _start(self, conversation: Conversation, text: str, answer: int) -> int:
         """Where the answer begins: right after the prompt that will stand before it when the model is asked."""
@@ -117,48 +154,80 @@ class Renderer:
         between = text[start:begin]
         if self.end_of_turn in between:
             raise BadRow("template", "the end of another turn stands where the answer should begin")
-        return start, end + len(self.end_of_turn)
+        stop = end + len(self.end_of_turn)
+        written = text[start:stop]
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in written:
+                raise BadRow("template", f"the chat template leaves the call of {call['function']['name']!r} out")
+        for key in THOUGHTS:
+            if isinstance(message.get(key), str) and message[key].strip() not in written:
+                raise BadRow("template", f"the chat template leaves the {key} of an answer out; remove it from the row")
+        return start, stop
 
-    def _plain(self, conversation: Conversation) -> Rendered:
+    def _plain(self, conversation: Conversation, wanted: Sequence[int], weights: Sequence[float]) -> Rendered:
         """Without a template: the texts one after another, closed by the end-of-text token."""
-        end = (conversation.plain and self.tokenizer.eos_token) or self.end_of_turn  # a text is no turn of a chat
+        end = self.tokenizer.eos_token or self.end_of_turn
         if not end:
             raise BadRow("template", "the tokenizer has neither a chat template nor an end-of-text token")
+        if conversation.tools or any("tool_calls" in m for m in conversation.messages):
+            raise BadRow("template", "tools need a chat template, and the tokenizer has none")
         text, spans = self.tokenizer.bos_token if self._adds_bos() else "", []
-        for message in conversation.messages:
+        for i, message in enumerate(conversation.messages):
             start = len(text)
             text += message["content"]
             if message["role"] == "assistant":
                 text += end
-                spans.append((start, len(text)))
-        return Rendered(text, spans if self.train_on == "all" else spans[-1:])
+            if i in wanted:
+                spans.append((start, len(text), weights[i]))
+        return Rendered(text, spans, conversation.plain)
+
+    def _ready(self, tokens: Tokens) -> Rendered:
+        """A row that is tokens already, as far as its ids are ones of this tokenizer."""
+        if self.train_on != "all":
+            raise DataError(
+                f"data.train_on={self.train_on}: rows of tokens say themselves what is learnt (labels, loss_mask)"
+            )
+        outside = next((i for i in tokens.ids if not 0 <= i < self._vocabulary), None)
+        if outside is not None:
+            shown = outside if abs(outside) < 1 << 64 else "an integer of more than 64 bits"
+            raise BadRow("format", f"input_ids holds {shown}, and the tokenizer's ids are 0 to {self._vocabulary - 1}")
+        return Rendered("", [], all(tokens.weights[1:]), tokens)
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values()))
 
     def _adds_bos(self) -> bool:
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos]
 
     # ------------------------------------------------------------------ tokens
-    def documents(self, rows: Sequence[tuple[int, Rendered]]) -> list[Document | BadRow]:
-        """The tokens and weights of many rows at once."""
-        if not rows:
-            return []
-        coded = self.tokenizer(
-            [r.text for _, r in rows], add_special_tokens=False, return_offsets_mapping=True,
-            return_attention_mask=False, verbose=False,
-        )  # fmt: skip
-        out: list[Document | BadRow] = []
-        for (number, rendered), tokens, offsets in zip(rows, coded["input_ids"], coded["offset_mapping"]):
+    def documents(self, rows: Sequence[tuple[int, Rendered]]) -> list[list[Document] | BadRow]:
+        """The tokens and weights of many rows at once; a long plain text becomes several documents."""
+        texts = [r.text for _, r in rows if r.tokens is None]
+        coded: Any = {"input_ids": [], "offset_mapping": []}
+        if texts:
+            coded = self.tokenizer(
+                texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+            )
+        pairs = zip(coded["input_ids"], coded["offset_mapping"])
+        out: list[list[Document] | BadRow] = []
+        for number, rendered in rows:
+            ready = rendered.tokens
+            ids, offsets = next(pairs) if ready is None else (ready.ids, [])
             try:
-                out.append(self._document(number, rendered, tokens, offsets))
+                weights = self._weights(rendered, offsets) if ready is None else np.asarray(ready.weights, np.float32)
+                out.append(self._cut(number, rendered.plain, ids, weights))
             except BadRow as fault:
                 out.append(fault)
         return out
 
-    def _document(self, number: int, rendered: Rendered, tokens: list[int], offsets: list) -> Document:
+    def _weights(self, rendered: Rendered, offsets: list) -> np.ndarray:
+        """[L] float32, from the characters that each token stands for."""
         starts = np.fromiter((o[0] for o in offsets), np.int64, len(offsets))
         stops = np.fromiter((o[1] for o in offsets), np.int64, len(offsets))
-        weights = np.zeros(len(tokens), np.float32)
-        for start, stop in rendered.spans:
+        weights = np.zeros(len(offsets), np.float32)
+        for start, stop, weight in rendered.spans:
             if np.any((starts < start) & (stops > start)):
                 raise BadRow(
                     "template", "a token spans the border of prompt and answer, so the two cannot be told apart"
@@ -166,22 +235,53 @@ class Renderer:
             inside = np.flatnonzero((stops > start) & (starts < stop))
             if not len(inside):
                 raise BadRow("no_trained_token", "an answer of no token")
-            weights[inside[0] : inside[-1] + 1] = 1.0
+            weights[inside[0] : inside[-1] + 1] = weight
+        return weights
+
+    def _cut(self, number: int, plain: bool, ids: list[int], weights: np.ndarray) -> list[Document]:
+        """One document that ends with its last learnt token; of a long plain text, chunks.
+
+        A chunk begins with the last token of the one before, as what its first prediction is made from, so that the
+        targets of all chunks are the text's tokens without the first, each once.
+        """
         weights[:1] = 0.0
         used = np.flatnonzero(weights)
         if not len(used):
             raise BadRow("no_trained_token", "no token of the row is learnt")
         length = int(used[-1]) + 1  # what follows the last learnt token teaches nothing
-        if length > self.max_length:
-            raise BadRow("truncated", f"the answer ends at token {length}, after data.max_length={self.max_length}")
-        return Document(np.asarray(tokens[:length], np.int32), weights[:length], number)
+        tokens, longest = np.asarray(ids[:length], np.int32), self.max_length
+        if length <= longest:
+            return [Document(tokens, weights[:length], number)]
+        if not plain:
+            raise BadRow("truncated", f"the answer ends at token {length}, after data.max_length={longest}")
+        if self.long_text == "error":
+            raise BadRow("truncated", f"a text of {length} tokens, with data.max_length={longest} and long_text=error")
+        out = []
+        for start in range(0, length - 1, longest - 1):
+            chunk = weights[start : min(start + longest, length)].copy()
+            chunk[0] = 0.0
+            out.append(Document(tokens[start : start + longest], chunk, number))
+        return out
 
     def prompt(self, conversation: Conversation) -> tuple[list[int], str]:
-        """What stands before the last answer, as tokens, and the text of that answer."""
-        answers = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
-        last = answers[-1]
+        """What stands before the last learnt answer, as tokens, and the text of that answer."""
+        if conversation.tokens is not None:
+            return self._prompt_of_tokens(Tokens(*conversation.tokens))
+        if conversation.plain:
+            raise DataError("evaluation.generate: plain text has no prompt to answer; set evaluation.generate=0")
+        weights = conversation.weights
+        last = [i for i in _answers(conversation) if weights is None or weights[i]][-1]
         before = conversation.messages[:last]
         return self.prompt_tokens(conversation, before), conversation.messages[last]["content"].strip()
+
+    def _prompt_of_tokens(self, tokens: Tokens) -> tuple[list[int], str]:
+        learnt = np.flatnonzero(tokens.weights)
+        stop = int(learnt[-1]) + 1
+        before = np.flatnonzero(np.asarray(tokens.weights[:stop]) == 0)
+        if not len(before):
+            raise DataError("evaluation.generate: tokens that are all learnt have no prompt; set evaluation.generate=0")
+        start = int(before[-1]) + 1
+        return tokens.ids[:start], self.tokenizer.decode(tokens.ids[start:stop], skip_special_tokens=True).strip()
 
     def prompt_tokens(self, conversation: Conversation, before: Sequence[dict]) -> list[int]:
         """The tokens after which the model is to answer."""
@@ -197,6 +297,10 @@ class Renderer:
         if self.end_of_turn:
             ids.add(self.tokenizer.convert_tokens_to_ids(self.end_of_turn))
         return {i for i in ids if i is not None}
+
+
+def _answers(conversation: Conversation) -> list[int]:
+    return [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
 
 
 def require_renderable(tokenizer: Any) -> None:

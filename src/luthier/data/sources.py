@@ -1,169 +1,167 @@
-"""Rows from files: JSONL, JSON, CSV, Parquet, plain or compressed, folders of them, and hub data sets."""
+"""Rows from files, folders of them, patterns and hub data sets, numbered over all of them, from any row on."""
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
+import glob
 import json
 import lzma
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import DataError
+from .readers import READERS, ROWS, Item, Record, kind_of, shown, without_nulls
 
-COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
-    ".gz": lambda path: gzip.open(path, "rb"),
-    ".bz2": lambda path: bz2.open(path, "rb"),
-    ".xz": lambda path: lzma.open(path, "rb"),
-    ".zst": lambda path: _zstd(path),
-}
+ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # what `datasets` adds
+SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation",
+          "val": "validation", "dev": "validation"}  # fmt: skip
 
 
 class Row(NamedTuple):
-    """A row as it stands in its file; numbers count from 0 over all files."""
+    """A row as it stands in its file; numbers count from 0 over all files. A row with a `fault` has no values."""
 
     number: int
     values: dict
     place: str  # file and line or row, for messages
+    fault: str | None = None
 
 
-def _zstd(path: Path) -> IO[bytes]:
-    import pyarrow
-
-    return pyarrow.input_stream(str(path), compression="zstd")
+# ---------------------------------------------------------------------------- names
 
 
-def kind_of(path: Path) -> tuple[str, str]:
-    """(suffix of the format, suffix of the compression or "")."""
-    suffixes = [s.lower() for s in path.suffixes]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
-    return (suffixes[-1] if suffixes else ""), compression
-
-
-def _open(path: Path) -> IO[bytes]:
-    compression = kind_of(path)[1]
-    return COMPRESSIONS[compression](path) if compression else open(path, "rb")
-
-
-def _jsonl(path: Path) -> Iterator[tuple[dict, str]]:
-    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{place}: not JSON ({error}); mend or remove the line") from None
-            yield _record(value, place), place
-
-
-def _json(path: Path) -> Iterator[tuple[dict, str]]:
-    with _open(path) as file:
-        text = file.read().decode("utf-8-sig")
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        if "Extra data" in str(error):  # JSON lines under the name of JSON
-            yield from _jsonl(path)
-            return
-        raise DataError(f"{path}: not JSON ({error})") from None
-    if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        if len(lists) != 1 or "messages" in value or "conversations" in value:
-            raise DataError(f"{path}: expected a list of rows, found one object with the keys {sorted(value)}")
-        value = lists[0]
-    for number, record in enumerate(value):
-        place = f"{path}[{number}]"
-        yield _record(record, place), place
-
-
-def _csv(path: Path) -> Iterator[tuple[dict, str]]:
-    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text, delimiter="\t" if kind_of(path)[0] == ".tsv" else ",")
-        csv.field_size_limit(1 << 30)
-        for record in reader:
-            place = f"{path}:{reader.line_num}"
-            if None in record or None in record.values():
-                raise DataError(f"{place}: the row has not as many fields as the header {reader.fieldnames}")
-            yield {str(k): v for k, v in record.items()}, place
-
-
-def _parquet(path: Path) -> Iterator[tuple[dict, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    with _open(path) as file:
-        source = file if not kind_of(path)[1] else pyarrow.BufferReader(file.read())
-        number = 0
-        for group in pyarrow.parquet.ParquetFile(source).iter_batches():
-            for record in group.to_pylist():
-                yield record, f"{path}[{number}]"
-                number += 1
-
-
-READERS = {
-    ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
-}  # fmt: skip
-
-
-def _record(value: object, place: str) -> dict:
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: expected an object with named fields, found {type(value).__name__}")
-    return value
-
-
-def files_of(source: str) -> list[Path] | None:
+def files_of(source: str, split: str = "train") -> list[Path] | None:
     """The files that `source` names, sorted; None when it can only be a hub name."""
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and kind_of(p)[0] in READERS)
+        return _in_folder(path, split)
+    if not path.exists():
+        if not _is_pattern(source):
+            return None
+        found = _matches(source)
         if not found:
-            raise DataError(f"{path}: the folder holds no file of a known kind ({' '.join(READERS)})")
-        return found
-    if path.is_file():
-        if kind_of(path)[0] not in READERS:
-            raise DataError(f"{path}: unknown kind of file; known are {' '.join(READERS)}, plain or compressed")
-        return [path]
-    return None
+            raise DataError(f"{source!r} matches no file")
+    else:
+        found = [path]
+    for file in found:
+        if kind_of(file)[0] not in READERS:
+            raise DataError(f"{shown(file)}: unknown kind of file; known are {' '.join(READERS)}, plain or compressed")
+    return found
+
+
+def _is_pattern(source: str) -> bool:
+    return any(c in source for c in "*?[")
+
+
+def _matches(pattern: str) -> list[Path]:
+    return sorted(p for p in map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True)) if p.is_file())
+
+
+def _in_folder(folder: Path, split: str) -> list[Path]:
+    """Rows where there are any, texts where there are none (a data set's README is no row); nothing hidden."""
+    if (folder / "dataset_dict.json").is_file():
+        if not (folder / split).is_dir():
+            there = sorted(p.name for p in folder.iterdir() if p.is_dir())
+            raise DataError(f"{shown(folder)}: data.split={split!r} is not there; the splits are {', '.join(there)}")
+        folder = folder / split
+    if (folder / "state.json").is_file() and (saved := _saved(folder)):
+        return saved
+    found = sorted(
+        p for p in folder.rglob("*")
+        if kind_of(p)[0] in READERS and p.name not in ABOUT and p.is_file()
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )  # fmt: skip
+    found = [p for p in found if kind_of(p)[0] in ROWS] or found
+    if not found:
+        raise DataError(f"{shown(folder)}: the folder holds no file of a known kind ({' '.join(READERS)})")
+    return _of_split(folder, found, split)
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files of what `datasets.save_to_disk` wrote, in its order."""
+    try:
+        names = [entry["filename"] for entry in json.loads((folder / "state.json").read_text())["_data_files"]]
+        files = [folder / name for name in names]
+    except (ValueError, KeyError, TypeError):
+        return []
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{shown(folder)}: {file.name}, which state.json names, is not there; copy it whole")
+    return files
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """Where names such as train-00000.parquet and test.jsonl tell several splits apart, the files of one."""
+    splits = [SPLITS.get(re.split(r"[-_.0-9]", p.name.lower())[0]) for p in files]
+    known = {s for s in splits if s}
+    if len(known) < 2:
+        return files
+    if None in splits:
+        other = files[splits.index(None)].name
+        raise DataError(
+            f"{shown(folder)}: files of several splits ({', '.join(sorted(known))}) and others ({other}): name the "
+            "files that are meant"
+        )
+    wanted = SPLITS.get(split, split)
+    if wanted not in known:
+        raise DataError(f"{shown(folder)}: data.split={split!r} is not there; it has {', '.join(sorted(known))}")
+    return [p for p, s in zip(files, splits) if s == wanted]
 
 
 def missing(source: str) -> str | None:
     """What is wrong with the name of a source, as far as that can be said without opening it."""
     if Path(source).expanduser().exists():
         return None
+    if _is_pattern(source):
+        return None if _matches(source) else f"{source!r} matches no file"
     looks_local = kind_of(Path(source))[0] in READERS or source.startswith((".", "/", "~")) or source.count("/") != 1
     return f"{source!r} does not exist" if looks_local else None
 
 
+# ---------------------------------------------------------------------------- rows
+
+
 def read(
-    source: str | list[str], subset: str | None = None, split: str = "train", start: int = 0
+    source: str | list[str], subset: str | None = None, split: str = "train", start: int = 0,
+    sample_by: str = "document",
 ) -> Iterator[Row]:  # fmt: skip
-    """All rows of the sources, in order, or those from number `start` on."""
+    """The rows of the sources, in order, from row number `start` on; those before are passed over unparsed."""
     number = 0
-    for name in [source] if isinstance(source, str) else source:
-        files = files_of(name)
-        records = _hub(name, subset, split) if files is None else (r for path in files for r in _safely(path))
-        for values, place in records:
-            if number >= start:
-                yield Row(number, values, place)
-            number += 1
+    for opened in _opened(source, subset, split, sample_by):
+        for item in opened(max(0, start - number)):
+            if isinstance(item, int):
+                number += item
+            else:
+                yield Row(number, *item)
+                number += 1
     if not number:
         raise DataError(f"{source}: no rows")
 
 
-def _safely(path: Path) -> Iterator[tuple[dict, str]]:
+def _opened(source: str | list[str], subset: str | None, split: str, sample_by: str) -> Iterator[Callable]:
+    """For each file or data set, what gives its rows once it is told how many to pass over."""
+    for name in [source] if isinstance(source, str) else source:
+        files = files_of(name, split)
+        if files is None:
+            yield partial(_hub, name, subset, split)
+        else:
+            yield from (partial(_safely, path, sample_by) for path in files)
+
+
+def _safely(path: Path, sample_by: str, skip: int) -> Iterator[Item]:
     try:
-        yield from READERS[kind_of(path)[0]](path)
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, csv.Error, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        yield from READERS[kind_of(path)[0]](path, skip, sample_by)
+    except Exception as error:
+        broken = isinstance(error, OSError | EOFError | lzma.LZMAError | zlib.error | ValueError)
+        if not broken and type(error).__module__ != "pyarrow.lib":
+            raise
+        raise DataError(f"{shown(path)}: cannot be read: {error}; copy or write the file again") from None
 
 
-def _hub(name: str, subset: str | None, split: str) -> Iterator[tuple[dict, str]]:
+def _hub(name: str, subset: str | None, split: str, skip: int) -> Iterator[Item]:
     if problem := missing(name):
         raise DataError(problem)
     try:
@@ -177,5 +175,6 @@ def _hub(name: str, subset: str | None, split: str) -> Iterator[tuple[dict, str]
     except Exception as error:  # the library raises many kinds, all of them about what was asked for
         offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise DataError(f"{name!r} is no file here and could not be had from the hub{offline}: {error}") from None
-    for number, record in enumerate(rows):
-        yield dict(record), f"{name}[{number}]"
+    yield min(skip, len(rows))
+    for number in range(skip, len(rows)):
+        yield Record(without_nulls(dict(rows[number])), f"{name}[{number}]")

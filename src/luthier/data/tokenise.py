@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..document import Document
-from .formats import FORMATS, BadRow, Conversation, renamed
+from .formats import FORMATS, BadRow, Conversation, converted
 from .masks import Rendered, Renderer
 from .shards import Shard, digest_of, flattened
 from .sources import Row
@@ -82,15 +82,14 @@ def tokenise(task: Task, renderer: Renderer) -> Made:
             if isinstance(result, BadRow):
                 faults.append(Fault(row.number, row.place, result.kind, result.detail))
                 continue
-            several = [result] if isinstance(result, Document) else result  # a long text can be several
-            documents.extend((document, len(conversations)) for document in several)
+            documents.extend((document, len(conversations)) for document in result)  # several of a long text
             conversations.append(conversation)
         waiting.clear()
 
     size = 0
     for row in task.rows:
         try:
-            conversation = _converted(row, task)
+            conversation = converted(row, FORMATS[task.form], task.columns)
             rendered = renderer.render(conversation)
         except BadRow as fault:
             faults.append(Fault(row.number, row.place, fault.kind, fault.detail))
@@ -108,15 +107,6 @@ def tokenise(task: Task, renderer: Renderer) -> Made:
         _write(arrays, task.path)
         shard = Shard({}, shard.digest)
     return Made(shard, faults)
-
-
-def _converted(row: Row, task: Task) -> Conversation:
-    form = FORMATS[task.form]
-    values = renamed(row.values, task.columns)
-    absent = [key for key in form.keys if key not in values]
-    if absent:
-        raise BadRow("format", f"no {absent[0]!r}, which {form.name} rows have; the row has {sorted(row.values)}")
-    return form.convert(values)
 
 
 def _write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
