@@ -189,7 +189,7 @@ def test_a_row_can_be_several_documents(data):
     class Halving(Renderer):
         def documents(self, rows):
             return [
-                [Document(d.tokens[:-1], d.weights[:-1], d.row), d] if isinstance(d, Document) else d
+                [Document(d[0].tokens[:-1], d[0].weights[:-1], d[0].row), *d] if isinstance(d, list) else d
                 for d in super().documents(rows)
             ]
 

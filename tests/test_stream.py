@@ -120,8 +120,8 @@ def renderer_of(data):
     ("data", "message"),
     [
         ({"train": [{"path": "A", "weight": 1.0}, "A"]}, "has no weight and others have"),
-        ({"train": [{"path": "A", "weight": 0}]}, "data.train.weight=0"),
-        ({"train": [{"path": "A", "weight": float("inf")}]}, "data.train.weight=inf"),
+        ({"train": [{"path": "A", "weight": 0}]}, "data.train[0].weight=0"),
+        ({"train": [{"path": "A", "weight": float("inf")}]}, "data.train[0].weight=inf"),
         ({"train": [{"path": "A", "weight": 1e-9}, {"path": "A", "weight": 1.0}]}, "less than a millionth"),
         ({"train": [{"path": "A", "weight": 1.0}], "limit": 3}, "data.limit=3 with weights"),
         ({"train": [{"path": "A", "wieght": 1.0}]}, "did you mean 'weight'"),

@@ -322,7 +322,8 @@ def _explained(errors: list) -> list[str]:
             told[path] += f" or {wanted}"
         else:
             told[path] = f"{path}={detail['input']!r}: should be {wanted}"
-    return list(told.values())
+    # Of a value that can be of several types, the fault inside says more than that it is not of the others.
+    return [text for path, text in told.items() if not any(p.startswith((f"{path}.", f"{path}[")) for p in told)]
 
 
 def _wrong_kind(path: str, given: str, expected: str) -> str:
