@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from luthier import steps, train
 from luthier.batch import Batch
 from luthier.config import configure
 from luthier.data import Data, dataset, readers, sources
 from luthier.data.formats import Conversation, Tokens
 from luthier.data.masks import Rendered, Renderer
 from luthier.errors import ConfigError, DataError
+from luthier.monitor import records
 
 TOKENIZER = make_tokenizer()
 QUESTION = {"role": "user", "content": "q"}
@@ -434,6 +436,48 @@ def test_a_long_answer_is_never_cut(tmp_path):
 def test_values_that_are_none_of_these_are_refused(settings, setting):
     with pytest.raises(ConfigError, match=setting.split("=")[0]):
         configure(settings, setting)
+
+
+# ---------------------------------------------------------------------------- whole runs
+
+
+def text_files(folder):
+    for name in ("a.txt", "b.md"):
+        (folder / name).write_text(f"The text of {name} goes on.\n\n" * 30)
+    return {"train": [str(folder / "a.txt"), str(folder / "b.md")], "validation": 4, "sample_by": "paragraph"}
+
+
+def long_texts(folder):
+    return text_files(folder) | {"sample_by": "document"}
+
+
+def weighted_turns(folder):
+    rows = [{"messages": weighted(0, i % 3 / 2 + 0.5)} for i in range(30)]
+    (folder / "w.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return {"train": str(folder / "w.jsonl"), "validation": 4}
+
+
+def ready_tokens(folder):
+    write_arrow(folder / "t.arrow", "stream", [{"input_ids": [i, 1, 2], "loss_mask": [0, 1, 0.5]} for i in range(30)])
+    return {"train": str(folder / "t.arrow"), "validation": 4}
+
+
+@pytest.mark.parametrize("made", [text_files, long_texts, weighted_turns, ready_tokens])
+def test_stopped_and_resumed_ends_with_the_same_bytes(settings, tmp_path, made):
+    from test_train import QUIET, finished
+
+    (tmp_path / "data").mkdir()
+    data = {"data": {"max_length": 64, **made(tmp_path / "data")}, "checkpoint": {"every": 2}}
+    whole = configure(settings | data, method="full")
+    history = records(train(whole, QUIET).folder / "metrics.jsonl")
+    assert all(np.isfinite(r["loss"]) for r in history if r["kind"] == "train")
+    parted = configure(settings | data, {"output_dir": str(tmp_path / "parted")}, method="full")
+    for step in steps(parted, QUIET):
+        if step.step == 3:
+            break
+    train(parted, QUIET)
+    assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+    assert configure(tmp_path / "run" / "config.yaml").data == whole.data
 
 
 # ---------------------------------------------------------------------------- nothing silent

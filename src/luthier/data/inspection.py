@@ -87,11 +87,7 @@ def visible(text: str) -> str:
     """What a terminal or a browser would act on or leave out, shown; line breaks stay."""
 
     def mark(c: str) -> str:
-        if c in "\n\t" or c.isprintable():
-            return c
-        if ord(c) < 32:
-            return chr(0x2400 + ord(c))  # the pictures that Unicode has of control characters
-        return f"[U+{ord(c):04X}]"
+        return c if c in "\n\t" or c.isprintable() else f"[U+{ord(c):04X}]"
 
     return text if text.isprintable() else "".join(map(mark, text))
 

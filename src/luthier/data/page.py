@@ -55,7 +55,7 @@ svg { display: block; width: 100%; height: 1.1rem; margin-top: .2rem; } .bar { f
 details { border: 1px solid var(--line); border-radius: .5rem; margin: .6rem 0; }
 summary { padding: .45rem .8rem; cursor: pointer; background: var(--panel); border-radius: .5rem; }
 .tokens { font: .9rem/1.75 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--dim);
-  padding: .6rem .8rem; margin: 0; max-height: 24rem; overflow: auto; }
+  padding: .6rem .8rem; margin: 0; max-height: 40rem; overflow: auto; }
 .tokens span { unicode-bidi: isolate; } .tokens > span:nth-of-type(even) { background: var(--even); }
 mark { background: var(--learnt-back); color: var(--learnt); border-bottom: 2px solid var(--rule); padding: .1rem 0;
   -webkit-box-decoration-break: clone; box-decoration-break: clone; }
