@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from .batch import Batch
 from .config import Config, read_run
 from .data import dataset as datasets
 from .data import stream
-from .errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from .errors import CheckpointError, ConfigError, Interrupted, MetricError, NonFiniteError
 from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
@@ -27,6 +27,7 @@ from .monitor import Console, Monitor, memory_gb, records
 from .optim import schedule
 from .optim.adamw import MasteredAdamW, clip_scale
 from .parallel.layers import compiled
+from .scores import Scorer
 from .signals import Signals, Stopped
 
 
@@ -58,9 +59,13 @@ class Result:
         return export(self.folder, Path(out), kind)
 
 
-def train(config: Config, console: Console | None = None) -> Result:
-    """Run a configuration to its end, or go on where its folder stands."""
-    return Trainer(config, console).run()
+def train(config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None) -> Result:
+    """Run a configuration to its end, or go on where its folder stands.
+
+    `metrics` are functions (reference, answer, prompt, row) -> number that score answers, too; a row is a mapping with
+    its number `row` and the `messages` that were asked. Each becomes a figure under its name.
+    """
+    return Trainer(config, console, metrics).run()
 
 
 def steps(config: Config, console: Console | None = None) -> Iterator[Step]:
@@ -81,7 +86,9 @@ def open_run(folder: str | Path) -> Result:
 class Trainer:
     """One run. Iterate over it for its steps one by one, or `run` it."""
 
-    def __init__(self, config: Config, console: Console | None = None):
+    def __init__(
+        self, config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
+    ):  # fmt: skip
         self.config, self.console = config, console or Console()
         self.folder = Path(config.output_dir)
         self.signals = Signals()
@@ -102,6 +109,11 @@ class Trainer:
             micro_tokens=config.batch.micro_tokens, pack=config.batch.packing, seed=config.data.seed,
             epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
+        self.measurement: evaluate.Measurement | None = None
+        if self.validation is not None:
+            self.measurement = evaluate.Measurement.of(config, self.validation, renderer, say, warn, metrics)
+        elif metrics:
+            raise ConfigError("metrics score answers to held-out prompts: give data.validation and evaluation.generate")
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
         # 2 model initialisation, 3 layer freezing, 4 method
         self.made: Assembled = assemble(config, warn)
@@ -233,34 +245,32 @@ class Trainer:
             checkpoint.restore_random_state(*state)
             self.save()
             raise self._interrupted() from None
+        except MetricError:  # a user's function; what was trained must not be lost for it
+            checkpoint.restore_random_state(*state)
+            self.save()
+            raise
         checkpoint.restore_random_state(*state)
         self.evaluated = self.step
-        text = f"held out at step {self.step}: loss {values['loss']:.4f}"
-        text += f", token accuracy {values['token_accuracy']:.3f}"
-        if "exact_match" in values:
-            text += f", exact match {values['exact_match']:.3f} of {values['rows']}"
-        self.console.say(text)
+        self.console.say(f"held out at step {self.step}: {evaluate.line(values)}")
         if self.ranks.first:
             self.monitor.log("evaluation", self.step, values)
         if self.step and (self.best is None or values["loss"] < self.best["loss"]):
             self.best = {"name": self._name(), "loss": values["loss"], "step": self.step}
 
     def _measure(self, answer: bool) -> dict:
-        assert self.validation is not None
-        config = self.config.evaluation
+        """The figures under flat keys, as `metrics.jsonl` has them: loss, perplexity, exact_match, forgetting.loss."""
+        assert self.measurement is not None
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
         with self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext():
-            values = evaluate.held_out(self.made, self.validation, self.config.batch.micro_tokens)
-            if answer and config.generate:
-                found = evaluate.answers(
-                    self.made, self.validation, config.generate, config.max_new_tokens, config.batch_size
-                )
-                values |= evaluate.summary(found)
-                if self.ranks.first:
-                    path = evaluate.answers_file(self.folder, self.step)
-                    path.parent.mkdir(exist_ok=True)
-                    write_atomically(path, evaluate.to_json(found))
-        return values
+            measured = evaluate.measure(self.made, self.measurement, answer)
+        if self.ranks.first:
+            evaluate.keep(self.folder, self.step, measured)  # before a function of the user's can fail
+        if self.measurement.functions and measured.answers:
+            path = evaluate.answers_file(self.folder, self.step)
+            measured = evaluate.score(self.ranks, self.measurement.functions, measured, path)
+            if self.ranks.first:
+                evaluate.keep(self.folder, self.step, measured)
+        return measured.values()
 
     def _name(self) -> str:
         return f"step-{self.step:08}"
@@ -344,7 +354,7 @@ class Trainer:
                 "tokens": sum(self.training.lengths[d] for rows in self.steps for row in rows for d in row),
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
-            report |= evaluate.report(self.folder, self.step)
+            report |= evaluate.report(self.folder, self.step, self.config.evaluation.metrics)
             write_atomically(path, json.dumps(report, indent=1))
         self.ranks.wait()
 
