@@ -138,9 +138,8 @@ def bleu(found: Sequence[Answer]) -> Figure:
         rows.append([*s.counts, *s.totals, s.sys_len, s.ref_len])
 
     def of_sums(sums: np.ndarray) -> np.ndarray:
-        scores = (
-            sacrebleu.BLEU.compute_bleu(s[:4].tolist(), s[4:8].tolist(), s[8], s[9], smooth_method="exp") for s in sums
-        )
+        counts = sums.round().astype(np.int64).tolist()
+        scores = (sacrebleu.BLEU.compute_bleu(s[:4], s[4:8], s[8], s[9], smooth_method="exp") for s in counts)
         return np.fromiter((s.score for s in scores), np.float64, len(sums))
 
     return Figure(np.asarray(rows, np.float64).reshape(len(rows), 10), of_sums)
