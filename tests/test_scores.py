@@ -12,7 +12,7 @@ from luthier.errors import ConfigError, MetricError
 from luthier.intervals import Figure, mean, quotient, sign_test, wilson
 from luthier.scores import Answer
 
-WORDS = "the a cat sat on mat, Mat! café 12 don't x_y über. (so) e.g. -".split()
+WORDS = ["the", "a", "cat", "sat", "on", "mat,", "Mat!", "café", "12", "don't", "x_y", "über.", "(so)", "e.g.", "-"]
 
 
 def texts(count, seed=0):
@@ -195,7 +195,8 @@ def test_resampling_is_the_same_every_time():
 
 def test_a_function_from_a_file(tmp_path):
     path = tmp_path / "score.py"
-    path.write_text("def shorter(reference, answer, prompt, row):\n    return len(answer) < len(reference)\nnumber = 3\n")
+    code = "def shorter(reference, answer, prompt, row):\n    return len(answer) < len(reference)\n"
+    path.write_text(code + "number = 3\n")
     name, function = scores.load_function(f"{path}:shorter")
     assert scores.score_by({name: function}, Answer(0, "q", "long", "s")) == {"shorter": 1.0}
     for place, message in (

@@ -28,7 +28,7 @@ from .scores import Answer, Scorer
 from .surgery import adapters, adapters_off, trainable
 
 Tell = Callable[[str], None]
-DOCS_ROWS, DOCS_CHARACTERS = 32, 1000  # of the fixed slice of Python's documentation
+DOCS_ROWS, DOCS_CHARACTERS = 24, 600  # of the fixed slice of Python's documentation
 
 
 @dataclass(frozen=True)
@@ -389,7 +389,7 @@ def _changed(base: Figure, tuned: Figure) -> dict:
     return {
         "base": before, "base_interval": _listed(base.interval()),
         "change": None if before is None or after is None else finite(after - before),
-        "change_interval": _listed(tuned.gain_over(base)), "better": tuned.higher_is_better,
+        "change_interval": _listed(tuned.gain_over(base)), "higher_is_better": tuned.higher_is_better,
         "wins": wins, "losses": losses, "p_value": sign_test(wins, losses),
     }  # fmt: skip
 

@@ -52,14 +52,13 @@ class Figure:
             return None
         drawn = resampled(np.concatenate([self.statistics, base.statistics], 1))
         width = self.statistics.shape[1]
-        return _percentiles(self.of_sums(drawn[:, :width]) - base.of_sums(drawn[:, width:]))
+        with np.errstate(invalid="ignore"):  # what is undefined for both
+            return _percentiles(self.of_sums(drawn[:, :width]) - base.of_sums(drawn[:, width:]))
 
     def wins_and_losses(self, base: Figure) -> tuple[np.ndarray, np.ndarray]:
         """The positions of the rows on which this is better than `base`, and of those on which it is worse."""
-        change = self.rows - base.rows
-        if not self.higher_is_better:
-            change = -change
-        return np.flatnonzero(change > 0), np.flatnonzero(change < 0)
+        above, below = np.flatnonzero(self.rows > base.rows), np.flatnonzero(self.rows < base.rows)
+        return (above, below) if self.higher_is_better else (below, above)
 
     def _yes_or_no(self) -> bool:
         s = self.statistics
