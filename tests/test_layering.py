@@ -13,13 +13,14 @@ FLOORS = [
     {"search"},
     {"train"},
     {"evaluate", "export", "explain"},
+    {"harness"},
     {"assemble", "generate"},
     {"config"},
     {"methods"},
     AXES,
     {"checkpoint", "monitor"},
-    {"batch", "logprobs", "surgery"},
-    {"kernels", "files", "settings", "signals", "document"},
+    {"batch", "logprobs", "surgery", "scores"},
+    {"kernels", "files", "settings", "signals", "document", "intervals"},
     {"errors", "reload"},
 ]
 

@@ -17,19 +17,23 @@ from test_train import finished
 from luthier import checkpoint, configure, train
 from luthier.monitor import Console, records
 
+MEASURED = {
+    "every": 3, "generate": 5, "batch_size": 2, "max_new_tokens": 8, "metrics": ["f1", "chrf"],
+    "forgetting": "python-docs",
+}  # fmt: skip
 CODE = """
 import json, sys, torch
 torch.set_num_threads(1)
 from luthier import configure, train
 from luthier.monitor import Console
-train(configure(json.loads(sys.argv[1])), Console(quiet=True))
+train(configure(json.loads(sys.argv[1])), Console(quiet=True), {"mine": lambda r, a, p, row: len(a) + row["row"]})
 """
 
 
 @pytest.mark.parametrize("examples", [8, 1])  # with one row, a rank has none
 def test_two_ranks_learn_what_one_learns(settings, tmp_path, examples):
-    settings |= {"batch": {"examples": examples, "micro_tokens": 64}, "evaluation": {"every": 3}}
-    train(configure(settings), Console(quiet=True))
+    settings |= {"batch": {"examples": examples, "micro_tokens": 64}, "evaluation": MEASURED}
+    train(configure(settings), Console(quiet=True), {"mine": lambda r, a, p, row: len(a) + row["row"]})
     both = configure(settings, {"output_dir": str(tmp_path / "two")}).model_dump(mode="json")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -53,6 +57,11 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path, examples):
         for n in ("run", "two")
     ]
     assert losses[0] == losses[1]
+    one, two = (json.loads((tmp_path / n / "report.json").read_text())["figures"] for n in ("run", "two"))
+    assert "mine" in one
+    for key, figure in one.items():
+        for part, value in figure.items():
+            assert two[key][part] == pytest.approx(value, rel=1e-3, abs=1e-3), (key, part)
 
 
 MANY_OPTIONS = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -52,8 +53,10 @@ class BatchSize(Settings):
     """Lay documents end to end in rows, with no leak between them; false pads them to rectangles."""
 
 
-HELD_OUT = ("loss", "token_accuracy", "perplexity", "bits_per_byte")
 LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+PYTHON_DOCS = "python-docs"
+MetricName = Literal["exact_match", "f1", "bleu", "chrf", "rouge", "json"]
+ON_ANSWERS = (*get_args(MetricName), "rouge_1", "rouge_2", "rouge_l", "json_equal", "valid_json")
 
 
 class Evaluation(Settings):
@@ -62,12 +65,21 @@ class Evaluation(Settings):
     every: int | None = Field(None, ge=1)
     """Steps between evaluations; none but at both ends without it."""
     generate: int = Field(0, ge=0)
-    """Answer so many held-out prompts at both ends and count exact matches."""
+    """Answer so many held-out prompts at both ends and score the answers."""
     generate_every: bool = False
-    """Answer them at every evaluation, not at the ends only."""
+    """Answer them, and do the tasks, at every evaluation, not at the ends only."""
+    metrics: list[MetricName] = Field(["exact_match"], min_length=1)
+    """Of the answers: `exact_match`, `f1` (of words), `bleu`, `chrf`, `rouge` (1, 2, L), `json` (equal values)."""
     max_new_tokens: int = Field(128, ge=1)
+    """Longest answer; longer ones are cut and counted."""
     batch_size: int = Field(32, ge=1)
     """Prompts answered at once."""
+    forgetting: str | None = None
+    """Rows that are not the task's, whose loss must not rise: a file, or `python-docs`, a slice of Python's manual."""
+    tasks: list[str] = []
+    """Tasks of lm-evaluation-harness, done at both ends: names, YAML files, or folders of them."""
+    trust_task_files: bool = False
+    """Allow files and folders in `tasks`: a task file may run Python of its own."""
     metric_for_best_model: str = "loss"
     """The figure of an evaluation that tells the best checkpoint and stops a run early."""
     greater_is_better: bool | None = None
@@ -420,12 +432,6 @@ def contradictions(config: Config) -> list[str]:
     found += _contradictions_of_optim(config)
     if data.validation is None and (config.evaluation.every or config.evaluation.generate):
         found.append("evaluation needs held-out rows: give data.validation, for example data.validation=0.05")
-    e = config.evaluation
-    if e.every and e.generate and not e.generate_every and e.metric_for_best_model not in HELD_OUT:
-        found.append(
-            f"evaluation.metric_for_best_model={e.metric_for_best_model!r} is no figure of the held-out loss, so every "
-            "evaluation has to answer: set evaluation.generate_every=true"
-        )
     if config.early_stopping and not config.evaluation.every:
         found.append("early_stopping goes by evaluations: give evaluation.every, a number of steps")
     if config.averaging.kind != "none" and isinstance(config.optim, ScheduleFreeAdamW):
@@ -439,6 +445,7 @@ def contradictions(config: Config) -> list[str]:
             "averaging.kind=ema"
         )
     found += _contradictions_of_monitoring(config)
+    found += _contradictions_of_evaluation(config)
     t = config.trainable
     if isinstance(t, Partial) and not (t.patterns or t.last_layers or t.embeddings or t.norms or t.head):
         found.append("trainable: nothing would move; name patterns, last_layers, embeddings, norms or head")
@@ -528,7 +535,7 @@ def _contradictions_of_optim(config: Config) -> list[str]:
 def _contradictions_of_plateau(schedule: ReduceLROnPlateau, evaluation: Evaluation) -> list[str]:
     if evaluation.every is None:
         return ["schedule.kind=reduce_lr_on_plateau looks at evaluations: give evaluation.every, and data.validation"]
-    if schedule.metric in ("exact_match", "valid_json") and not (evaluation.generate and evaluation.generate_every):
+    if schedule.metric in ON_ANSWERS and not (evaluation.generate and evaluation.generate_every):
         return [
             f"schedule.metric={schedule.metric} is counted on answers: give evaluation.generate, for example "
             "evaluation.generate=100, and evaluation.generate_every=true"
@@ -591,6 +598,40 @@ def contradictions_of_data(config: Config) -> list[str]:
             f"data.shuffle_buffer={data.shuffle_buffer} is less than batch.examples={config.batch.examples}, so no "
             "step would be full: use a larger buffer"
         )
+    return found
+
+
+def _contradictions_of_evaluation(config: Config) -> list[str]:
+    e, found = config.evaluation, []
+    if config.data.validation is None and (e.forgetting or e.tasks):
+        named = "forgetting" if e.forgetting else "tasks"
+        found.append(
+            f"evaluation.{named} is measured with the held-out rows: give data.validation, for example 0.05"
+        )
+    if not e.generate and e.metrics != ["exact_match"]:
+        found.append(f"evaluation.metrics={e.metrics} scores answers: give evaluation.generate, the number of prompts")
+    if twice := sorted({m for m in e.metrics if e.metrics.count(m) > 1}):
+        found.append(f"evaluation.metrics: {', '.join(twice)} is named twice")
+    if "bleu" in e.metrics and not find_spec("sacrebleu"):
+        found.append("evaluation.metrics: bleu is counted by sacrebleu: pip install 'luthier[eval]'")
+    if e.every and e.metric_for_best_model in ON_ANSWERS and not (e.generate and e.generate_every):
+        found.append(
+            f"evaluation.metric_for_best_model={e.metric_for_best_model!r} is counted on answers, so every evaluation "
+            "has to answer: give evaluation.generate, and evaluation.generate_every=true"
+        )
+    if e.forgetting not in (None, PYTHON_DOCS) and (problem := sources.missing(e.forgetting)):
+        found.append(f"evaluation.forgetting: {problem}; give a file of rows, or {PYTHON_DOCS}")
+    if e.tasks and not find_spec("lm_eval"):
+        found.append("evaluation.tasks are done with lm-evaluation-harness: pip install 'luthier[eval]'")
+    for task in e.tasks:
+        path = Path(task).expanduser()
+        if (path.suffix in (".yaml", ".yml") or len(path.parts) > 1) and not path.exists():
+            found.append(f"evaluation.tasks: there is no {path}; give a task's name, its YAML file or a folder of them")
+        elif path.exists() and not e.trust_task_files:
+            found.append(
+                f"evaluation.tasks: {path} is a file or folder of task files, which may run Python of their own: read "
+                "them, then set evaluation.trust_task_files=true"
+            )
     return found
 
 

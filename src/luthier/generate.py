@@ -42,8 +42,12 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     on_token: Callable[[int], None] | None = None,
+    finished: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """The new tokens after each prompt, without the stop token, in the order of the prompts."""
+    """The new tokens after each prompt, without the stop token, in the order of the prompts.
+
+    `finished` is asked after each token whether an answer is at its end, which it then keeps.
+    """
     generator = None
     if seed is not None and temperature > 0:
         generator = torch.Generator(network.device).manual_seed(seed)
@@ -60,6 +64,8 @@ def generate(
                         answers[members[slot]].append(token)
                         if on_token is not None:
                             on_token(token)
+                        if finished is not None and finished(answers[members[slot]]):
+                            decode.done.add(slot)
                 if not decode.advance(chosen, stop):
                     break
     return answers

@@ -19,7 +19,7 @@ from .assemble import Assembled, assemble, load_weights, restore, seed_everythin
 from .batch import Batch
 from .config import Config, read_run
 from .data import dataset as datasets
-from .errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError
+from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError
 from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
@@ -32,6 +32,7 @@ from .optim.optimizer import Optimizer
 from .optim.schedule import Scheduler
 from .parallel.layers import compiled
 from .parallel.ranks import Ranks
+from .scores import Scorer
 from .signals import Signals, Stopped
 
 
@@ -66,9 +67,13 @@ class Result:
         return export(self.folder, Path(out), kind)
 
 
-def train(config: Config, console: Console | None = None) -> Result:
-    """Run a configuration to its end, or go on where its folder stands."""
-    return Trainer(config, console).run()
+def train(config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None) -> Result:
+    """Run a configuration to its end, or go on where its folder stands.
+
+    `metrics` are functions (reference, answer, prompt, row) -> number that score answers, too; a row is a mapping with
+    its number `row` and the `messages` that were asked. Each becomes a figure under its name.
+    """
+    return Trainer(config, console, metrics).run()
 
 
 def steps(config: Config, console: Console | None = None) -> Iterator[Step]:
@@ -89,7 +94,9 @@ def open_run(folder: str | Path) -> Result:
 class Trainer:
     """One run. Iterate over it for its steps one by one, or `run` it."""
 
-    def __init__(self, config: Config, console: Console | None = None):
+    def __init__(
+        self, config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
+    ):  # fmt: skip
         self.config, self.console = config, console or Console()
         self.ranks = Ranks(config.parallel)
         if not self.ranks.first:
@@ -115,6 +122,11 @@ class Trainer:
             examples=config.batch.examples, tokens=config.batch.tokens, micro_tokens=config.batch.micro_tokens,
             pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
+        self.measurement: evaluate.Measurement | None = None
+        if self.validation is not None:
+            self.measurement = evaluate.Measurement.of(config, self.validation, opened[1], say, warn, metrics)
+        elif metrics:
+            raise ConfigError("metrics score answers to held-out prompts: give data.validation and evaluation.generate")
         say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
         if not checkpoint.listed(self.folder / "checkpoints"):
             self.steps[0]  # of a stream the first rows, too, are read before the weights
@@ -329,15 +341,15 @@ class Trainer:
             checkpoint.restore_random_state(state)
             self.save()
             raise self._interrupted() from None
+        except MetricError:  # a user's function; what was trained must not be lost for it
+            checkpoint.restore_random_state(state)
+            self.save()
+            raise
         checkpoint.restore_random_state(state)
         self.evaluated = self.step
         if self.schedule.observe(values):
             self.console.say(f"the rate falls to {self.schedule.ratio:.3g} of its schedule")
-        text = f"held out at step {self.step}: loss {values['loss']:.4f}"
-        text += f", token accuracy {values['token_accuracy']:.3f}"
-        if "exact_match" in values:
-            text += f", exact match {values['exact_match']:.3f} of {values['rows']}"
-        self.console.say(text)
+        self.console.say(f"held out at step {self.step}: {evaluate.line(values)}")
         if self.monitor:
             self.monitor.log("evaluation", self.step, values)
             self.monitor.samples(self.step, evaluate.answers_file(self.folder, self.step))
@@ -354,7 +366,7 @@ class Trainer:
             )
         if not self.step:
             return
-        value = values[metric]
+        value = float("nan") if values[metric] is None else values[metric]
         if self.best is None or better * (value - self.best["value"]) > 0:
             self.best = {"name": self._name(), "step": self.step, "metric": metric, "value": value}
         if self.patience:
@@ -370,23 +382,23 @@ class Trainer:
         return self.average.weights() if self.average else self.optimizer.averaged() or None
 
     def _measure(self, answer: bool, weights: Mapping[str, torch.Tensor] | None, step: int) -> dict:
-        """The figures with other `weights` in place, if there are any, which are those of `step`."""
-        assert self.validation is not None
-        config = self.config.evaluation
+        """The figures under flat keys, as `metrics.jsonl` has them: loss, perplexity, exact_match, forgetting.loss.
+
+        Other `weights` are in place meanwhile, if there are any; they are those of `step`.
+        """
+        assert self.measurement is not None
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
         breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
         with surgery.replaced(self.parameters, weights), breakable:
-            values = evaluate.held_out(self.made, self.validation, self.config.batch.micro_tokens)
-            if answer and config.generate:
-                found = evaluate.answers(
-                    self.made, self.validation, config.generate, config.max_new_tokens, config.batch_size
-                )
-                values |= evaluate.summary(found)
-                if self.ranks.first:
-                    path = evaluate.answers_file(self.folder, step)
-                    path.parent.mkdir(exist_ok=True)
-                    write_atomically(path, evaluate.to_json(found))
-        return values
+            measured = evaluate.measure(self.made, self.measurement, answer)
+        if self.ranks.first:
+            evaluate.keep(self.folder, step, measured)  # before a function of the user's can fail
+        if self.measurement.functions and measured.answers:
+            path = evaluate.answers_file(self.folder, step)
+            measured = evaluate.score(self.ranks, self.measurement.functions, measured, path)
+            if self.ranks.first:
+                evaluate.keep(self.folder, step, measured)
+        return measured.values()
 
     def _name(self) -> str:
         return f"step-{self.step:08}"
@@ -493,7 +505,7 @@ class Trainer:
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
             report |= self.clipper.figures()
-            report |= evaluate.report(self.folder, final)
+            report |= evaluate.report(self.folder, final, self.config.evaluation.metrics)
             report |= warnings_of(records(self.folder / "metrics.jsonl"))
             if self.monitor:
                 self.monitor.finish(report)

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..evaluate import Answer
 
+CAPTIONS = {  # of a figure's key, with its digits
+    "loss": ("loss", 4), "perplexity": ("perplexity", 2), "bits_per_byte": ("bits per byte", 3),
+    "token_accuracy": ("token accuracy", 3), "exact_match": ("exact match", 3), "f1": ("F1 of words", 3),
+    "bleu": ("BLEU", 1), "chrf": ("chrF", 1), "rouge_1": ("ROUGE-1", 3), "rouge_2": ("ROUGE-2", 3),
+    "rouge_l": ("ROUGE-L", 3), "json_equal": ("equal JSON", 3), "valid_json": ("valid JSON", 3),
+}  # fmt: skip
+
 
 def show_report(report: dict) -> None:
     """Base against tuned, as a table on the standard output."""
@@ -15,27 +22,29 @@ def show_report(report: dict) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for caption, justify in (("held out", "left"), ("base", "right"), ("tuned", "right"), ("95% interval", "right")):
+    for caption, justify in (
+        ("held out", "left"), ("base", "right"), ("tuned", "right"), ("95% interval", "right"), ("change", "right"),
+        ("95% interval", "right"), ("better/worse", "right"),
+    ):  # fmt: skip
         table.add_column(caption, justify=justify)  # type: ignore[arg-type]
-    answers = report.get("answers")
-    if answers:
-        base, tuned = answers.get("base", {}), answers["tuned"]
-        low, high = tuned["exact_match_interval"]
+    for key, figure in report.get("figures", {}).items():
+        caption, digits = _caption(key)
         table.add_row(
-            f"exact match ({tuned['rows']} rows)", _number(base.get("exact_match"), 3),
-            _number(tuned["exact_match"], 3), f"{low:.3f} to {high:.3f}",
+            caption, _number(figure.get("base"), digits), _number(figure["tuned"], digits),
+            _interval(figure["tuned_interval"], digits), _number(figure.get("change"), digits, "+"),
+            _interval(figure.get("change_interval"), digits, "+"),
+            f"{figure['wins']}/{figure['losses']}" if "wins" in figure else "",
         )  # fmt: skip
-        if "gain_interval" in answers:
-            low, high = answers["gain_interval"]
-            table.add_row("  gain, same rows", "", f"{answers['gain']:+.3f}", f"{low:+.3f} to {high:+.3f}")
-        if "valid_json" in tuned:
-            table.add_row("valid JSON", _number(base.get("valid_json"), 3), _number(tuned["valid_json"], 3))
-    for key, caption in (("held_out_loss", "loss"), ("token_accuracy", "token accuracy")):
-        if key in report:
-            table.add_row(caption, _number(report[key].get("base"), 4), _number(report[key]["tuned"], 4))
     console = Console(highlight=False)
     if table.row_count:
         console.print(table)
+    if answers := report.get("answers"):
+        base, tuned = answers.get("base", {}), answers["tuned"]
+        cut = tuned.get("truncated", 0), base.get("truncated", 0)
+        text = f"{tuned['rows']} prompts answered"
+        if any(cut):
+            text += f"; cut at evaluation.max_new_tokens: {cut[0]} answers of tuned, {cut[1]} of base"
+        console.print(text)
     if "steps" in report:
         console.print(
             f"trained {report['steps']} steps, {report['tokens']:,} tokens in {report['training_seconds']:.0f} s "
@@ -43,21 +52,49 @@ def show_report(report: dict) -> None:
         )
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _caption(key: str) -> tuple[str, int]:
+    set_name, dot, figure = key.rpartition(".")
+    if key.startswith("tasks."):
+        return key.removeprefix("tasks."), 3
+    caption, digits = CAPTIONS.get(figure, (figure, 3))
+    return (f"{set_name}: {caption}" if dot else caption), digits
+
+
+def _number(value: float | None, digits: int, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def _interval(bounds: Sequence[float] | None, digits: int, sign: str = "") -> str:
+    return "-" if bounds is None else f"{bounds[0]:{sign}.{digits}f} to {bounds[1]:{sign}.{digits}f}"
 
 
 def show_answers(base: Sequence[Answer], tuned: Sequence[Answer], count: int) -> None:
     """The same questions answered by both, one below the other."""
+    rows = [
+        {"prompt": t.prompt, "base": b.answer, "tuned": t.answer, "reference": t.reference, "right": t.exact}
+        for b, t in list(zip(base, tuned))[:count]
+    ]
+    for row in rows:
+        _show_row(row, "green" if row["right"] else "red")
+
+
+def show_rows(rows: Sequence[dict], outcome: str) -> None:
+    """Rows of a comparison, wins or losses."""
+    for row in rows:
+        _show_row(row, "green" if outcome == "win" else "red")
+    if not rows:
+        print("no such row")
+
+
+def _show_row(row: dict, style: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
-    for before, after in list(zip(base, tuned))[:count]:
-        console.print(Text(f"\n{after.prompt}", style="bold"))
-        console.print(Text(f"  base      {_short(before.answer)}"))
-        console.print(Text(f"  tuned     {_short(after.answer)}", style="green" if after.exact else "red"))
-        console.print(Text(f"  reference {_short(after.reference)}"))
+    console.print(Text(f"\n{row['prompt']}", style="bold"))
+    console.print(Text(f"  base      {_short(row['base'])}"))
+    console.print(Text(f"  tuned     {_short(row['tuned'])}", style=style))
+    console.print(Text(f"  reference {_short(row['reference'])}"))
 
 
 def _short(text: str, width: int = 110) -> str:

@@ -23,6 +23,10 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "settings", nargs="*", metavar="FILE | a.b=c", help="YAML files and overrides, later over earlier"
     )
     made.add_argument("--method", help="the row of `luthier methods` to start from")
+    made.add_argument(
+        "--metric", action="append", default=[], metavar="FILE.py:FUNCTION",
+        help="a function of yours that scores answers; the file is run",
+    )  # fmt: skip
     made.add_argument("--show-config", action="store_true", help="print the resolved configuration, train nothing")
     made.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration")
     made.set_defaults(run=run)
@@ -41,11 +45,12 @@ def run(options: argparse.Namespace) -> Any:
         print(config.dump(), end="")
         return None
     from ..monitor import Console
+    from ..scores import load_function
     from ..train import train
     from .figures import show_report
 
     console = Console(options.quiet)
-    result = train(config, console)
+    result = train(config, console, dict(load_function(place) for place in options.metric))
     if not first_process():
         return None
     if not options.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..batch import Batch, Loss
 from ..logprobs import nll_sum, scored
@@ -28,7 +28,18 @@ class NextTokenObjective(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, network: Any, batch: Batch) -> Loss:
-        """The same loss, and how many learnt tokens were the likeliest ones."""
+        """The same loss of each document [D], its learnt tokens that were the likeliest, its surprise unweighted."""
         hidden, targets, weights = network.predictions(batch, network.hidden(batch))
         logprobs, hits = scored(hidden, network.head, targets)
-        return Loss(-(logprobs * weights).sum(), weights.sum(), {"token_accuracy": (hits * weights).sum()})
+        ends = torch.tensor(batch.ends[1:], device=batch.trained.device)
+        owners = torch.bucketize(batch.trained, ends, right=True)
+
+        def of_documents(values: Tensor) -> Tensor:
+            sums = torch.zeros(len(ends), dtype=torch.float64, device=ends.device)
+            return sums.index_add_(0, owners, values.double())
+
+        weights, nll = weights.double(), -logprobs.double()
+        return Loss(
+            of_documents(nll * weights), of_documents(weights),
+            {"token_accuracy": of_documents(hits * weights), "nll": of_documents(nll)},
+        )  # fmt: skip
