@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from luthier import train as _train_function  # noqa: F401
 from luthier.batch import Batch, Document
 from luthier.data import dataset as datasets
 from luthier.models import network
-from luthier.monitor import Console
+from luthier.monitor import Console, memory_gb
 from luthier.objectives import NextToken
 from luthier.parallel import Parallel, layers
 from luthier.surgery import adapters
@@ -47,7 +48,18 @@ SHAPES = {
         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-WORKLOADS = {"full-1b": ("1b", "full"), "lora-8b": ("8b", "lora"), "lora-1b": ("1b", "lora")}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # a CPU for a try of this script, with TINY=1
+if os.environ.get("TINY"):
+    for shape in SHAPES.values():
+        shape |= {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4,
+                  "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512}  # fmt: skip
+OPTIONS = {  # what else a run can keep between steps
+    "optim": {"kind": "muon", "learning_rate": 1e-3}, "averaging": {"kind": "ema", "decay": 0.9},
+    "regularisation": {"dropout": 0.1, "neftune_noise_alpha": 5.0},
+    "objective": {"label_smoothing_factor": 0.1}, "clipping": {"kind": "adaptive"},
+}  # fmt: skip
+EIGHT_BIT = {"optim": {"kind": "adamw_8bit", "rounding": "stochastic", "learning_rate": 1e-4}}
+WORKLOADS = {"full-1b": ("1b", "full"), "lora-8b": ("8b", "lora"), "lora-1b": ("1b", "lora"), "options-1b": ("1b", "options"), "8-bit-1b": ("1b", "8-bit")}
 
 
 def llama(shape: str, dtype: torch.dtype = torch.bfloat16, **changes):
@@ -61,7 +73,7 @@ def llama(shape: str, dtype: torch.dtype = torch.bfloat16, **changes):
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     return model
@@ -83,14 +95,15 @@ def documents(count: int, vocabulary: int, longest: int = 4096, mean: float = 60
 
 def check_kernels() -> None:
     torch.manual_seed(0)
-    for rows, vocabulary in ((5, 1000), (300, 128256)):
+    for rows, vocabulary, smoothing in ((5, 1000, 0.0), (300, 128256, 0.0), (300, 128256, 0.1)):
         logits = torch.randn(rows, vocabulary, device="cuda").bfloat16()
         targets = torch.randint(vocabulary, (rows,), device="cuda")
         weights = torch.rand(rows, device="cuda")
         exact = logits.float().requires_grad_()
-        expected = torch.nn.functional.cross_entropy(exact, targets, reduction="none") * weights
+        one_by_one = {"reduction": "none", "label_smoothing": smoothing}
+        expected = torch.nn.functional.cross_entropy(exact, targets, **one_by_one) * weights
         expected.sum().backward()
-        losses = kernels.cross_entropy_(logits, targets, weights)
+        losses = kernels.cross_entropy_(logits, targets, weights, smoothing)
         torch.testing.assert_close(losses, expected.detach(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(logits.float(), exact.grad, rtol=1e-2, atol=1e-3)
     p = torch.nn.Parameter(torch.randn(1000, 37, device="cuda").bfloat16())
@@ -243,8 +256,8 @@ def trainer_of(shape: str, method: str, steps: int, folder: str, checkpoint: int
     micro = int(os.environ.get("MICRO", 16384))
     docs = documents(700, SHAPES[shape]["vocab_size"])
     made = datasets.Dataset(docs, [], [], "made", "made", None)  # type: ignore[arg-type]
-    assemble.load.load_model = lambda model, dtype, device: llama(shape, dtype, **changes)
-    assemble.tokenizer_and_renderer = loop.tokenizer_and_renderer = lambda config: (None, None)
+    assemble._model = lambda config, tokenizer, dtype, device, tell: llama(shape, dtype, **changes)
+    loop.tokenizer_and_renderer = lambda config, say: (None, None)
     datasets.open_rows = lambda *_: (made, None)
     config = configure(
         {
@@ -258,7 +271,8 @@ def trainer_of(shape: str, method: str, steps: int, folder: str, checkpoint: int
         },
         {"optim": {"learning_rate": 1e-5 if method == "full" else 1e-4}},
         {"trainable": {"r": 16}} if method == "lora" else {},
-        method=method,
+        {"options": OPTIONS, "8-bit": EIGHT_BIT}.get(method, {}),
+        method=method if method in ("full", "lora") else "full",
     )  # fmt: skip
     return loop.Trainer(config, Console(quiet=True))
 
@@ -270,8 +284,8 @@ def part(method: str, folder: str, until: int) -> None:
             os._exit(0)
 
 
-def resume() -> None:
-    for method in ("full", "lora"):
+def resume(methods: Sequence[str]) -> None:
+    for method in methods:
         ends = []
         with tempfile.TemporaryDirectory() as root:
             for name, stops in (("whole", [7]), ("again", [7]), ("parted", [4, 7])):
@@ -292,24 +306,30 @@ def workload(name: str, steps: int = 12, warmup: int = 4, profile: str | None = 
     speeds, losses = [], []
     for i in range(steps):
         if i == warmup:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
+            _wait()
             began, counted = time.perf_counter(), 0
-        taken = trainer._take()
+        taken = trainer._take(trainer.steps[trainer.step])
         losses.append(taken.loss)
         if i >= warmup:
             speeds.append(taken.tokens / trainer.seconds)
             counted += taken.tokens
-    torch.cuda.synchronize()
+    _wait(reset=False)
     result = {
         "workload": name, "tokens_per_second": statistics.median(speeds),
         "tokens_per_second_wall": counted / (time.perf_counter() - began),
-        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "peak_gb": memory_gb(),
         "first_loss": losses[0], "last_loss": losses[-1], "tokens_per_step": counted / (steps - warmup),
     }  # fmt: skip
     if profile:
         _profile(trainer, profile)
     return result
+
+
+def _wait(reset: bool = True) -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
 
 
 def _profile(trainer, path: str) -> None:
@@ -318,7 +338,7 @@ def _profile(trainer, path: str) -> None:
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
         trainer.step = 0
         for _ in range(2):
-            trainer._take()
+            trainer._take(trainer.steps[trainer.step])
         torch.cuda.synchronize()
     kernels_ = [e for e in found.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
     kernels_.sort(key=lambda e: -e.self_device_time_total)
@@ -332,14 +352,14 @@ def main() -> None:
     if wanted[0] == "part":
         part(wanted[1], wanted[2], int(wanted[3]))
         return
+    if wanted[0] == "resume":
+        resume(wanted[1:] or ("full", "lora", "options", "8-bit"))
+        return
     if len(wanted) > 1:  # a process each: memory and compiled graphs of one are not another's
         codes = [subprocess.run([sys.executable, __file__, name]).returncode for name in wanted]
         sys.exit(max(codes))
     if wanted[0] == "check":
         check()
-        return
-    if wanted[0] == "resume":
-        resume()
         return
     print("RESULT " + json.dumps(workload(wanted[0], profile=os.environ.get("PROFILE"))), flush=True)
 

@@ -1,8 +1,8 @@
 """Honest gain: held-out figures, answers, base against tuned, by hand and against direct computation."""
 
 import json
-from dataclasses import replace
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
