@@ -247,7 +247,7 @@ def test_the_command_finds_what_the_run_reported(settings, capsys, method):
     assert all(r["outcome"] == "win" for r in again["rows_shown"])
     assert main(["evaluate", str(run), "--quiet", "--show", "losses", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "better/worse" in shown
+    assert "won/lost" in shown
     assert f"F1 of words {f1['base']:.3f} {f1['tuned']:.3f}" in " ".join(shown.split())
     assert "forgetting: bits per byte" in shown
     assert "5 prompts answered" in shown
