@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, evaluate, explain
+from . import checkpoint, evaluate, explain, measured
 from .assemble import Assembled, assemble, load_weights, restore, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
@@ -251,7 +251,7 @@ class Trainer:
             raise
         checkpoint.restore_random_state(*state)
         self.evaluated = self.step
-        self.console.say(f"held out at step {self.step}: {evaluate.line(values)}")
+        self.console.say(f"held out at step {self.step}: {measured.line(values)}")
         if self.ranks.first:
             self.monitor.log("evaluation", self.step, values)
         if self.step and (self.best is None or values["loss"] < self.best["loss"]):
@@ -262,15 +262,15 @@ class Trainer:
         assert self.measurement is not None
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
         with self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext():
-            measured = evaluate.measure(self.made, self.measurement, answer)
+            found = evaluate.measure(self.made, self.measurement, answer)
         if self.ranks.first:
-            evaluate.keep(self.folder, self.step, measured)  # before a function of the user's can fail
-        if self.measurement.functions and measured.answers:
-            path = evaluate.answers_file(self.folder, self.step)
-            measured = evaluate.score(self.ranks, self.measurement.functions, measured, path)
+            measured.keep(self.folder, self.step, found)  # before a function of the user's can fail
+        if self.measurement.functions and found.answers:
+            path = measured.answers_file(self.folder, self.step)
+            found = evaluate.score(self.ranks, self.measurement.functions, found, path)
             if self.ranks.first:
-                evaluate.keep(self.folder, self.step, measured)
-        return measured.values()
+                measured.keep(self.folder, self.step, found)
+        return found.values()
 
     def _name(self) -> str:
         return f"step-{self.step:08}"
@@ -354,7 +354,7 @@ class Trainer:
                 "tokens": sum(self.training.lengths[d] for rows in self.steps for row in rows for d in row),
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
-            report |= evaluate.report(self.folder, self.step, self.config.evaluation.metrics)
+            report |= measured.report(self.folder, self.step, self.config.evaluation.metrics)
             write_atomically(path, json.dumps(report, indent=1))
         self.ranks.wait()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..evaluate import Answer
+    from ..scores import Answer
 
 CAPTIONS = {  # of a figure's key, with its digits
     "loss": ("loss", 4), "perplexity": ("perplexity", 2), "bits_per_byte": ("bits per byte", 3),
