@@ -59,7 +59,8 @@ OPTIONS = {  # what else a run can keep between steps
     "objective": {"label_smoothing_factor": 0.1}, "clipping": {"kind": "adaptive"},
 }  # fmt: skip
 EIGHT_BIT = {"optim": {"kind": "adamw_8bit", "rounding": "stochastic", "learning_rate": 1e-4}}
-WORKLOADS = {"full-1b": ("1b", "full"), "lora-8b": ("8b", "lora"), "lora-1b": ("1b", "lora"), "options-1b": ("1b", "options"), "8-bit-1b": ("1b", "8-bit")}
+WORKLOADS = {"full-1b": ("1b", "full"), "lora-8b": ("8b", "lora"), "lora-1b": ("1b", "lora"),
+             "options-1b": ("1b", "options"), "8-bit-1b": ("1b", "8-bit")}  # fmt: skip
 
 
 def llama(shape: str, dtype: torch.dtype = torch.bfloat16, **changes):
@@ -171,7 +172,7 @@ def check_optimisers() -> None:
             for device in ("cpu", "cuda"):
                 torch.manual_seed(0)
                 start = {n: torch.randn(s) for n, s in {"matrix": (300, 200), "vector": (300,)}.items()}
-                parameters = {n: torch.nn.Parameter(t.to(device, dtype)) for n, t in start.items()}
+                parameters = {n: torch.nn.Parameter(t.clone().to(device, dtype)) for n, t in start.items()}
                 settings = {"kind": kind, "learning_rate": 1e-2, "weight_decay": 0.1}
                 optimizer = Optimizer(parameters, TypeAdapter(Optim).validate_python(settings))
                 for _ in range(5):

@@ -11,14 +11,16 @@ import torch
 from conftest import make_model, make_tokenizer, save_model, write_rows
 
 from luthier import checkpoint, configure, evaluate, train
+from luthier import measured as of_steps
 from luthier.assemble import assemble, restore
 from luthier.batch import Batch, Document
 from luthier.cli import main
 from luthier.data.dataset import open_rows
 from luthier.data.masks import Renderer
 from luthier.errors import ConfigError, DataError, MetricError
-from luthier.evaluate import Documents, Measured, compare, comparison, held_out, learnt_bytes, summary
+from luthier.evaluate import held_out, learnt_bytes
 from luthier.logprobs import Head, nll_sum, scored
+from luthier.measured import Documents, Measured, compare, comparison, summary
 from luthier.models import network
 from luthier.monitor import Console, records
 from luthier.scores import Answer
@@ -102,12 +104,12 @@ def test_answers_that_are_cut_are_counted():
     found = [Answer(0, "", "a", "ab", truncated=True), Answer(1, "", "a", "a")]
     assert summary(found)["truncated"] == 1
     assert "valid_json" not in summary(found)
-    assert "1 of them cut" in evaluate.line(Measured({"held_out": documents()}, found).values())
+    assert "1 of them cut" in of_steps.line(Measured({"held_out": documents()}, found).values())
 
 
 def test_answers_survive_their_file():
     found = [Answer(3, "p", "\u2028 line\x85", "\u2029é\n", True, {"mine": 0.5}), Answer(4, "", "", "")]
-    assert evaluate.from_json(evaluate.to_json(found)) == found
+    assert of_steps.from_json(of_steps.to_json(found)) == found
 
 
 # ---------------------------------------------------------------------------- held-out rows
@@ -249,7 +251,7 @@ def test_the_command_finds_what_the_run_reported(settings, capsys, method):
     assert all(r["outcome"] == "win" for r in again["rows_shown"])
     assert main(["evaluate", str(run), "--quiet", "--show", "losses", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "better/worse" in shown
+    assert "won/lost" in shown
     assert f"F1 of words {f1['base']:.3f} {f1['tuned']:.3f}" in " ".join(shown.split())
     assert "forgetting: bits per byte" in shown
     assert "5 prompts answered" in shown
@@ -348,7 +350,7 @@ def test_bleu_is_asked_for_with_its_library(settings, monkeypatch):
 def test_a_users_function_scores_base_and_tuned(settings, tmp_path, capsys):
     settings |= {"evaluation": GENERATING}
     result = train(configure(settings), QUIET, {"length": lambda reference, answer, prompt, row: len(answer)})
-    found = evaluate.from_json(evaluate.answers_file(result.folder, 6).read_text())
+    found = of_steps.from_json(of_steps.answers_file(result.folder, 6).read_text())
     figure = result.report["figures"]["length"]
     assert figure["tuned"] == pytest.approx(np.mean([len(a.answer) for a in found]))
     assert "base" in figure
@@ -377,7 +379,7 @@ def test_a_function_that_fails_loses_nothing(settings, tmp_path):
 
     with pytest.raises(MetricError, match=r"gave 'good' for row \d+.*the answers are kept in .*step-00000006"):
         train(configure(settings), QUIET, {"mine": fails_at_the_end})
-    assert len(evaluate.from_json(evaluate.answers_file(tmp_path / "run", 6).read_text())) == 5
+    assert len(of_steps.from_json(of_steps.answers_file(tmp_path / "run", 6).read_text())) == 5
     trainer = Trainer(configure(settings), QUIET, {"mine": lambda *_: 1})
     assert trainer.step == 6  # nothing is trained again
     assert not list(trainer.loop())

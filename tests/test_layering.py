@@ -18,7 +18,7 @@ FLOORS = [
     {"config"},
     {"methods"},
     AXES,
-    {"checkpoint", "monitor"},
+    {"checkpoint", "monitor", "measured"},
     {"batch", "logprobs", "surgery", "scores"},
     {"kernels", "files", "settings", "signals", "document", "intervals"},
     {"errors", "reload"},

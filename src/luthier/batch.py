@@ -136,3 +136,13 @@ class Loss(NamedTuple):
     total: Tensor  # [] differentiable
     count: Tensor  # [] what the total is to be divided by
     metrics: dict[str, Tensor]  # sums, to be divided by the same count
+
+
+def rectangles(order: Sequence[int], lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
+    """Consecutive documents, in an order of rising length, whose padded rectangle has at most `micro_tokens` slots."""
+    rows: list[list[int]] = [[]]
+    for i in order:
+        if rows[-1] and lengths[i] * (len(rows[-1]) + 1) > micro_tokens:
+            rows.append([])
+        rows[-1].append(i)
+    return rows

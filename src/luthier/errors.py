@@ -7,7 +7,7 @@
     ├── CheckpointError         5   nothing to resume from, or not from there
     ├── NonFiniteError          6   a loss or a gradient that is not a number
     ├── ExportError             7   what was written does not answer as what was trained
-    ├── MetricError             8   a user's metric that fails or gives no number
+    ├── MetricError             1   a user's metric that fails or gives no number
     └── Interrupted       130, 143  Ctrl-C, SIGTERM: saved, start again to go on
 
 A message names the field, the value and the remedy. Our own mistakes are `assert`s, never these.
@@ -52,7 +52,7 @@ class ExportError(LuthierError):
 
 
 class MetricError(LuthierError):
-    exit_code = 8
+    """A user's function that scores answers failed, or gave no finite number."""
 
 
 class Interrupted(LuthierError):
@@ -72,7 +72,6 @@ EXIT_CODES = {
     5: "a checkpoint: none that is whole, or one of another run",
     6: "a loss or a gradient is not finite",
     7: "an export that does not answer as what was trained",
-    8: "a user's metric that fails or gives no number",
     130: "Ctrl-C: a checkpoint was saved, the same command goes on",
     143: "SIGTERM: a checkpoint was saved, the same command goes on",
 }

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .assemble import Assembled
-from .batch import Batch, Document
+from .batch import Batch, Document, rectangles
 from .errors import ConfigError
 from .generate import generate
 from .intervals import mean
@@ -151,7 +151,7 @@ class Adapter(TemplateLM):
         lengths = [d.inputs for d in documents]
         table = torch.zeros(len(documents), 2, dtype=torch.float64)
         order = sorted(range(len(documents)), key=lambda i: lengths[i])
-        for part in ranks.mine(_rows(order, lengths, self.micro_tokens)):
+        for part in ranks.mine(rectangles(order, lengths, self.micro_tokens)):
             batch = Batch.pack([documents[i] for i in part]).to(ranks.device)
             hidden, targets, _ = network.predictions(batch, network.hidden(batch))
             logprobs, hits = scored(hidden, network.head, targets)
@@ -221,11 +221,3 @@ def _document(context: list[int], continuation: list[int], longest: int) -> Docu
     weights[len(tokens) - min(len(continuation), len(tokens) - 1) :] = 1.0
     return Document(tokens, weights, 0)
 
-
-def _rows(order: Sequence[int], lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
-    rows: list[list[int]] = [[]]
-    for i in order:
-        if rows[-1] and lengths[i] * (len(rows[-1]) + 1) > micro_tokens:
-            rows.append([])
-        rows[-1].append(i)
-    return rows

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, evaluate, explain, surgery
+from . import checkpoint, evaluate, explain, measured, surgery
 from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
@@ -349,10 +349,10 @@ class Trainer:
         self.evaluated = self.step
         if self.schedule.observe(values):
             self.console.say(f"the rate falls to {self.schedule.ratio:.3g} of its schedule")
-        self.console.say(f"held out at step {self.step}: {evaluate.line(values)}")
+        self.console.say(f"held out at step {self.step}: {measured.line(values)}")
         if self.monitor:
             self.monitor.log("evaluation", self.step, values)
-            self.monitor.samples(self.step, evaluate.answers_file(self.folder, self.step))
+            self.monitor.samples(self.step, measured.answers_file(self.folder, self.step))
         self._judge(values)
 
     def _judge(self, values: dict) -> None:
@@ -390,15 +390,15 @@ class Trainer:
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
         breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
         with surgery.replaced(self.parameters, weights), breakable:
-            measured = evaluate.measure(self.made, self.measurement, answer)
+            found = evaluate.measure(self.made, self.measurement, answer)
         if self.ranks.first:
-            evaluate.keep(self.folder, step, measured)  # before a function of the user's can fail
-        if self.measurement.functions and measured.answers:
-            path = evaluate.answers_file(self.folder, step)
-            measured = evaluate.score(self.ranks, self.measurement.functions, measured, path)
+            measured.keep(self.folder, step, found)  # before a function of the user's can fail
+        if self.measurement.functions and found.answers:
+            path = measured.answers_file(self.folder, step)
+            found = evaluate.score(self.ranks, self.measurement.functions, found, path)
             if self.ranks.first:
-                evaluate.keep(self.folder, step, measured)
-        return measured.values()
+                measured.keep(self.folder, step, found)
+        return found.values()
 
     def _name(self) -> str:
         return f"step-{self.step:08}"
@@ -505,7 +505,7 @@ class Trainer:
                 "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
             }  # fmt: skip
             report |= self.clipper.figures()
-            report |= evaluate.report(self.folder, final, self.config.evaluation.metrics)
+            report |= measured.report(self.folder, final, self.config.evaluation.metrics)
             report |= warnings_of(records(self.folder / "metrics.jsonl"))
             if self.monitor:
                 self.monitor.finish(report)
@@ -518,7 +518,7 @@ class Trainer:
             return self.step
         folder = self.folder / "checkpoints" / self.best["name"]
         load_weights(self.made, folder, checkpoint.read_state(folder)["deployed"])
-        if self.config.evaluation.generate and not evaluate.answers_file(self.folder, self.best["step"]).exists():
+        if self.config.evaluation.generate and not measured.answers_file(self.folder, self.best["step"]).exists():
             try:
                 self._measure(True, None, self.best["step"])
             except Stopped:

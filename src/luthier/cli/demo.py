@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> Any:
 
     folder = Path(options.output_dir)
     config = configure(settings(options.model or model_path(), folder), method="lora")
-    from .. import evaluate
+    from .. import measured
     from ..monitor import Console
     from ..train import train
     from .figures import show_answers, show_report
@@ -49,8 +49,8 @@ def run(options: argparse.Namespace) -> Any:
         console.say("writing the adapter, and loading it again in a fresh process with transformers and peft")
         exported = result.export(adapter, "adapter")
     answers = [
-        evaluate.from_json((folder / "answers" / f"step-{n:08}.jsonl").read_text())
-        for n in (0, result.report["steps"])
+        measured.from_json((folder / "answers" / f"step-{n:08}.jsonl").read_text())
+        for n in (0, result.report["best_step"])
     ]  # fmt: skip
     seconds = time.monotonic() - began
     if not options.json:

@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> Any:
     from ..assemble import restore
     from ..data.dataset import Dataset, open_rows
     from ..errors import DataError
-    from ..evaluate import Measurement, base_of, compare, comparison, measure, score, write_comparison
+    from ..evaluate import Measurement, base_of, measure, score
+    from ..measured import compare, comparison, write_comparison
     from ..monitor import Console
     from .figures import show_report, show_rows
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..evaluate import Answer
+    from ..scores import Answer
 
 CAPTIONS = {  # of a figure's key, with its digits
     "loss": ("loss", 4), "perplexity": ("perplexity", 2), "bits_per_byte": ("bits per byte", 3),
@@ -18,24 +18,25 @@ CAPTIONS = {  # of a figure's key, with its digits
 
 def show_report(report: dict) -> None:
     """Base against tuned, as a table on the standard output."""
+    import sys
+
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    wide = console.width >= 100  # else the interval of tuned alone is left to the JSON
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for caption, justify in (
-        ("held out", "left"), ("base", "right"), ("tuned", "right"), ("95% interval", "right"), ("change", "right"),
-        ("95% interval", "right"), ("better/worse", "right"),
-    ):  # fmt: skip
-        table.add_column(caption, justify=justify)  # type: ignore[arg-type]
+    captions = ("held out", "base", "tuned", *(["95% interval"] if wide else []), "change", "95% interval", "won/lost")
+    for i, caption in enumerate(captions):
+        table.add_column(caption, justify="right" if i else "left", no_wrap=True)
     for key, figure in report.get("figures", {}).items():
         caption, digits = _caption(key)
+        alone = [_interval(figure["tuned_interval"], digits)] if wide else []
         table.add_row(
-            caption, _number(figure.get("base"), digits), _number(figure["tuned"], digits),
-            _interval(figure["tuned_interval"], digits), _number(figure.get("change"), digits, "+"),
-            _interval(figure.get("change_interval"), digits, "+"),
+            caption, _number(figure.get("base"), digits), _number(figure["tuned"], digits), *alone,
+            _number(figure.get("change"), digits, "+"), _interval(figure.get("change_interval"), digits, "+"),
             f"{figure['wins']}/{figure['losses']}" if "wins" in figure else "",
         )  # fmt: skip
-    console = Console(highlight=False)
     if table.row_count:
         console.print(table)
     if answers := report.get("answers"):
