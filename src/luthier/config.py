@@ -19,7 +19,7 @@ from .optim import AdamW, Schedule
 from .parallel import Parallel
 from .precision import Precision
 from .settings import Settings, merged, nearest, parse_override, read_yaml
-from .trainable import Partial, Trainable
+from .trainable import Partial, Selection, Trainable
 
 
 class BatchSize(Settings):
@@ -106,10 +106,11 @@ def _expanded(values: Mapping) -> dict:
     return {k: {SHORT[k]: v} if k in SHORT and isinstance(v, str | list) else v for k, v in values.items()}
 
 
-def configure(*sources: str | Path | Mapping, method: str | None = None) -> Config:
+def configure(*sources: str | Path | Mapping, method: str | None = None, weights: bool = True) -> Config:
     """A checked Config from YAML files, mappings and `a.b=c` overrides, later ones over earlier ones.
 
-    Everything that is wrong is told at once, in a ConfigError.
+    Everything that is wrong is told at once, in a ConfigError. Without `weights`, a model's folder may lack them, as
+    for `luthier explain`.
     """
     values: dict = {}
     problems: list[str] = []
@@ -152,7 +153,7 @@ def configure(*sources: str | Path | Mapping, method: str | None = None) -> Conf
         raise ConfigError(problems + _explained(faults) + _contradictions_of_the_rest(values, faults)) from None
     if config.batch.examples is None and config.batch.tokens is None:
         config = config.model_copy(update={"batch": config.batch.model_copy(update={"examples": 16})})
-    problems += contradictions(config)
+    problems += contradictions(config, weights)
     if problems:
         raise ConfigError(problems)
     return config
@@ -269,7 +270,7 @@ def suggestion(name: str, owners: list[type[BaseModel]]) -> str:
     return f"; known here: {', '.join(sorted(here))}"
 
 
-def contradictions(config: Config) -> list[str]:
+def contradictions(config: Config, weights: bool = True) -> list[str]:
     """What no single field is wrong about, but several together, and files that are not there."""
     batch, data, found = config.batch, config.data, []
     if batch.examples is not None and batch.tokens is not None:
@@ -290,20 +291,36 @@ def contradictions(config: Config) -> list[str]:
     if data.validation is None and (config.evaluation.every or config.evaluation.generate):
         found.append("evaluation needs held-out rows: give data.validation, for example data.validation=0.05")
     t = config.trainable
-    if isinstance(t, Partial) and not (t.patterns or t.last_layers or t.embeddings or t.norms or t.head):
-        found.append("trainable: nothing would move; name patterns, last_layers, embeddings, norms or head")
+    if isinstance(t, Partial):
+        found += _faults_of_unfreezing(t, config.max_steps)
     for name in [data.train] if isinstance(data.train, str) else data.train:
         if problem := sources.missing(name):
             found.append(f"data.train: {problem}")
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
-    if problem := problem_of_model(config.model):
+    if problem := problem_of_model(config.model, weights):
         found.append(problem)
     return found
 
 
-def problem_of_model(model: Model) -> str | None:
-    if problem := names.problem(model):
+def _faults_of_unfreezing(trainable: Partial, max_steps: int | None) -> list[str]:
+    kinds = ", ".join(Selection.model_fields)
+    found = [f"trainable: nothing would move in the first step; give one of {kinds}"] if trainable.empty else []
+    before = 0
+    for i, entry in enumerate(trainable.unfreeze):
+        place = f"trainable.unfreeze[{i}]"
+        if entry.empty:
+            found.append(f"{place}: nothing is named to move from step {entry.step} on; give one of {kinds}")
+        if entry.step <= before:
+            found.append(f"{place}.step={entry.step} does not come after {before}: list the entries by rising steps")
+        if max_steps is not None and entry.step >= max_steps:
+            found.append(f"{place}.step={entry.step} is never reached in max_steps={max_steps}: use a smaller step")
+        before = entry.step
+    return found
+
+
+def problem_of_model(model: Model, weights: bool = True) -> str | None:
+    if problem := names.problem(model, weights):
         return f"model.name: {problem}"
     if problem := names.template_problem(model):
         return f"model.chat_template: {problem}"

@@ -13,19 +13,21 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, evaluate, explain
+from . import checkpoint, evaluate
 from .assemble import Assembled, assemble, load_weights, restore, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
 from .data import dataset as datasets
 from .data import stream
 from .errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from .explain import plan_line, table
 from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
 from .monitor import Console, Monitor, memory_gb, records
 from .optim import schedule
-from .optim.adamw import MasteredAdamW, clip_scale
+from .optim.adamw import clip_scale
+from .optim.stages import Stages, build
 from .parallel.layers import compiled
 from .signals import Signals, Stopped
 
@@ -102,15 +104,16 @@ class Trainer:
             micro_tokens=config.batch.micro_tokens, pack=config.batch.packing, seed=config.data.seed,
             epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
-        say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
+        say(plan_line(self.training, self.steps, config.batch.micro_tokens))
         # 2 model initialisation, 3 layer freezing, 4 method
         self.made: Assembled = assemble(config, warn)
         self.ranks = self.made.ranks
         if self.ranks.first:
-            self.console.show(explain.table(self.made.network.model))
+            self.console.show(table(self.made.network.model, self.made.begins))
+        self._check_begins()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
-        self.optimizer = MasteredAdamW(self.parameters, config.optim)
+        self.optimizer = build(config.optim, self.parameters, self.made.begins)
         self.parts: dict[str, checkpoint.Part] = {"optimizer": self.optimizer}  # what the next step depends on
         if self.ranks.first:
             write_atomically(self.folder / "config.yaml", config.dump())
@@ -118,6 +121,14 @@ class Trainer:
         self._resume()
         # 8 evaluation and monitoring
         self.monitor = Monitor(self.folder, self.console, config.monitor.tensorboard and self.ranks.first, self.step)
+
+    def _check_begins(self) -> None:
+        late = max(self.made.begins.values(), default=0)
+        if late >= len(self.steps):
+            raise ConfigError(
+                f"trainable.unfreeze: step={late} is never reached, as the run has {len(self.steps)} steps: use a "
+                "smaller step, or more epochs"
+            )
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
@@ -158,6 +169,9 @@ class Trainer:
         """One optimiser step: rows forward and backward, one division, clipping, AdamW."""
         config, made = self.config, self.made
         began = time.monotonic()
+        made.unfreeze(self.step)
+        if isinstance(self.optimizer, Stages):
+            self.optimizer.begin(self.step)
         rate = config.optim.learning_rate * schedule.factor(config.schedule, self.step, len(self.steps))
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)

@@ -23,13 +23,14 @@ def conversion(name: str) -> str:
     )
 
 
-def problem(model: Model) -> str | None:
-    """What is wrong with the name of a model, as far as can be said from the disk alone."""
+def problem(model: Model, weights: bool = True) -> str | None:
+    """What is wrong with the name of a model, as far as can be said from the disk alone; without `weights`, those of a
+    folder may be missing."""
     path = Path(model.name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             return f"{model.name!r} is a folder without config.json: it holds no model"
-        if not any(path.glob("*.safetensors")):
+        if weights and not any(path.glob("*.safetensors")):
             if any(p for pattern in PICKLES for p in path.glob(pattern)):
                 return (
                     f"{model.name!r} holds its weights as a pickle, which can run any code when it is opened; "
