@@ -6,6 +6,7 @@ recompute what is cheap) is chosen over the whole graph. So that cut is asked fo
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -47,12 +48,20 @@ def kept(layer: nn.Module, arguments: tuple, keywords: dict) -> int:
     backend = aot_autograd(
         fw_compiler=forward, bw_compiler=backward, partition_fn=min_cut_rematerialization_partition
     )
+    arguments = tuple(_leaf(a) for a in arguments)
+    keywords = {name: _leaf(a) for name, a in keywords.items()}
     before = attention.on_flash
     attention.on_flash = lambda t: t.shape[-1] % 8 == 0 and t.shape[-1] <= 256
     try:
         torch._dynamo.reset()
-        torch.compile(layer.forward, backend=backend, dynamic=False)(*arguments, **keywords)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what tracing warns of says nothing about the run
+            torch.compile(layer.forward, backend=backend, dynamic=False)(*arguments, **keywords)
     finally:
         attention.on_flash = before
         torch._dynamo.reset()
     return max(0, found[0])
+
+
+def _leaf(value: Any) -> Any:
+    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value

@@ -70,7 +70,7 @@ def _product(func: Any, args: tuple) -> int:
     packet = getattr(func, "overloadpacket", None)
     if packet in (aten.mm, aten.bmm):
         a, b = args[0], args[1]
-    elif packet in (aten.addmm, aten.baddbmm):
+    elif packet in (aten.addmm, aten.addmm_, aten.baddbmm, aten.baddbmm_):
         a, b = args[1], args[2]
     else:
         return 0
