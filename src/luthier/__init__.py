@@ -11,24 +11,28 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .config import Config, configure
     from .errors import LuthierError
+    from .explain import Explanation, explain
     from .export import export
     from .methods import METHODS
     from .train import Result, Step, open_run, steps, train
 
 _HOMES = {
     "Config": "config",
+    "Explanation": "explain",
     "LuthierError": "errors",
     "METHODS": "methods",
     "Result": "train",
     "Step": "train",
     "configure": "config",
+    "explain": "explain",
     "export": "export",
     "open_run": "train",
     "steps": "train",
     "train": "train",
 }
 __all__ = [
-    "METHODS", "Config", "LuthierError", "Result", "Step", "configure", "export", "open_run", "steps", "train",
+    "METHODS", "Config", "Explanation", "LuthierError", "Result", "Step", "configure", "explain", "export", "open_run",
+    "steps", "train",
 ]  # fmt: skip
 
 

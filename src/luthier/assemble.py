@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from .config import Config, read_run
 from .data import holdout
 from .data.masks import Renderer
 from .errors import CheckpointError, ModelError
-from .models import load, network, start, vocabulary
+from .models import load, network, skeleton, start, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
+from .trainable import Partial
 
 
 @dataclass
@@ -33,10 +34,17 @@ class Assembled:
     tokenizer: Any
     renderer: Renderer
     ranks: Ranks
+    begins: dict[str, int] = field(default_factory=dict)  # parameter -> steps taken before it moves, where not from 0
+
+    def unfreeze(self, step: int) -> None:
+        """Let move what moves after `step` optimiser steps. Nothing is computed for what does not move yet."""
+        for name, begin in self.begins.items():
+            self.network.model.get_parameter(name).requires_grad_(begin <= step)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All that moves: of the network under its own names, of the objective under `objective.`"""
-        moving = surgery.trainable(self.network.model)
+        """All that ever moves: of the network under its own names, of the objective under `objective.`"""
+        named = self.network.model.named_parameters()
+        moving = {name: p for name, p in named if p.requires_grad or name in self.begins}
         return moving | {f"objective.{n}": p for n, p in surgery.trainable(self.objective).items()}
 
 
@@ -119,12 +127,42 @@ def assemble(
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
     config.trainable.apply(model)
     vocabulary.check_moving(model, config.model.new_tokens)
+    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(ranks.device)
     if training:
         layers.choose_kernels(config.parallel, ranks.device)
         layers.checkpoint_activations(config.parallel, model)
         layers.compile_layers(config.parallel, model, ranks.device)
-    return Assembled(config, net, objective, tokenizer, renderer, ranks)
+    return Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
+
+
+def outline(config: Config, device: str, tell: Callable[[str], None] = lambda text: None) -> Assembled:
+    """The same network and objective on the meta device, shapes without values: nothing is loaded, nothing computed.
+
+    Whether a family runs packed is told from its layers alone, without the comparison that `assemble` makes.
+    """
+    meta = torch.device("meta")
+    available = device == "cpu" or torch.cuda.is_available()
+    dtype = config.precision.resolve(torch.device(device)) if available else _of_absent_gpu(config.precision.dtype)
+    model = skeleton.outline(config.model, dtype, config.data.max_length)
+    model.train()
+    net = network.Network(model)
+    net.longest = config.data.max_length
+    reason = "model.attention=padded" if config.model.attention == "padded" else network.unpackable(net)
+    reason = reason if config.batch.packing else "batch.packing=false"
+    if reason:
+        tell(f"rows run padded: {reason}")
+    else:
+        network.pack(net)
+    config.trainable.apply(model)
+    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
+    objective = config.objective.build().to(meta)
+    layers.checkpoint_activations(config.parallel, model)
+    return Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
+
+
+def _of_absent_gpu(dtype: str) -> torch.dtype:
+    return torch.float32 if dtype == "float32" else torch.bfloat16
 
 
 def best_or_newest(folder: Path) -> tuple[Path, list[str]]:

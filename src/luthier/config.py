@@ -37,7 +37,7 @@ from .optim import schedule as schedules
 from .parallel import Parallel
 from .precision import Precision
 from .settings import Settings, merged, nearest, parse_override, read_yaml
-from .trainable import Partial, Trainable
+from .trainable import Partial, Selection, Trainable
 
 
 class BatchSize(Settings):
@@ -186,10 +186,11 @@ def _with_kinds(values: dict) -> dict:
     return out
 
 
-def configure(*sources: str | Path | Mapping, method: str | None = None) -> Config:
+def configure(*sources: str | Path | Mapping, method: str | None = None, weights: bool = True) -> Config:
     """A checked Config from YAML files, mappings and `a.b=c` overrides, later ones over earlier ones.
 
-    Everything that is wrong is told at once, in a ConfigError.
+    Everything that is wrong is told at once, in a ConfigError. Without `weights`, a model's folder may lack them, as
+    for `luthier explain`.
     """
     values: dict = {}
     problems: list[str] = []
@@ -233,7 +234,7 @@ def configure(*sources: str | Path | Mapping, method: str | None = None) -> Conf
     if config.batch.examples is None and config.batch.tokens is None:
         config = config.model_copy(update={"batch": config.batch.model_copy(update={"examples": 16})})
     config = config.model_copy(update={"model": names.resolved(config.model)})
-    problems += contradictions(config)
+    problems += contradictions(config, weights)
     if problems:
         raise ConfigError(problems)
     return config
@@ -413,7 +414,7 @@ def suggestion(name: str, owners: list[type[BaseModel]]) -> str:
     return f"; known here: {', '.join(sorted(here))}"
 
 
-def contradictions(config: Config) -> list[str]:
+def contradictions(config: Config, weights: bool = True) -> list[str]:
     """What no single field is wrong about, but several together, and files that are not there."""
     batch, data, found = config.batch, config.data, []
     if batch.examples is not None and batch.tokens is not None:
@@ -447,8 +448,8 @@ def contradictions(config: Config) -> list[str]:
     found += _contradictions_of_monitoring(config)
     found += _contradictions_of_evaluation(config)
     t = config.trainable
-    if isinstance(t, Partial) and not (t.patterns or t.last_layers or t.embeddings or t.norms or t.head):
-        found.append("trainable: nothing would move; name patterns, last_layers, embeddings, norms or head")
+    if isinstance(t, Partial):
+        found += _faults_of_unfreezing(t, config.max_steps)
     for columns in [data.columns, *(source.columns or {} for source in data.sources())]:
         if columns:
             from .data import formats
@@ -462,7 +463,7 @@ def contradictions(config: Config) -> list[str]:
     found += contradictions_of_data(config)
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
-    return found + names.problems(config.model) + _contradictions_of_the_start(config)
+    return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
 
 
 def _contradictions_of_the_start(config: Config) -> list[str]:
@@ -632,6 +633,22 @@ def _contradictions_of_evaluation(config: Config) -> list[str]:
                 f"evaluation.tasks: {path} is a file or folder of task files, which may run Python of their own: read "
                 "them, then set evaluation.trust_task_files=true"
             )
+    return found
+
+
+def _faults_of_unfreezing(trainable: Partial, max_steps: int | None) -> list[str]:
+    kinds = ", ".join(Selection.model_fields)
+    found = [f"trainable: nothing would move in the first step; give one of {kinds}"] if trainable.empty else []
+    before = 0
+    for i, entry in enumerate(trainable.unfreeze):
+        place = f"trainable.unfreeze[{i}]"
+        if entry.empty:
+            found.append(f"{place}: nothing is named to move from step {entry.step} on; give one of {kinds}")
+        if entry.step <= before:
+            found.append(f"{place}.step={entry.step} does not come after {before}: list the entries by rising steps")
+        if max_steps is not None and entry.step >= max_steps:
+            found.append(f"{place}.step={entry.step} is never reached in max_steps={max_steps}: use a smaller step")
+        before = entry.step
     return found
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, evaluate, explain, measured, surgery
+from . import checkpoint, evaluate, measured, surgery
 from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
 from .data import dataset as datasets
 from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError
+from .explain import plan_line, table
 from .export import export, keep_probe
 from .files import write_atomically
 from .generate import Chat
@@ -127,7 +128,7 @@ class Trainer:
             self.measurement = evaluate.Measurement.of(config, self.validation, opened[1], say, warn, metrics)
         elif metrics:
             raise ConfigError("metrics score answers to held-out prompts: give data.validation and evaluation.generate")
-        say(explain.plan_line(self.training, self.steps, config.batch.micro_tokens))
+        say(plan_line(self.training, self.steps, config.batch.micro_tokens))
         if not checkpoint.listed(self.folder / "checkpoints"):
             self.steps[0]  # of a stream the first rows, too, are read before the weights
         self.schedule = Scheduler(config.schedule, len(self.steps))
@@ -136,7 +137,8 @@ class Trainer:
         # 2 model initialisation, 3 layer freezing, 4 method
         self.made: Assembled = assemble(config, warn, opened=opened, ranks=self.ranks)
         if self.ranks.first:
-            self.console.show(explain.table(self.made.network.model))
+            self.console.show(table(self.made.network.model, self.made.begins))
+        self._check_begins()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
         self.ranks.agree(list(self.parameters.values()))
@@ -167,6 +169,14 @@ class Trainer:
         # 8 evaluation and monitoring
         self.monitor = self._monitor() if self.ranks.first else None
         self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
+
+    def _check_begins(self) -> None:
+        late = max(self.made.begins.values(), default=0)
+        if late >= len(self.steps):
+            raise ConfigError(
+                f"trainable.unfreeze: step={late} is never reached, as the run has {len(self.steps)} steps: use a "
+                "smaller step, or more epochs"
+            )
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
@@ -219,6 +229,7 @@ class Trainer:
         """One optimiser step: rows forward and backward, one division, clipping, the optimiser."""
         made, fused = self.made, self.config.optim.fused_backward
         began = time.monotonic()
+        made.unfreeze(self.step)
         factor = self.schedule.factor(self.step)
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)

@@ -70,8 +70,18 @@ def _rope_extras(reader: Any) -> bool:
     return any(t.name == "rope_freqs.weight" for t in reader.tensors) or any("rope.scaling" in k for k in reader.fields)
 
 
-def _read_llama(reader: Any, path: Path, dtype: torch.dtype) -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def read_config(path: Path, dtype: torch.dtype) -> Any:
+    """The configuration that a file's head gives, without reading its tensors."""
+    reader = open_file(path)
+    if field(reader, "general.architecture") == "llama" and not _rope_extras(reader):
+        return _llama_config(reader, dtype)
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+
+
+def _llama_config(reader: Any, dtype: torch.dtype) -> Any:
+    from transformers import LlamaConfig
 
     def value(key: str, default: Any = None) -> Any:
         return field(reader, f"llama.{key}", default)
@@ -80,7 +90,7 @@ def _read_llama(reader: Any, path: Path, dtype: torch.dtype) -> nn.Module:
     heads, width = value("attention.head_count"), value("embedding_length")
     key_heads = value("attention.head_count_kv", heads)
     embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=int(embedding.shape[1]),
         hidden_size=width,
         intermediate_size=value("feed_forward_length"),
@@ -98,6 +108,13 @@ def _read_llama(reader: Any, path: Path, dtype: torch.dtype) -> nn.Module:
         pad_token_id=field(reader, "tokenizer.ggml.padding_token_id"),
         dtype=dtype,
     )
+
+
+def _read_llama(reader: Any, path: Path, dtype: torch.dtype) -> nn.Module:
+    from transformers import LlamaForCausalLM
+
+    config = _llama_config(reader, dtype)
+    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

@@ -37,11 +37,11 @@ def resolved(model: Model) -> Model:
     return model.model_copy(update={"init": init, "tokenizer": tokenizer, "vocab_size": wanted})
 
 
-def problems(model: Model) -> list[str]:
-    """All that is wrong with the section, as far as can be said from itself and the disk alone."""
+def problems(model: Model, weights: bool = True) -> list[str]:
+    """All that is wrong with the section, as far as can be said from itself and the disk alone; see `problem`."""
     model = resolved(model)
     found = [f"model.{place}: {text}" for place, text in _contradictions(model)]
-    if model.name and (text := problem(model)):
+    if model.name and (text := problem(model, weights)):
         found.append(f"model.name: {text}")
     if text := template_problem(model):
         found.append(f"model.chat_template: {text}")
@@ -93,8 +93,9 @@ def conversion(name: str) -> str:
     )
 
 
-def problem(model: Model) -> str | None:
-    """What is wrong with the name of a model, as far as can be said from the disk alone."""
+def problem(model: Model, weights: bool = True) -> str | None:
+    """What is wrong with the name of a model, as far as can be said from the disk alone; without `weights`, those of a
+    folder may be missing."""
     path = Path(model.name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -103,7 +104,7 @@ def problem(model: Model) -> str | None:
             if model.tokenizer is None and not any((path / file).is_file() for file in TOKENIZER_FILES):
                 return f"{model.name!r} holds no tokenizer: use model.tokenizer=train, or name one"
             return None
-        if not any(path.glob("*.safetensors")):
+        if weights and not any(path.glob("*.safetensors")):
             if any(p for pattern in PICKLES for p in path.glob(pattern)):
                 return (
                     f"{model.name!r} holds its weights as a pickle, which can run any code when it is opened; "

@@ -157,11 +157,28 @@ def prepare(network: Network, wanted: str) -> str | None:
 LAYERS = {"full_attention", "sliding_attention"}
 
 
+def unpackable(network: Network) -> str | None:
+    """Why a family cannot run packed, as far as its configuration says so."""
+    other = set(getattr(network.config.get_text_config(), "layer_types", None) or ()) - LAYERS
+    return f"it has layers of the kinds {', '.join(sorted(other))}" if other else None
+
+
+def pack(network: Network) -> None:
+    """Switch to packed attention, untried."""
+    attention.install()
+    network.model.set_attn_implementation(attention.NAME)
+    network.packed = True
+
+
+def unpack(network: Network) -> None:
+    """Back to the family's own attention, over padded rows."""
+    network.packed = False
+    network.model.set_attn_implementation(network.native)
+
+
 def _try_packed(network: Network) -> str | None:
-    config = network.config.get_text_config()
-    other = set(getattr(config, "layer_types", None) or ()) - LAYERS
-    if other:
-        return f"it has layers of the kinds {', '.join(sorted(other))}"
+    if reason := unpackable(network):
+        return reason
     attention.install()
     training = network.model.training
     try:

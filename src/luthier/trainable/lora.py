@@ -13,8 +13,7 @@ from ..errors import ModelError
 from ..settings import nearest
 from ..surgery import Adapter, blocks, freeze, linear_shape, matches, swap, transposed
 from . import LoRA
-
-ROLES = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward")}
+from .selection import ROLES
 
 
 class LoRALinear(Adapter):
