@@ -75,7 +75,7 @@ def main() -> None:
     run = {
         "model": {"size": "tiny", "vocab_size": 2048},
         "data": {"train": str(path), "validation": HELD_OUT, "max_length": 2048},
-        "batch": {"examples": 8, "micro_tokens": 2048}, "optim": {"learning_rate": 4e-3}, "epochs": 6,
+        "batch": {"examples": 8, "micro_tokens": 2048}, "optim": {"learning_rate": 4e-3}, "epochs": 3,
         "monitor": {"report_to": [], "log_every": 20}, "output_dir": str(options.out / "run"),
     }  # fmt: skip
     config = configure(run, *options.settings, method="pretrain")
