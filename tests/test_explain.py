@@ -5,11 +5,13 @@ import random
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, make_model
+from test_gguf import written  # noqa: F401
 from torch.utils.flop_counter import FlopCounterMode
 
 from luthier import configure, explain
@@ -32,17 +34,22 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A Llama of 37M parameters and random texts."""
+    """A Llama of 44M parameters and random texts."""
     return page.prepare(tmp_path_factory.mktemp("memory"))
 
 
 # ---------------------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("method", ["full", "partial", "lora"])
-@pytest.mark.parametrize("recompute", [0, 1])
-def test_live_bytes_are_those_of_the_allocator(work, method, recompute, tmp_path):
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    return page.prepare(tmp_path_factory.mktemp("small"), hidden_size=128, intermediate_size=352, num_hidden_layers=4)
+
+
+@pytest.mark.parametrize(("method", "recompute"), [("full", 0), ("full", 1), ("partial", 0), ("lora", 0), ("lora", 1)])
+def test_live_bytes_are_those_of_the_allocator(small, method, recompute, tmp_path):
     """PyTorch's own record of what it allocates on a CPU, in the second step of the real loop, within 5 %."""
+    work = small
     config = page.config_of(work, tmp_path / "run", method, recompute)
     found = explain(config).memory
     trainer = Trainer(config, QUIET)
@@ -65,11 +72,11 @@ def test_live_bytes_are_those_of_the_allocator(work, method, recompute, tmp_path
     assert found.peak == pytest.approx(resting + peak, rel=0.05)
 
 
-@pytest.mark.parametrize(("method", "recompute"), [("full", 0), ("full", 1), ("partial", 0), ("lora", 0), ("lora", 1)])
+@pytest.mark.parametrize(("method", "recompute"), [("full", 0), ("partial", 1), ("lora", 0)])
 def test_peak_of_a_process_within_a_quarter(work, method, recompute, tmp_path):
     """Growth of the resident set from before the model is loaded; aimed at 15 %, docs/memory.md has the figures."""
     config = page.config_of(work, tmp_path / "run", method, recompute)
-    assert explain(config).peak == pytest.approx(page.measured(config), rel=0.25)
+    assert explain(config).peak == pytest.approx(page.measured(config, steps=1), rel=0.25)
 
 
 def test_parts_by_hand(tiny_model, settings):
@@ -147,7 +154,7 @@ def test_the_heap_by_hand():
             live[key] = True
         if key % 100 == 0:
             spans = sorted([s for s in heap.taken.values() if s[0] >= 0] + list(heap.starts.items()))
-            assert all(a + n <= b for (a, n), (b, _) in zip(spans, spans[1:]))
+            assert all(a + n <= b for (a, n), (b, _) in pairwise(spans))
             assert sorted(heap.sizes) == heap.sizes == sorted((n, a) for a, n in heap.starts.items())
 
 
@@ -175,8 +182,14 @@ def test_operations_are_those_that_pytorch_counts(settings, method):
     config = configure(settings, {"data": {"validation": None}, "batch": {"examples": 1}}, method=method)
     found = explain(config)
     trainer = Trainer(config, QUIET)
-    largest = max((row for step in trainer.steps for row in step), key=lambda row: sum(trainer.training.lengths[d] for d in row))
-    with FlopCounterMode(display=False) as counter:
+    lengths = trainer.training.lengths
+    largest = max((row for step in trainer.steps for row in step), key=lambda row: sum(lengths[d] for d in row))
+    aten = torch.ops.aten
+
+    def added(total, a, b, out_shape=None, **_):  # PyTorch does not count it where it works in place
+        return 2 * a[0] * a[1] * b[1]
+
+    with FlopCounterMode(display=False, custom_mapping={aten.addmm_: added}) as counter:
         loss = trainer.made.objective(trainer.made.network, trainer._batch(largest))
         loss.total.backward()
     counts = counter.get_flop_counts()["Global"]
@@ -228,7 +241,7 @@ def test_families(family, packing, settings, tmp_path):
         assert "cannot be counted" in found.plan.source  # there is no tokenizer
 
 
-def test_nothing_is_loaded_or_written(settings, tmp_path, monkeypatch, capsys):
+def test_nothing_is_loaded_or_written(tmp_path, monkeypatch, capsys):
     """A 70B model in seconds, from its config.json; no file appears or changes."""
     from transformers import LlamaConfig
 
@@ -243,17 +256,15 @@ def test_nothing_is_loaded_or_written(settings, tmp_path, monkeypatch, capsys):
     assert main(["explain", f"model={folder}", "max_steps=10", "--json"]) == 0
     assert time.monotonic() - began < 30
     found = json.loads(capsys.readouterr().out)
-    assert found["memory"]["weights"] == 4 * 70_553_706_496 + 4 * 0
+    assert found["memory"]["weights"] == 4 * 70_553_706_496
     assert found["plan"]["steps"] == 10
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-def test_a_gguf_file_by_its_head(settings, tmp_path):
-    from test_gguf import write_llama  # type: ignore[import-not-found]
-
-    path = write_llama(tmp_path / "tiny.gguf")
-    found = explain(configure(settings, {"model": str(path), "data": {"train": []}}, weights=False))
-    assert found.memory.weights > 0
+def test_a_gguf_file_by_its_head(settings, written):  # noqa: F811
+    path, model = written
+    found = explain(configure(settings, {"model": str(path), "data": {"train": [], "validation": None}}))
+    assert found.memory.weights == 4 * sum(p.numel() for p in model.parameters())
 
 
 def test_files_are_the_answers_of_the_axes(settings):
@@ -313,7 +324,7 @@ def test_the_command(settings, tmp_path, capsys):
     path.write_text(json.dumps(settings))
     assert main(["explain", "--method", "full", "--plot", str(path)]) == 0
     told = capsys.readouterr().out
-    for text in ("what moves", "backward through 2 of 2 layers", "peak", "trainable/full.py", "6 steps", "learning rate"):
+    for text in ("what moves", "backward through 2 of 2 layers", "peak", "full.py", "6 steps", "learning rate"):
         assert text in told
     out = tmp_path / "rate.svg"
     assert main(["explain", str(path), "--plot", str(out), "--json", "--measure"]) == 0

@@ -1,4 +1,4 @@
-"""Writes docs/memory.md: what `luthier explain` predicts beside what a run then takes, measured in a process of its own."""
+"""Writes docs/memory.md: what `luthier explain` predicts beside what a run then takes, measured in a process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ before = resident("VmRSS")
 trainer = sys.modules["luthier.train"].Trainer(config, Console(quiet=True))
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the high-water mark starts again
-for _ in range(3):
+for _ in range(int(sys.argv[3])):
     trainer._take()
 print(resident("VmHWM") - before)
 """
@@ -66,8 +66,8 @@ This page is written by `tools/make_memory_page.py`.
 """
 
 
-def prepare(folder: Path) -> Path:
-    """A model of random weights, a tokenizer of bytes, and rows."""
+def prepare(folder: Path, **changes: int) -> Path:
+    """A model of random weights, a tokenizer of bytes, and rows; `changes` of the model's shape."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -76,7 +76,7 @@ def prepare(folder: Path) -> Path:
 
     torch.manual_seed(0)
     shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8}
-    config = LlamaConfig(**shape, vocab_size=8192, num_key_value_heads=4, max_position_embeddings=2048)
+    config = LlamaConfig(**(shape | changes), vocab_size=8192, num_key_value_heads=4, max_position_embeddings=2048)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     letters = random.Random(0)
@@ -96,9 +96,9 @@ def config_of(work: Path, out: Path, method: str, recompute: int, extra: dict | 
     )  # fmt: skip
 
 
-def measured(config: Config) -> int:
+def measured(config: Config, steps: int = 3) -> int:
     """Bytes that a process grows by."""
-    arguments = [sys.executable, "-c", RUN, json.dumps(config.model_dump(mode="json")), config.method]
+    arguments = [sys.executable, "-c", RUN, json.dumps(config.model_dump(mode="json")), config.method, str(steps)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
     return int(ran.stdout.split()[-1])

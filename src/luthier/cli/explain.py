@@ -19,7 +19,7 @@ examples:
   luthier explain --method full model=FOLDER data.max_length=1024 batch.examples=8 max_steps=500 --plot
   luthier explain run.yaml parallel.device=cuda --json      # for a GPU, from a machine without one
 
-Needs the model's config.json (or .gguf file), no weights; without data, every document counts as data.max_length tokens.
+Needs the model's config.json (or .gguf file), no weights. Without data, every document has data.max_length tokens.
 """
 
 
@@ -30,7 +30,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "settings", nargs="*", metavar="FILE | a.b=c", help="YAML files and overrides, later over earlier"
     )
     made.add_argument("--method", help="the row of `luthier methods` to start from")
-    made.add_argument("--plot", nargs="?", const="-", metavar="OUT.svg", help="draw the learning rate, here or in a file")
+    made.add_argument("--plot", nargs="?", const="-", metavar="OUT.svg", help="draw the learning rate")
     made.add_argument("--measure", action="store_true", help="measure this machine's products, for the time")
     made.add_argument("--assume", action="store_true", help="do not read the data: assume the longest documents")
     made.set_defaults(run=run)

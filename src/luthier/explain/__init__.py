@@ -1,4 +1,4 @@
-"""What a configuration will do, said before it does it: what moves, bytes, operations, time, steps; nothing is loaded."""
+"""What a configuration will do, said before it does it: what moves, bytes, operations, time; nothing is loaded."""
 
 from __future__ import annotations
 

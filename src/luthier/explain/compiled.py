@@ -36,8 +36,7 @@ def kept(layer: nn.Module, arguments: tuple, keywords: dict) -> int:
         (outputs,) = next(n for n in graph.graph.nodes if n.op == "output").args
         for node in dict.fromkeys(n for n in outputs if isinstance(n, torch.fx.Node)):  # type: ignore[union-attr]
             value = node.meta.get("val")
-            mine = isinstance(value, Tensor) and (node.op != "placeholder" or value.shape == hidden.shape)
-            if mine:
+            if isinstance(value, Tensor) and (node.op != "placeholder" or value.shape == hidden.shape):
                 found[0] += value.numel() * value.element_size()
         found[0] -= hidden.numel() * hidden.element_size()  # what is handed on; the next layer counts what it keeps
         return make_boxed_func(graph.forward)

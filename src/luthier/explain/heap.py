@@ -1,8 +1,9 @@
 """How far glibc's heap grows: blocks of a step, placed as malloc places them, with the gaps that are left between them.
 
-PyTorch asks for blocks aligned to 64 bytes. glibc looks for a free chunk that is larger by the alignment, so that a block
-that was freed cannot hold the next one of the same size unless a neighbour is free, too: on a CPU the gaps can come to
-as much as the activations. `parallel/ranks.py` asks malloc to keep what was freed and to map blocks from 32 MiB on apart.
+PyTorch asks for blocks aligned to 64 bytes. glibc looks for a free chunk that is larger by the alignment, so that a
+block that was freed cannot hold the next one of the same size unless a neighbour is free, too: on a CPU the gaps can
+come to as much as the activations. `parallel/ranks.py` asks malloc to keep what was freed, and to map only blocks from
+32 MiB on apart.
 """
 
 from __future__ import annotations

@@ -120,9 +120,10 @@ def rehearse(
     in_row = row_peak + grown >= step_peak
     resident = loaded + slots + gradients
     held = seen.kept + seen.head if in_row else 0
+    gaps = max(0, loaded + heap.peak - peak) if heap else 0
     memory = Memory(
         weights, own, loaded - weights - own, gradients, slots, seen.kept, seen.head, max(0, peak - resident - held),
-        max(0, loaded + heap.peak - peak) if heap else 0, peak, "forward and backward" if in_row else "optimiser's step",
+        gaps, peak, "forward and backward" if in_row else "optimiser's step",
     )  # fmt: skip
     return memory, Work(seen.forward, seen.backward, *attention_work(made, largest), largest.tokens)
 

@@ -1,4 +1,4 @@
-"""Partial fine-tuning: freeze the network but for the layers, kinds and names that were asked for, or from a step on."""
+"""Partial fine-tuning: freeze the network but for layers, kinds and names that were asked for, or from a step on."""
 
 from typing import Any
 
