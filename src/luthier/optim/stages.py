@@ -15,7 +15,7 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 class Stages:
-    """Looks like one optimiser; a stage's moments, masters and count start afresh at its step and take no memory before.
+    """Looks like one optimiser; a stage's moments, masters and count start at its step and take no memory before.
 
     One optimiser for all would correct the bias of late moments by a count of steps that they have not seen.
     """
