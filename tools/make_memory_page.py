@@ -90,7 +90,7 @@ def config_of(work: Path, out: Path, method: str, recompute: int, extra: dict | 
         {
             "model": str(work / "model"), "data": {"train": str(work / "rows.jsonl"), "max_length": 512},
             "batch": {"examples": 8, "micro_tokens": 1024}, "max_steps": 3, "output_dir": str(out),
-            "monitor": {"tensorboard": False}, "parallel": {"activation_checkpointing": recompute, "device": "cpu"},
+            "monitor": {"report_to": []}, "parallel": {"activation_checkpointing": recompute, "device": "cpu"},
         },
         {"data": {"on_bad_row": "skip"}}, extra or {}, method=method,
     )  # fmt: skip
