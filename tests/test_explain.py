@@ -302,7 +302,8 @@ def test_the_plan_is_that_of_the_run(settings):
     ],
 )
 def test_assumed_plans_by_hand(tiny_model, batch, row, rows, tokens):
-    config = configure({"model": str(tiny_model), "data": {"train": [], "max_length": 2048}, "batch": batch}, weights=False)
+    values = {"model": str(tiny_model), "data": {"train": [], "max_length": 2048}, "batch": batch}
+    config = configure(values, weights=False)
     found = assumed(config, "assumed")
     assert (found.largest.tokens, found.rows_per_step, found.tokens_per_step) == (row, rows, tokens)
 
