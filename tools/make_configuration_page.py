@@ -29,7 +29,10 @@ def rows(cls: type[BaseModel], prefix: str, known: frozenset[str] = frozenset())
     made = []
     for name, field in cls.model_fields.items():
         inner = list(_nested(field.annotation))
-        if name == "kind" or name in known or (inner and is_section(field.annotation)):
+        if name == "kind" or name in known:
+            continue
+        if inner and is_section(field.annotation):  # of the run: a heading of its own
+            made += [] if cls is Config else [line for one in inner for line in rows(one, f"{prefix}{name}.")]
             continue
         default = "required" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
         caption = " ".join((field.description or "").split()).replace("|", "\\|")
