@@ -255,7 +255,7 @@ def test_the_command_finds_what_the_run_reported(settings, capsys, method):
     assert f"F1 of words {f1['base']:.3f} {f1['tuned']:.3f}" in " ".join(shown.split())
     assert "forgetting: bits per byte" in shown
     assert "5 prompts answered" in shown
-    assert ("no such row" in shown) == (f1["losses"] == 0)
+    assert ("no row was made worse" in shown) == (f1["losses"] == 0)
     assert [json.loads(line) for line in (run / "answers" / "compare.jsonl").read_text().splitlines()] == kept
 
 

@@ -277,11 +277,13 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
 def _loading(kind: str, base: str | None) -> list[str]:
     if kind == "adapter":
         return [
-            "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "",
+            "from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
             f'base = AutoModelForCausalLM.from_pretrained("{base}")',
             'model = PeftModel.from_pretrained(base, "path/of/this/folder")',
+            'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
         ]  # fmt: skip
     return [
-        "from transformers import AutoModelForCausalLM", "",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
         'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
     ]  # fmt: skip

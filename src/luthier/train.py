@@ -379,7 +379,7 @@ class Trainer:
         if not self.step:
             return
         value = float("nan") if values[metric] is None else values[metric]
-        if self.best is None or better * (value - self.best["value"]) > 0:
+        if self.best is None or better * (value - self.best["value"]) >= 0:  # of equals the newest
             self.best = {"name": self._name(), "step": self.step, "metric": metric, "value": value}
         if self.patience:
             self.patience.observe(value)

@@ -84,7 +84,7 @@ def show_rows(rows: Sequence[dict], outcome: str) -> None:
     for row in rows:
         _show_row(row, "green" if outcome == "win" else "red")
     if not rows:
-        print("no such row")
+        print("no row was made " + ("better" if outcome == "win" else "worse"))
 
 
 def _show_row(row: dict, style: str) -> None:
