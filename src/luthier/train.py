@@ -252,11 +252,12 @@ class Trainer:
         loss_value, grad_norm, counted = torch.stack([sums[0] / sums[1], norm, sums[2]]).tolist()
         self.step += 1
         fine = self._finite(loss_value, grad_norm)
-        clipped = fine and self.clipper.record(grad_norm)
+        clipped = False
         if fine:
             self._histograms(1 / sums[1])
             if not fused:
                 self.optimizer.step(factor, self.clipper.scale(norm) / sums[1])
+            clipped = self.clipper.record(grad_norm)
             if self.average:
                 self.average.update(self.step, self.optimizer.weights())
         self.optimizer.zero_grad()

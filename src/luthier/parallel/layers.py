@@ -34,7 +34,8 @@ def checkpoint_activations(config: Parallel, model: Any) -> None:
         raise ModelError(f"parallel.activation_checkpointing: {type(model).__name__} cannot: {error}") from None
     # transformers lets gradients flow into the embeddings for reentrant recomputation, which ours is not: with that,
     # frozen layers below the lowest that moves would be recomputed and walked for nothing.
-    model.disable_input_require_grads()
+    if hasattr(model, "_require_grads_hook"):  # set by some versions only
+        model.disable_input_require_grads()
     layers: list[Any] = list(blocks(model)[1])
     for i, layer in enumerate(layers):
         layer.gradient_checkpointing = i % config.activation_checkpointing == 0
