@@ -384,21 +384,23 @@ def _nested(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def is_section(annotation: Any) -> bool:
-    """Whether a field holds settings and nothing else; `data.train` can be a name, too."""
+    """Whether a field holds settings and nothing else; `data.train` can be a name, too, `optim.groups` is a list."""
     arguments = getattr(annotation, "__args__", ())
+    if getattr(annotation, "__origin__", None) is list:
+        return False
     if not arguments:
         return isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return all(is_section(argument) for argument in arguments if argument is not type(None))
 
 
 def keys(cls: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all settings."""
+    """The dotted names of all settings; those of the entries of a list under `name[]`."""
     for name, field in cls.model_fields.items():
-        inner = list(_nested(field.annotation))
-        if not inner or not is_section(field.annotation):
+        inner, section = list(_nested(field.annotation)), is_section(field.annotation)
+        if not inner or not section:
             yield prefix + name
         for one in inner:
-            yield from keys(one, f"{prefix}{name}.")
+            yield from keys(one, f"{prefix}{name}." if section else f"{prefix}{name}[].")
 
 
 def suggestion(name: str, owners: list[type[BaseModel]]) -> str:
