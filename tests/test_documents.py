@@ -13,6 +13,7 @@ from luthier.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "luthier"
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 
 
 def test_the_loop_by_hand_runs_and_peft_loads_what_it_writes(tiny_model, rows_file, tmp_path):
@@ -66,7 +67,7 @@ def test_the_tree_names_every_file_with_a_caption_and_no_other(name):
 
 @pytest.mark.parametrize("name", ["README", "docs/first-fine-tune"])
 def test_english_and_chinese_agree(name):
-    """As many headings of each level and rows of tables, the same commands, code, figures in code, links."""
+    """The same headings by level, rows of tables, points of lists, commands, code, and links."""
     english, chinese = ((ROOT / f"{name}{tongue}.md").read_text() for tongue in ("", ".zh"))
     for pattern in (r"^(#+) ", r"^\|", r"^- ", r"^\d+\. "):
         assert re.findall(pattern, prose(english), re.M) == re.findall(pattern, prose(chinese), re.M), pattern
@@ -97,7 +98,7 @@ def code_spans(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", prose(text))
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "ARCHITECTURE.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "ARCHITECTURE.md", *PAGES])
 def test_links_lead_somewhere(name):
     path = ROOT / name
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):

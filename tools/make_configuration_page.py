@@ -31,9 +31,8 @@ def rows(cls: type[BaseModel], prefix: str, known: frozenset[str] = frozenset())
         inner = list(_nested(field.annotation))
         if name == "kind" or name in known:
             continue
-        if inner and is_section(field.annotation):
-            for one in inner if prefix else ():  # at the top, a section has a table of its own
-                made += rows(one, f"{prefix}{name}.")
+        if inner and is_section(field.annotation):  # of the run: a heading of its own
+            made += [] if cls is Config else [line for one in inner for line in rows(one, f"{prefix}{name}.")]
             continue
         default = "required" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
         caption = " ".join((field.description or "").split()).replace("|", "\\|")

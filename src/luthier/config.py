@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -384,23 +384,23 @@ def _nested(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def is_section(annotation: Any) -> bool:
-    """Whether a field holds settings and nothing else; `data.train` can be a name, too, `optim.groups` is a list."""
-    arguments = getattr(annotation, "__args__", ())
-    if getattr(annotation, "__origin__", None) is list:
+    """Whether a field is settings and nothing else; `data.train` can be a name, `optim.groups` are several."""
+    if get_origin(annotation) is list:
         return False
+    arguments = getattr(annotation, "__args__", ())
     if not arguments:
         return isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return all(is_section(argument) for argument in arguments if argument is not type(None))
 
 
 def keys(cls: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all settings; those of the entries of a list under `name[]`."""
+    """The dotted names of all settings."""
     for name, field in cls.model_fields.items():
-        inner, section = list(_nested(field.annotation)), is_section(field.annotation)
-        if not inner or not section:
+        inner = list(_nested(field.annotation))
+        if not inner or not is_section(field.annotation):
             yield prefix + name
         for one in inner:
-            yield from keys(one, f"{prefix}{name}." if section else f"{prefix}{name}[].")
+            yield from keys(one, f"{prefix}{name}." if is_section(field.annotation) else f"{prefix}{name}[].")
 
 
 def suggestion(name: str, owners: list[type[BaseModel]]) -> str:
@@ -417,7 +417,10 @@ def suggestion(name: str, owners: list[type[BaseModel]]) -> str:
 
 
 def contradictions(config: Config, weights: bool = True) -> list[str]:
-    """What no single field is wrong about, but several together, and files that are not there."""
+    """What no single field is wrong about, but several together, and files that are not there.
+
+    Without `weights`, of a run that is only reckoned with: its model may lack them, and it may have no data.
+    """
     batch, data, found = config.batch, config.data, []
     if batch.examples is not None and batch.tokens is not None:
         found.append(f"batch.examples={batch.examples} and batch.tokens={batch.tokens}: give one of the two")
@@ -462,7 +465,8 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
         for name in [source.path] if isinstance(source.path, str) else source.path:
             if problem := sources.missing(name):
                 found.append(f"data.train: {problem}")
-    found += contradictions_of_data(config)
+    if weights or config.data.sources():
+        found += contradictions_of_data(config)
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
