@@ -309,7 +309,7 @@ def workload(name: str, steps: int = 12, warmup: int = 4, profile: str | None = 
         if i == warmup:
             _wait()
             began, counted = time.perf_counter(), 0
-        taken = trainer._take(trainer.steps[trainer.step])
+        taken = trainer._take()
         losses.append(taken.loss)
         if i >= warmup:
             speeds.append(taken.tokens / trainer.seconds)
@@ -339,7 +339,7 @@ def _profile(trainer, path: str) -> None:
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
         trainer.step = 0
         for _ in range(2):
-            trainer._take(trainer.steps[trainer.step])
+            trainer._take()
         torch.cuda.synchronize()
     kernels_ = [e for e in found.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
     kernels_.sort(key=lambda e: -e.self_device_time_total)

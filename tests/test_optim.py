@@ -1,6 +1,7 @@
 """Optimisers against PyTorch, transformers, bitsandbytes, schedulefree and by hand; groups, rounding, fused, resume."""
 
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from luthier import checkpoint, configure, open_run, steps, train
 from luthier.errors import ConfigError
+from luthier.measured import Measured
 from luthier.monitor import Console, records
 from luthier.optim import SGD, AdamW, Optim, adamw_8bit
 from luthier.optim.muon import orthogonalised
@@ -504,9 +506,10 @@ def test_what_is_evaluated_and_exported_is_the_average(settings, tmp_path):
     made_again, _ = restore(folder)
     trainer = Trainer(config, QUIET)
     assert trainer.step == 8
-    found = evaluate.held_out(made_again, trainer.validation, 64)["loss"]
+    found = Measured({"held_out": evaluate.held_out(made_again, trainer.validation, 64)}).values()["loss"]
     assert found == pytest.approx(result.report["held_out_loss"]["tuned"], rel=1e-6)
-    assert evaluate.held_out(trainer.made, trainer.validation, 64)["loss"] != pytest.approx(found, rel=1e-6)
+    raw = Measured({"held_out": evaluate.held_out(trainer.made, trainer.validation, 64)}).values()["loss"]
+    assert raw != pytest.approx(found, rel=1e-6)
 
 
 # ---------------------------------------------------------------------------- fused into the backward pass
@@ -581,7 +584,8 @@ def test_fused_is_refused_where_gradients_must_be_added(settings, monkeypatch):
     many = configure(settings, fused, ONE_ROW, {"batch": {"micro_tokens": 64}})
     with pytest.raises(ConfigError, match="allows one row a step, and here a step has up to"):
         Trainer(many, QUIET)
-    monkeypatch.setattr("luthier.train.Ranks", lambda config: SimpleNamespace(world=2, first=True, rank=0))
+    two = SimpleNamespace(world=2, first=True, rank=0)
+    monkeypatch.setattr(sys.modules["luthier.train"], "Ranks", lambda config: two)
     with pytest.raises(ConfigError, match="is for one process, and here are 2"):
         Trainer(configure(settings, fused, ONE_ROW), QUIET)
 

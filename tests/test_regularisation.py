@@ -16,6 +16,7 @@ from luthier.assemble import restore
 from luthier.batch import Batch
 from luthier.errors import ConfigError, ModelError
 from luthier.logprobs import Head, nll_sum
+from luthier.measured import Measured
 from luthier.models import network
 from luthier.monitor import Console, records
 from luthier.objectives import NextToken
@@ -218,7 +219,7 @@ def test_the_average_is_evaluated_and_exported_while_training_goes_on_from_the_w
     from luthier.data import dataset
 
     _, validation = dataset.open_rows(averaged.data, made.renderer, None, lambda t: None, lambda t: None)
-    found = evaluate.held_out(made, validation, 64)["loss"]
+    found = Measured({"held_out": evaluate.held_out(made, validation, 64)}).values()["loss"]
     assert open_run(tmp_path / "run").report["held_out_loss"]["tuned"] == pytest.approx(found, rel=1e-5)
 
 

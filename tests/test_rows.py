@@ -448,7 +448,7 @@ def text_files(folder):
 
 
 def long_texts(folder):
-    return text_files(folder) | {"sample_by": "document"}
+    return text_files(folder) | {"sample_by": "document", "validation": 1}
 
 
 def weighted_turns(folder):

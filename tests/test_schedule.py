@@ -188,8 +188,8 @@ def test_a_warm_up_longer_than_the_epochs_is_refused_before_the_model_is_loaded(
 
 
 def test_a_metric_that_is_not_measured_stops_before_the_first_step(settings):
-    config = configure(settings, PLATEAU, {"schedule": {"metric": "rouge"}})
-    with pytest.raises(ConfigError, match=r"schedule\.metric='rouge' is not a figure of this evaluation"):
+    config = configure(settings, PLATEAU, {"schedule": {"metric": "nonsense"}})
+    with pytest.raises(ConfigError, match=r"schedule\.metric='nonsense' is not a figure of this evaluation"):
         next(steps(config, QUIET))
 
 

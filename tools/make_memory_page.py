@@ -37,7 +37,7 @@ trainer = sys.modules["luthier.train"].Trainer(config, Console(quiet=True))
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the high-water mark starts again
 for _ in range(int(sys.argv[3])):
-    trainer._take()
+    trainer._take(trainer.steps[trainer.step])
 print(resident("VmHWM") - before)
 """
 
@@ -90,7 +90,7 @@ def config_of(work: Path, out: Path, method: str, recompute: int, extra: dict | 
         {
             "model": str(work / "model"), "data": {"train": str(work / "rows.jsonl"), "max_length": 512},
             "batch": {"examples": 8, "micro_tokens": 1024}, "max_steps": 3, "output_dir": str(out),
-            "monitor": {"tensorboard": False}, "parallel": {"activation_checkpointing": recompute, "device": "cpu"},
+            "monitor": {"report_to": []}, "parallel": {"activation_checkpointing": recompute, "device": "cpu"},
         },
         {"data": {"on_bad_row": "skip"}}, extra or {}, method=method,
     )  # fmt: skip

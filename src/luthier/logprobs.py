@@ -128,6 +128,8 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, accumulated in float32 although a and b may be shorter."""
     if a.dtype == torch.float32:
         torch.addmm(total, a, b, out=total)
+    elif a.is_meta:  # shapes only: the same work, and no memory of its own either
+        torch.mm(a, b, out=total.view(a.dtype)[:, : total.shape[1]])
     elif a.is_cuda:
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
     else:

@@ -203,12 +203,12 @@ class Trainer:
         config = self.config
         while not self._ended():
             try:
-                rows = self.steps[self.step]
+                self.steps[self.step]  # its rows are there
             except DataError:  # of a stream: the rows to come are bad, what was learnt is not
                 self.save()
                 raise
             with self.profiler.step(self.step + 1):
-                taken = self._take(rows)
+                taken = self._take()
             self._log(taken)
             last = self.step == len(self.steps)
             due = bool(config.checkpoint.every) and self.step % config.checkpoint.every == 0
@@ -225,7 +225,7 @@ class Trainer:
     def _ended(self) -> bool:
         return self.step == len(self.steps) or bool(self.patience and self.patience.exhausted)
 
-    def _take(self, rows: list[list[int]]) -> Step:
+    def _take(self) -> Step:
         """One optimiser step: rows forward and backward, one division, clipping, the optimiser."""
         made, fused = self.made, self.config.optim.fused_backward
         began = time.monotonic()
@@ -233,7 +233,7 @@ class Trainer:
         factor = self.schedule.factor(self.step)
         total = torch.zeros((), device=self.ranks.device)
         count = torch.zeros((), device=self.ranks.device)
-        self.rows = self.ranks.mine(rows)
+        self.rows = self.ranks.mine(self.steps[self.step])
         self.guard.begin()
         tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
