@@ -13,6 +13,7 @@ from luthier.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "luthier"
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 
 
 def test_the_loop_by_hand_runs_and_peft_loads_what_it_writes(tiny_model, rows_file, tmp_path):
@@ -29,14 +30,75 @@ def test_the_loop_by_hand_runs_and_peft_loads_what_it_writes(tiny_model, rows_fi
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "adapter_by_hand")
 
 
-def test_the_tree_in_architecture_names_every_file():
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    for path in PACKAGE.rglob("*.py"):
-        if path.name not in ("__init__.py", "__main__.py"):
-            assert path.name in text, f"ARCHITECTURE.md does not name {path.relative_to(PACKAGE)}"
+def tree(name: str) -> dict[str, str]:
+    """The tree of files in a README: path in the package -> caption; folders end in a slash."""
+    block = re.search(r"```\nsrc/luthier/\n(.*?)```", (ROOT / name).read_text(), re.S)
+    assert block, f"{name} has no tree of src/luthier"
+    found, above = {}, []
+    for line in block[1].splitlines():
+        indent, file, caption = re.fullmatch(r"( *)(\S+) +(\S.*)", line).groups()
+        above = above[: len(indent) // 2 - 1]
+        path = "".join(above) + file
+        assert path not in found, f"{name} names {path} twice"
+        found[path] = caption
+        if file.endswith("/"):
+            above.append(file)
+    return found
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "docs/configuration.md"])
+def package_files() -> set[str]:
+    """Files and folders of the package; a folder's caption is that of its __init__.py."""
+    paths = [path for path in PACKAGE.rglob("*") if "__pycache__" not in path.parts]
+    found = {path.relative_to(PACKAGE).as_posix() + ("/" if path.is_dir() else "") for path in paths}
+    return {path for path in found if not path.endswith("/__init__.py")}
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_tree_names_every_file_with_a_caption_and_no_other(name):
+    captions = tree(name)
+    assert captions.keys() == package_files()
+    if name == "README.md":
+        for path, caption in captions.items():
+            assert len(caption.split()) <= 8, f"{path}: {caption}"
+    else:
+        for path, caption in captions.items():
+            assert len(caption) <= 40, f"{path}: {caption}"
+
+
+@pytest.mark.parametrize("name", ["README", "docs/first-fine-tune"])
+def test_english_and_chinese_agree(name):
+    """The same headings by level, rows of tables, points of lists, commands, code, and links."""
+    english, chinese = ((ROOT / f"{name}{tongue}.md").read_text() for tongue in ("", ".zh"))
+    for pattern in (r"^(#+) ", r"^\|", r"^- ", r"^\d+\. "):
+        assert re.findall(pattern, prose(english), re.M) == re.findall(pattern, prose(chinese), re.M), pattern
+    assert blocks(english) == blocks(chinese)
+    assert links(english) == links(chinese)
+    assert sorted(code_spans(english)) == sorted(code_spans(chinese))
+    written = re.findall(r"[\u4e00-\u9fff]", chinese)
+    assert len(written) > 1000
+    assert not re.findall(r"[\u4e00-\u9fff][,;:?!]", prose(chinese)), "Chinese text has its own punctuation"
+
+
+def prose(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+
+
+def blocks(text: str) -> list[str]:
+    """Fenced blocks without their comments, and but for the tree, which has captions of its own."""
+    found = re.findall(r"^```\w*\n.*?^```", text, re.S | re.M)
+    return [re.sub(r"(^|\s+)# .*$", "", block, flags=re.M) for block in found if "\nsrc/luthier/\n" not in block]
+
+
+def links(text: str) -> list[str]:
+    """Their targets, sorted, with no difference between a page and its twin, or between the names of headings."""
+    return sorted(target.replace(".zh.md", ".md").partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text))
+
+
+def code_spans(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(text))
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "ARCHITECTURE.md", *PAGES])
 def test_links_lead_somewhere(name):
     path = ROOT / name
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
