@@ -51,7 +51,7 @@ def spike(losses: Sequence[float], deviations: float) -> str | None:
         return None
     return (
         f"loss {last:.4g}, {(last - middle) / spread:.0f} deviations above the median {middle:.4g} of the last "
-        f"{len(before)} steps: look at the rows of this step, or lower optim.learning_rate or optim.max_grad_norm"
+        f"{len(before)} steps: look at the rows of this step, or lower optim.learning_rate or clipping.max_grad_norm"
     )
 
 
@@ -93,7 +93,7 @@ def exploding(norms: Sequence[float], factor: float) -> str | None:
         return None
     return (
         f"gradient norm {last:.3g}, its median of the last {len(before)} steps is {median(before):.3g}: lower "
-        "optim.learning_rate, or clip with optim.max_grad_norm"
+        "optim.learning_rate, or clip with clipping.max_grad_norm"
     )
 
 
