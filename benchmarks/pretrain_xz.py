@@ -67,6 +67,7 @@ def main() -> None:
     from luthier.data import holdout
     from luthier.data.dataset import open_rows
     from luthier.evaluate import held_out
+    from luthier.measured import Measured
 
     rows = documents()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,8 @@ def main() -> None:
     assert {d.row for d in validation.documents} == drawn
     first = made.tokenizer.bos_token_id  # from which each document's first token is predicted: nothing is left out
     assert all(d.tokens[0] == first and d.weights[1:].all() for d in validation.documents)
-    nats = held_out(made, validation, config.batch.micro_tokens)["loss"] * validation.trained_tokens
+    found = Measured({"held_out": held_out(made, validation, config.batch.micro_tokens)}).values()
+    nats = found["loss"] * validation.trained_tokens
     size = len(unseen.encode())
     report = {
         "held_out_bytes": size, "training_bytes": len(seen.encode()),

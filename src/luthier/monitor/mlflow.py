@@ -58,7 +58,7 @@ class MLflow:
 def _client(about: About) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # needs no database
-    from mlflow.tracking import MlflowClient
+    from mlflow.tracking import MlflowClient  # type: ignore[import-not-found]
 
     return MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", (about.folder.resolve() / "mlflow").as_uri()))
 

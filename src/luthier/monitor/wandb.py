@@ -19,7 +19,7 @@ class WandB:
 
     def __init__(self, about: About):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when it is imported
-        import wandb
+        import wandb  # type: ignore[import-not-found]
 
         self.wandb: Any = wandb
         mode: Any = os.environ.get("WANDB_MODE", "offline")
