@@ -31,10 +31,10 @@ def peak(trainer: Trainer) -> int:
     if torch.cuda.is_available():
         resting = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        trainer._take(trainer.steps[trainer.step])
+        trainer._take()
         return torch.cuda.max_memory_allocated() - resting
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        trainer._take(trainer.steps[trainer.step])
+        trainer._take()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -48,11 +48,11 @@ def case(work: Path, last: int) -> dict:
     if torch.cuda.is_available():
         extra["parallel"] = {"device": "cuda"}
     trainer = Trainer(page.config_of(work, work / f"last-{last}", "partial", 0, extra), Console(quiet=True))
-    trainer._take(trainer.steps[trainer.step])
+    trainer._take()
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
-        trainer._take(trainer.steps[trainer.step])
+        trainer._take()
         seconds.append(time.perf_counter() - began)
     batch = trainer._batch(trainer.steps[0][0])
     loss = trainer.made.objective(trainer.made.network, batch)

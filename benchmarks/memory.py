@@ -73,12 +73,12 @@ def measured(name: str) -> int:
     shape, method, recompute, micro = WORKLOADS[name]
     os.environ |= {"MICRO": str(micro), "RECOMPUTE": str(recompute)}
     trainer = gpu.trainer_of(shape, method, 6, tempfile.mkdtemp())
-    trainer._take(trainer.steps[trainer.step])  # compiles
-    trainer._take(trainer.steps[trainer.step])
+    trainer._take()  # compiles
+    trainer._take()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     for _ in range(3):
-        trainer._take(trainer.steps[trainer.step])
+        trainer._take()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated()
 

@@ -37,7 +37,7 @@ trainer = sys.modules["luthier.train"].Trainer(config, Console(quiet=True))
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the high-water mark starts again
 for _ in range(int(sys.argv[3])):
-    trainer._take(trainer.steps[trainer.step])
+    trainer._take()
 print(resident("VmHWM") - before)
 """
 
