@@ -18,7 +18,7 @@ from luthier.optim import SGD, AdamW, Optim, adamw_8bit
 from luthier.optim.muon import orthogonalised
 from luthier.optim.optimizer import Optimizer
 from luthier.optim.rounding import round_, seed_of
-from luthier.surgery import roles, trainable
+from luthier.surgery import replaced, roles, trainable
 from luthier.train import Trainer
 
 QUIET = Console(quiet=True)
@@ -187,7 +187,7 @@ def test_schedule_free_equals_its_authors(extra):
     assert_equal(ours, theirs)
     trained = {n: p.detach().clone() for n, p in ours.items()}
     other.eval()
-    with optimizer.evaluation_weights():
+    with replaced(optimizer.parameters, optimizer.averaged()):
         assert_equal(ours, theirs)
         assert not torch.equal(ours["matrix"], trained["matrix"])
     assert all(torch.equal(p, trained[n]) for n, p in ours.items())

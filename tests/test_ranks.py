@@ -82,6 +82,19 @@ def torchrun(folder, settings, name) -> subprocess.Popen:
     )  # fmt: skip
 
 
+def kill_after(process: subprocess.Popen, run: Path, step: int) -> None:
+    """SIGKILL of torchrun and its workers once a checkpoint of that step or a later one is there."""
+    while process.poll() is None:
+        found = checkpoint.listed(run / "checkpoints")
+        if found and checkpoint.step_of(found[-1]) >= step:
+            workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            for pid in [process.pid, *map(int, workers)]:
+                os.kill(pid, signal.SIGKILL)
+            break
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_torchrun_killed_and_resumed_ends_with_the_same_bytes(settings, tmp_path):
     """Dropout and noise are other ones on each process, and go on where they were on each."""
     settings = configure(settings, MANY_OPTIONS).model_dump(mode="json")
@@ -91,15 +104,7 @@ def test_torchrun_killed_and_resumed_ends_with_the_same_bytes(settings, tmp_path
     assert said.count("held out") == 1
     assert told.count("step 12/12") == 1
     killed = torchrun(tmp_path, settings, "killed")
-    while killed.poll() is None:
-        found = checkpoint.listed(tmp_path / "killed" / "checkpoints")
-        if found and checkpoint.step_of(found[-1]) >= 4:
-            workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
-            for pid in [killed.pid, *map(int, workers)]:
-                os.kill(pid, signal.SIGKILL)
-            break
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    kill_after(killed, tmp_path / "killed", 4)
     again = torchrun(tmp_path, settings, "killed")
     _, told = again.communicate(timeout=300)
     assert again.returncode == 0, told

@@ -1,14 +1,10 @@
 """Many options in one run of two processes, killed and resumed: it ends with the bytes of one that never stopped."""
 
-import os
-import signal
-from pathlib import Path
-
 import pytest
 import torch
 from conftest import ROWS, write_rows
 from safetensors.torch import load_file
-from test_ranks import torchrun
+from test_ranks import kill_after, torchrun
 from test_train import finished
 
 from luthier import checkpoint, configure
@@ -50,15 +46,7 @@ def test_a_full_day_of_options_resumes_byte_for_byte(whole_day, tmp_path):
     assert whole.returncode == 0, told
     assert "stopped early after step 12" in told
     killed = torchrun(tmp_path, whole_day, "killed")
-    while killed.poll() is None:
-        found = checkpoint.listed(tmp_path / "killed" / "checkpoints")
-        if found and checkpoint.step_of(found[-1]) >= 6:
-            workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
-            for pid in [killed.pid, *map(int, workers)]:
-                os.kill(pid, signal.SIGKILL)
-            break
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    kill_after(killed, tmp_path / "killed", 6)
     again = torchrun(tmp_path, whole_day, "killed")
     _, told = again.communicate(timeout=500)
     assert again.returncode == 0, told

@@ -419,19 +419,20 @@ class Trainer:
         """A checkpoint of everything that the next step depends on."""
         config = self.config.checkpoint
         folder = self.folder / "checkpoints" / self._name()
-        averaged = self.average.weights() if self.average else None
-        deployed = None if averaged else self._deployed()
+        deployed = self._deployed()
+        group = "weights" if deployed is None else "averaging" if self.average else "deployed"
         random = {f"rank{n}": state for n, state in enumerate(self.ranks.gather(checkpoint.random_state()))}
         if self.ranks.first:
             checkpoint.write_folder(
                 folder,
-                {"weights": self.parameters, "deployed": deployed or {}, "random": random}
-                | {n: p.tensors() for n, p in self.parts.items()},
+                {"weights": self.parameters, "random": random}
+                | {name: part.tensors() for name, part in self.parts.items()}
+                | ({"deployed": deployed} if deployed and group == "deployed" else {}),
                 {
                     "step": self.step, "best": self.best, "evaluated": self.evaluated,
                     "data": self.steps.position(self.step),
                     "parts": {name: part.numbers() for name, part in self.parts.items()},
-                    "deployed": "averaging" if averaged else "deployed" if deployed else "weights",
+                    "deployed": group,
                 },
             )  # fmt: skip
             best = self.best["name"] if self.best and config.best else None
@@ -512,13 +513,14 @@ class Trainer:
         final = self._restore_best()
         if self.ranks.first:
             trained = sum(p.numel() for p in self.parameters.values())
+            history = records(self.folder / "metrics.jsonl")
             report: dict = {
                 "steps": self.step, "best_step": final, "trained_parameters": trained, **self.steps.totals(self.step),
-                "training_seconds": sum(r["seconds"] for r in records(self.folder / "metrics.jsonl") if "seconds" in r),
+                "training_seconds": sum(r["seconds"] for r in history if "seconds" in r),
             }  # fmt: skip
             report |= self.clipper.figures()
             report |= measured.report(self.folder, final, self.config.evaluation.metrics)
-            report |= warnings_of(records(self.folder / "metrics.jsonl"))
+            report |= warnings_of(history)
             if self.monitor:
                 self.monitor.finish(report)
             write_atomically(path, json.dumps(report, indent=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_into
 from ..errors import ConfigError
-from ..surgery import replaced
 from . import Optim, groups
 from .rounding import round_, seed_of
 from .rule import Item, Now, Rule, Slots
@@ -127,10 +125,6 @@ class Optimizer:
     def weights(self) -> dict[str, Tensor]:
         """The weights as they are stepped: float32 masters where there are any."""
         return {name: self.masters.get(name, p) for name, p in self.parameters.items()}
-
-    def evaluation_weights(self) -> AbstractContextManager[None]:
-        """The parameters are the weights to evaluate, inside; after it those trained, to the bit."""
-        return replaced(self.parameters, self.averaged() or None)
 
     # ------------------------------------------------------------------ a part of the checkpoint
     def tensors(self) -> dict[str, Tensor]:

@@ -88,11 +88,9 @@ class Ranks:
         return bool(self.sum_(torch.tensor(float(flag), device=self.device)) > 0)
 
     def texts(self, text: str, longest: int = 500) -> list[str]:
-        """What each rank says, the same list on all: as bytes in a sum, cut after `longest`."""
-        table = torch.zeros(self.world, longest, dtype=torch.int64, device=self.device)
-        said = torch.tensor(list(text.encode()[:longest]), dtype=torch.int64)
-        table[self.rank, : len(said)] = said.to(self.device)
-        return [bytes(b for b in row if b).decode(errors="ignore") for row in self.sum_(table).tolist()]
+        """What each rank says, the same list on all, cut after `longest` bytes."""
+        said = torch.tensor(list(text.encode()[:longest]), dtype=torch.uint8)
+        return [bytes(part.tolist()).decode(errors="ignore") for part in self.gather(said)]
 
     def wait(self) -> None:
         if self.world > 1:
