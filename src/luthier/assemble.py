@@ -126,6 +126,7 @@ def assemble(
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
     config.trainable.apply(model)
+    config.precision.apply(model)
     vocabulary.check_moving(model, config.model.new_tokens)
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(ranks.device)
@@ -155,6 +156,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     else:
         network.pack(net)
     config.trainable.apply(model)
+    config.precision.apply(model)
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(meta)
     layers.checkpoint_activations(config.parallel, model)

@@ -24,7 +24,7 @@ from .config import Config
 from .errors import ExportError
 from .files import write_atomically
 from .logprobs import scored
-from .trainable import LoRA
+from .trainable.adapter import Adapting, OnLayers
 
 KINDS = ("adapter", "merged", "full")
 PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
@@ -73,7 +73,7 @@ def _readable(folder: Path) -> None:
 
 
 def _check_kind(config: Config, kind: str) -> None:
-    adapted = isinstance(config.trainable, LoRA)
+    adapted = isinstance(config.trainable, Adapting)
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
@@ -85,25 +85,22 @@ def _check_kind(config: Config, kind: str) -> None:
 
 def _write_adapter(made: Assembled, out: Path, base: str | None) -> None:
     config, model = made.config.trainable, made.network.model
-    assert isinstance(config, LoRA)
+    assert isinstance(config, OnLayers)
     found = dict(surgery.adapters(model))
-    tensors = {}
-    for name, adapter in found.items():
-        for side in ("lora_A", "lora_B"):
-            tensors[f"base_model.model.{surgery.base_name(name)}.{side}.weight"] = getattr(adapter, side).detach().cpu()
-    save_file({k: t.contiguous() for k, t in tensors.items()}, out / "adapter_model.safetensors", {"format": "pt"})
+    tensors = {
+        f"base_model.model.{surgery.base_name(name)}.{leaf}": tensor.detach().contiguous().cpu()
+        for name, adapter in found.items()
+        for leaf, tensor in adapter.rule.saved(adapter).items()
+    }
+    save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
     written = {
-        "peft_type": "LORA",
+        "peft_type": config.peft_type,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "revision": made.config.model.revision,
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "lora_dropout": config.lora_dropout,
-        "use_rslora": config.use_rslora,
+        **config.peft(),
         "target_modules": _short_names(model, list(found)),
         "fan_in_fan_out": any(surgery.transposed(a.base) for a in found.values()),
-        "bias": "none",
         "inference_mode": True,
     }
     (out / "adapter_config.json").write_text(json.dumps(written, indent=2))
@@ -111,7 +108,7 @@ def _write_adapter(made: Assembled, out: Path, base: str | None) -> None:
 
 def _short_names(model: torch.nn.Module, chosen: Sequence[str]) -> list[str]:
     """Last names, where they mean the chosen layers and no others; else the whole names."""
-    linear = [n for n, m in model.named_modules() if surgery.linear_shape(m) and not n.endswith(".base")]
+    linear = [n for n, m in surgery.outer(model) if surgery.linear_shape(m)]
     lasts = sorted({n.rpartition(".")[2] for n in chosen})
     others = [n for n in linear if n not in chosen and n.rpartition(".")[2] in lasts]
     return list(chosen) if others else lasts
@@ -218,7 +215,7 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
         "tolerance": worst,
         "compared_tokens": len(ours),
     }
-    if isinstance(made.config.trainable, LoRA):
+    if isinstance(made.config.trainable, Adapting):
         with surgery.adapters_off(made.network.model):
             to_base = (logprobs(made, documents) - ours).abs()
         compared["difference_to_base"] = to_base.max().item()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,10 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def linear_shape(module: Any) -> tuple[int, int] | None:
-    """(in, out) features of a linear layer, plain, quantised or GPT-2's transposed Conv1D; None of anything else."""
-    if isinstance(module, nn.Linear):
+    """(in, out) features of a linear layer, plain, quantised, wrapped or GPT-2's Conv1D; None of anything else."""
+    if isinstance(module, Adapter):
+        return linear_shape(module.base)
+    if isinstance(module, nn.Linear | QuantisedLinear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return module.weight.shape[0], module.nf
@@ -72,15 +74,61 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: (sum(p.numel() for p in item[1].parameters()), len(item[1])))
 
 
-class Adapter(nn.Module):
-    """What wraps a layer `base` and adds to its output; with `enabled` False it is the layer."""
+class QuantisedLinear(nn.Module):
+    """A frozen linear layer whose weight is kept in fewer bits than it computes in; its parts are buffers."""
+
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+    """In which the weight is multiplied."""
+    bias: Tensor | None
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] that the layer multiplies with."""
+        raise NotImplementedError
+
+
+class Switched(nn.Module):
+    """A part that was added to a network and can be switched off; its `name` tells several adapters apart."""
+
+    enabled: bool = True
+    name: str = "default"
+
+
+class Rule(Protocol):
+    """What one kind of adapter is: its parameters beside a layer, and its arithmetic."""
+
+    mergeable: bool
+
+    def start(self, layer: Adapter) -> None:
+        """Give the layer its parameters, with values that leave the output of `layer.base` as it is."""
+        ...
+
+    def forward(self, layer: Adapter, *inputs: Any, **more: Any) -> Any: ...
+
+    def merge(self, layer: Adapter, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a plain layer that computes the same as `tensors` (from `dense`) with this adapter does."""
+        ...
+
+    def saved(self, layer: Adapter) -> dict[str, Tensor]:
+        """The layer's parameters under the names that they have in an adapter file."""
+        ...
+
+
+class Adapter(Switched):
+    """What wraps a layer `base`, plain, quantised or wrapped itself, and changes what it gives as its `rule` says."""
 
     base: Any
-    enabled: bool = True
+    share: float = 1.0
+    """Factor of its change, where adapters are combined with weights."""
 
-    def delta(self) -> Tensor:
-        """What merging adds to the base's weight, in that weight's layout, float32."""
-        raise NotImplementedError
+    def __init__(self, base: Any, rule: Rule, name: str = "default"):
+        super().__init__()
+        self.base, self.rule, self.name = base, rule, name
+        rule.start(self)
+
+    def forward(self, *inputs: Any, **more: Any) -> Any:
+        return self.rule.forward(self, *inputs, **more) if self.enabled else self.base(*inputs, **more)
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
@@ -89,10 +137,20 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
             yield name, module
 
 
+def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name but those inside adapters: of a wrapped layer, its outermost adapter alone."""
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if not name.startswith(inside or "\0"):
+            yield name, module
+            if isinstance(module, Adapter):
+                inside += (name + ".",)
+
+
 @contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The model as it was before its adapters."""
-    found = [module for _, module in adapters(model)]
+def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
+    """The model as it was before its adapters, or before those of these names."""
+    found = [m for m in model.modules() if isinstance(m, Switched) and (names is None or m.name in names)]
     before = [module.enabled for module in found]
     try:
         for module in found:
@@ -101,6 +159,23 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for module, state in zip(found, before):
             module.enabled = state
+
+
+def dense(module: Any) -> dict[str, Tensor]:
+    """A layer's tensors by name in float32, weights as [out, in], whatever its precision, with its adapters merged."""
+    if isinstance(module, Adapter):
+        tensors = dense(module.base)
+        return module.rule.merge(module, tensors) if module.enabled else tensors
+    if isinstance(module, QuantisedLinear):
+        bias = {} if module.bias is None else {"bias": module.bias.float()}
+        return {"weight": module.dequantize(torch.float32), **bias}
+    tensors = {name: parameter.float() for name, parameter in module.named_parameters()}
+    return tensors | {"weight": tensors["weight"].t()} if transposed(module) else tensors
+
+
+def innermost(module: Any) -> Any:
+    """The layer that adapters wrap."""
+    return innermost(module.base) if isinstance(module, Adapter) else module
 
 
 @contextmanager
@@ -128,21 +203,24 @@ def base_name(name: str) -> str:
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the network with its adapters merged into copies; the live weights stay as they are."""
-    inside = dict(adapters(model))
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        owner = next((a for a in _owners(name) if a in inside), None)
-        if owner is None:
-            state[name] = tensor.detach()
-        elif name.startswith(f"{owner}.base."):
-            merged = tensor.detach()
-            if name == f"{owner}.base.weight":
-                merged = (merged.float() + inside[owner].delta().to(merged.device)).to(merged.dtype)
-            state[base_name(name)] = merged
+    """The state of the network with its adapters merged into copies; the live weights stay as they are.
+
+    Weights that are kept in fewer bits come out in the dtype that they compute in.
+    """
+    changed = {n + ".": m for n, m in outer(model) if isinstance(m, Adapter | QuantisedLinear)}
+    added = tuple(name + "." for name, module in model.named_children() if isinstance(module, Switched))
+    skipped = tuple(changed) + added
+    state = {n: t.detach() for n, t in model.state_dict(keep_vars=True).items() if not n.startswith(skipped or "\0")}
+    for name, module in changed.items():
+        state |= {name + leaf: tensor for leaf, tensor in _plain(module).items()}
     return state
 
 
-def _owners(name: str) -> Iterable[str]:
-    parts = name.split(".")
-    return (".".join(parts[:i]) for i in range(len(parts), 0, -1))
+def _plain(module: Any) -> dict[str, Tensor]:
+    """The state of a plain layer in place of one that is wrapped or kept in fewer bits."""
+    layer, tensors = innermost(module), dense(module)
+    if isinstance(layer, QuantisedLinear):
+        return {leaf: t.to(layer.dtype) for leaf, t in tensors.items()}
+    if transposed(layer):
+        tensors["weight"] = tensors["weight"].t()
+    return {leaf: tensors[leaf].to(t.dtype) if leaf in tensors else t for leaf, t in layer.state_dict().items()}

@@ -8,12 +8,12 @@ from ..settings import Settings
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
-class AsLoaded(Settings):
-    """Plain floating point: 16 bits where the hardware computes in them, else 32."""
+class Stored(Settings):
+    """What all answers have: the numbers that are multiplied, whatever the weights are kept in."""
 
-    kind: Literal["as_loaded"] = "as_loaded"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
 
@@ -21,6 +21,15 @@ class AsLoaded(Settings):
         from . import as_loaded
 
         return as_loaded.resolve(self, device)
+
+    def apply(self, model: nn.Module) -> None:
+        """What is done to the network after it is known what moves."""
+
+
+class AsLoaded(Stored):
+    """Plain floating point: 16 bits where the hardware computes in them, else 32."""
+
+    kind: Literal["as_loaded"] = "as_loaded"
 
 
 Precision = AsLoaded

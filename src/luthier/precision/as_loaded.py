@@ -2,10 +2,10 @@
 
 import torch
 
-from . import AsLoaded
+from . import Stored
 
 
-def resolve(config: AsLoaded, device: torch.device) -> torch.dtype:
+def resolve(config: Stored, device: torch.device) -> torch.dtype:
     if config.dtype == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from ..settings import Settings
+from .lora import LoRA
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,30 +76,6 @@ class Partial(Selection):
         from . import partial
 
         return partial.begins(self, model)
-
-
-class LoRA(Settings):
-    """Low-rank adaptation (arXiv:2106.09685): W + scale * B A, with W frozen and B zero at the start."""
-
-    kind: Literal["lora"] = "lora"
-    r: int = Field(16, ge=1)
-    """Rank."""
-    lora_alpha: float = Field(32, gt=0)
-    """The update is scaled by lora_alpha / r, with use_rslora by lora_alpha / sqrt(r)."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
-    """`all-linear`, `attention`, `mlp`, or names and patterns of linear layers."""
-    use_rslora: bool = False
-    """Rank-stabilised scaling (arXiv:2312.03732)."""
-
-    @property
-    def scaling(self) -> float:
-        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
-
-    def apply(self, model: nn.Module) -> None:
-        from . import lora
-
-        lora.apply(self, model)
 
 
 Trainable = Annotated[Full | Partial | LoRA, Field(discriminator="kind")]
