@@ -214,6 +214,8 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
         values["method"] = name = "lora"
     for axis, kind in METHODS[name].kinds.items():
         given = values.get(axis)
+        if kind == "as_loaded":  # what any method is without a word about precision
+            continue
         if isinstance(given, Mapping) and given.get("kind", kind) != kind:
             fitting = [m.name for m in METHODS.values() if m.kinds.get(axis) == given["kind"]]
             remedy = (

@@ -43,6 +43,11 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 2e-4},
         ),
         row(
+            "bottleneck", "small networks at the ends of frozen sublayers", "arXiv:1902.00751",
+            trainable={"kind": "bottleneck"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 3e-4},
+        ),
+        row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
             model={"init": "random"}, data={"format": "text"},
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from ..settings import Settings
+from .bottleneck import Bottleneck
 from .lora import LoRA
 
 if TYPE_CHECKING:
@@ -78,4 +79,4 @@ class Partial(Selection):
         return partial.begins(self, model)
 
 
-Trainable = Annotated[Full | Partial | LoRA, Field(discriminator="kind")]
+Trainable = Annotated[Full | Partial | LoRA | Bottleneck, Field(discriminator="kind")]
