@@ -89,8 +89,22 @@ def _allowed(value: Any, values: Any) -> bool:
     return values is ... or value in values
 
 
-class OnLayers(Adapting):
-    """An adapter beside each of some layers."""
+class BesideLayers(Adapting):
+    """An adapter that is a rule beside each of some parts of the network."""
+
+    def saved(self, model: nn.Module, name: str = "default") -> dict[str, Tensor]:
+        from ..surgery import adapters, base_name
+
+        return {
+            f"{PREFIX}{base_name(place)}.{leaf}": tensor
+            for place, adapter in adapters(model)
+            if adapter.name == name
+            for leaf, tensor in adapter.rule.saved(adapter).items()
+        }
+
+
+class OnLayers(BesideLayers):
+    """One whose layers are chosen by name."""
 
     target_modules: str | list[str] = "all-linear"
     """`all-linear`, `attention`, `mlp`, or names and patterns of layers."""
@@ -105,16 +119,6 @@ class OnLayers(Adapting):
         from . import wrapping
 
         wrapping.apply(self, model, name)
-
-    def saved(self, model: nn.Module, name: str = "default") -> dict[str, Tensor]:
-        from ..surgery import adapters, base_name
-
-        return {
-            f"{PREFIX}{base_name(place)}.{leaf}": tensor
-            for place, adapter in adapters(model)
-            if adapter.name == name
-            for leaf, tensor in adapter.rule.saved(adapter).items()
-        }
 
     def placed(self, model: nn.Module, name: str = "default") -> dict[str, Any]:
         """The layers, by their last names where these mean no other layer, and whether they keep [in, out]."""
