@@ -43,6 +43,11 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 2e-4},
         ),
         row(
+            "qlora", "a low-rank update beside linear layers that are frozen in 4 bits", "arXiv:2305.14314",
+            trainable={"kind": "lora"}, objective={"kind": "next_token"}, precision={"kind": "nf4"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
             model={"init": "random"}, data={"format": "text"},
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..surgery import Adapter, innermost, linear_shape
+from ..surgery import Adapter, device_of, linear_shape
 
 
 class LowRank:
@@ -22,7 +22,7 @@ class LowRank:
 
     def start(self, layer: Any) -> None:
         inputs, outputs = linear_shape(layer.base)  # type: ignore[misc]
-        device = next(innermost(layer).parameters()).device
+        device = device_of(layer.base)
         layer.lora_A = nn.Parameter(torch.empty(self.r, inputs, device=device))
         layer.lora_B = nn.Parameter(torch.zeros(outputs, self.r, device=device))
         nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5))
