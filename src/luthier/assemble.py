@@ -89,16 +89,17 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
 
 def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say) -> Any:
     """Loaded, or drawn; with a vocabulary that fits the tokenizer."""
-    name = config.model
+    name, store = config.model, config.precision.storage(dtype)
     if name.starts_at_random:
-        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length).to(device)
+        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length)
+        model = model.to(device) if store is None else load.stored(model, store, device, tell)
         if name.name:
             tell(
                 f"a random start from the configuration of {name.name}: none of its weights are used "
                 "(to go on from them, method=continued_pretraining)"
             )
     else:
-        model = load.load_model(name, dtype, device)
+        model = load.load_model(name, dtype, device, store, tell)
     vocabulary.fit(model, tokenizer, name.new_tokens)
     load.check_context(model, config.data.max_length, tell)
     return model
@@ -146,6 +147,8 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     available = device == "cpu" or torch.cuda.is_available()
     dtype = config.precision.resolve(torch.device(device)) if available else _of_absent_gpu(config.precision.dtype)
     model = skeleton.outline(config.model, dtype, config.data.max_length)
+    if store := config.precision.storage(dtype):
+        model = load.stored(model, store, meta, tell)
     model.train()
     net = network.Network(model)
     net.longest = config.data.max_length
