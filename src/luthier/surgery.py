@@ -161,6 +161,17 @@ def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> Iter
             module.enabled = state
 
 
+def remove(model: nn.Module, name: str) -> None:
+    """Take the adapters of this name out again: wrapped layers come back, other parts go from where they were put."""
+    for place, module in reversed(list(model.named_modules())):  # inner ones first: names of outer ones stay true
+        if isinstance(module, Switched) and module.name == name:
+            if isinstance(module, Adapter):
+                swap(model, place, module.base)
+            else:
+                parent, _, leaf = place.rpartition(".")
+                delattr(model.get_submodule(parent), leaf)
+
+
 def dense(module: Any) -> dict[str, Tensor]:
     """A layer's tensors by name in float32, weights as [out, in], whatever its precision, with its adapters merged."""
     if isinstance(module, Adapter):

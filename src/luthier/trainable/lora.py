@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +19,11 @@ class LoRA(OnLayers):
     """Low-rank adaptation (arXiv:2106.09685): W + scale * B A, with W frozen and B zero at the start."""
 
     peft_type: ClassVar[str] = "LORA"
+    neutral: ClassVar[Mapping[str, Any]] = {
+        "bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal"), "megatron_core": ...,
+        "loftq_config": ..., "eva_config": ..., "qalora_group_size": ...,
+    }  # fmt: skip
+    while_training: ClassVar[Collection[str]] = ("lora_dropout",)
     kind: Literal["lora"] = "lora"
     r: int = Field(16, ge=1)
     """Rank."""
