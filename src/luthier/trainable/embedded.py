@@ -57,7 +57,8 @@ class TiedLowRank(LowRank):
         self.embedding = embedding
 
     def start(self, layer: Any) -> None:
-        layer.lora_A_start = None
+        for name in self.constants:
+            layer.register_buffer(name, None)
 
     def factors(self, layer: Any) -> tuple[Tensor, Tensor]:
         embedding: Any = self.embedding

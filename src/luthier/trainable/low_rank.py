@@ -33,7 +33,8 @@ class LowRank:
         device = device_of(layer)
         layer.lora_A = nn.Parameter(torch.empty(self.r, inputs, device=device))
         layer.lora_B = nn.Parameter(torch.empty(outputs, self.r, device=device))
-        layer.lora_A_start = layer.lora_B_start = None
+        for name in self.constants:
+            layer.register_buffer(name, None)
         if not self.init.startswith("pissa"):
             first_values.draw(layer.lora_A, layer.lora_B, self.init, self.zero)
             return
@@ -48,8 +49,7 @@ class LowRank:
             with torch.no_grad():
                 layer.lora_A.copy_(a)
                 layer.lora_B.copy_(b)
-        layer.register_buffer("lora_A_start", layer.lora_A.detach().clone())
-        layer.register_buffer("lora_B_start", layer.lora_B.detach().clone())
+        layer.lora_A_start, layer.lora_B_start = layer.lora_A.detach().clone(), layer.lora_B.detach().clone()
 
     def factors(self, layer: Any) -> tuple[Tensor, Tensor]:
         """`down` [k, in] and `up` [out, k] with the update scaling * up down; k is r, and 2 r with PiSSA."""
