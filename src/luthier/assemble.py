@@ -22,6 +22,7 @@ from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
 from .trainable import Partial
+from .trainable.adapter import Adapting
 
 
 @dataclass
@@ -126,7 +127,7 @@ def assemble(
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
-    config.trainable.apply(model)
+    _adapt(config, model, tell)
     config.precision.apply(model)
     vocabulary.check_moving(model, config.model.new_tokens)
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
@@ -158,12 +159,18 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         tell(f"rows run padded: {reason}")
     else:
         network.pack(net)
-    config.trainable.apply(model)
+    _adapt(config, model, tell)
     config.precision.apply(model)
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(meta)
     layers.checkpoint_activations(config.parallel, model)
     return Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
+
+
+def _adapt(config: Config, model: Any, tell: Say) -> None:
+    config.trainable.apply(model)
+    for line in config.trainable.remarks(model) if isinstance(config.trainable, Adapting) else ():
+        tell(line)
 
 
 def _of_absent_gpu(dtype: str) -> torch.dtype:
@@ -200,3 +207,5 @@ def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Pat
 def load_weights(made: Assembled, folder: Path, group: str = "weights") -> None:
     """What moves, from a checkpoint: the weights of its step, or the group of its tensors that is to be deployed."""
     checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, group), str(folder))
+    constants = surgery.constants(made.network.model)
+    checkpoint.load_into(constants, checkpoint.read_tensors(folder, "constants"), str(folder))

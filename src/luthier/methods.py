@@ -53,6 +53,11 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 3e-4},
         ),
         row(
+            "dora", "LoRA for the directions of a weight's rows, and their lengths trained apart", "arXiv:2402.09353",
+            trainable={"kind": "dora"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
             model={"init": "random"}, data={"format": "text"},
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},

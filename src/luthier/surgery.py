@@ -140,6 +140,9 @@ class Rule(Protocol):
         """The layer's parameters under the names that they have in an adapter file."""
         ...
 
+    # Where there are any: `constants`, the names of buffers that a checkpoint needs beside what moves; `stand_in(layer)`,
+    # a plain layer that computes the same; `listed`, under which key of adapter_config.json its place stands.
+
 
 class Adapter(Switched):
     """What wraps a layer `base`, plain, quantised or wrapped itself, and changes what it gives as its `rule` says."""
@@ -152,6 +155,26 @@ class Adapter(Switched):
         super().__init__()
         self.base, self.rule, self.name = base, rule, name
         rule.start(self)
+
+    @property
+    def weight(self) -> Any:
+        """Of the layer beneath, as other libraries ask an embedding and a head for it."""
+        return self.base.weight
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    @property
+    def plain(self) -> nn.Module | None:
+        """The layer that computes the same by itself, where there is one: beneath a switched off adapter, a copy."""
+        if not self.enabled:
+            return self.base.plain if isinstance(self.base, Adapter) else self.base
+        return getattr(self.rule, "stand_in", lambda layer: None)(self)
 
     def forward(self, *inputs: Any, **more: Any) -> Any:
         return self.rule.forward(self, *inputs, **more) if self.enabled else self.base(*inputs, **more)
@@ -171,6 +194,16 @@ def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
             if isinstance(module, Adapter):
                 inside += (name + ".",)
+
+
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """What adapters drew from their base at the start and need ever after, though it does not move."""
+    return {
+        f"{name}.{leaf}": getattr(adapter, leaf)
+        for name, adapter in adapters(model)
+        for leaf in getattr(adapter.rule, "constants", ())
+        if getattr(adapter, leaf) is not None
+    }
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ..settings import Settings
 from .bottleneck import Bottleneck
+from .dora import DoRA
 from .lora import LoRA
 
 if TYPE_CHECKING:
@@ -79,4 +80,4 @@ class Partial(Selection):
         return partial.begins(self, model)
 
 
-Trainable = Annotated[Full | Partial | LoRA | Bottleneck, Field(discriminator="kind")]
+Trainable = Annotated[Full | Partial | LoRA | DoRA | Bottleneck, Field(discriminator="kind")]

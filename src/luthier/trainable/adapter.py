@@ -39,6 +39,10 @@ class Adapting(Settings):
         """Freeze the model and add an adapter to it."""
         raise NotImplementedError
 
+    def remarks(self, model: nn.Module) -> list[str]:
+        """What a user should know of these settings on this model, once it is adapted."""
+        return []
+
     def saved(self, model: nn.Module, name: str = "default") -> dict[str, Tensor]:
         """The live tensors of the adapter of this name, as an adapter file names them: a loader copies into them."""
         raise NotImplementedError
@@ -110,6 +114,14 @@ class OnLayers(BesideLayers):
     """`all-linear`, `attention`, `mlp`, or names and patterns of layers."""
     exclude_modules: list[str] = []
     """Names and patterns of layers that are left out all the same."""
+    fits_experts: ClassVar[bool] = False
+    """Whether it can stand beside weights [experts, out, in] of mixture-of-experts models."""
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether it can stand beside a layer of this kind."""
+        from ..surgery import linear_shape
+
+        return linear_shape(module) is not None
 
     def rule(self, name: str, layer: nn.Module) -> Rule:
         """What is put beside the layer of this name."""
