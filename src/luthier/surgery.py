@@ -248,11 +248,6 @@ def innermost(module: Any) -> Any:
     return innermost(module.base) if isinstance(module, Adapter) else module
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a layer's numbers are, those that are kept as buffers included."""
-    return next(iter((*module.parameters(), *module.buffers()))).device
-
-
 @contextmanager
 def replaced(named: Mapping[str, Tensor], values: Mapping[str, Tensor] | None) -> Iterator[None]:
     """Other values in named tensors for a while; None leaves them alone."""
