@@ -21,7 +21,7 @@ from .models import load, network, skeleton, start, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
-from .trainable import Partial
+from .trainable import Partial, Prompt
 
 
 @dataclass
@@ -101,7 +101,21 @@ def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.dev
         model = load.load_model(name, dtype, device)
     vocabulary.fit(model, tokenizer, name.new_tokens)
     load.check_context(model, config.data.max_length, tell)
+    load.check_virtual(model, config.data.max_length, _virtual(config))
     return model
+
+
+def _virtual(config: Config) -> int:
+    """Positions before each document that hold no token."""
+    return getattr(config.trainable, "num_virtual_tokens", 0)
+
+
+def _move(config: Config, model: Any, tokenizer: Any) -> None:
+    """Choose what moves. A prompt that begins as a text is told its tokens, but where there are no values."""
+    if isinstance(config.trainable, Prompt):
+        config.trainable.apply(model, tokenize=lambda text: tokenizer(text)["input_ids"])
+    else:
+        config.trainable.apply(model)
 
 
 def assemble(
@@ -125,8 +139,9 @@ def assemble(
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
-    config.trainable.apply(model)
+    _move(config, model, tokenizer)
     config.precision.apply(model)
+    network.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
     vocabulary.check_moving(model, config.model.new_tokens)
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(ranks.device)
@@ -134,6 +149,7 @@ def assemble(
         layers.choose_kernels(config.parallel, ranks.device)
         layers.checkpoint_activations(config.parallel, model)
         layers.compile_layers(config.parallel, model, ranks.device)
+        net.compiled = layers.compiled(config.parallel, ranks.device)
     return Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
 
 
@@ -155,7 +171,8 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         tell(f"rows run padded: {reason}")
     else:
         network.pack(net)
-    config.trainable.apply(model)
+    load.check_virtual(model, config.data.max_length, _virtual(config))
+    _move(config, model, None)
     config.precision.apply(model)
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(meta)

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from ..settings import Settings
 from .lora import LoRA
+from .p_tuning import PTuning
+from .prefix import Prefix
+from .prompt import Prompt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,4 +81,4 @@ class Partial(Selection):
         return partial.begins(self, model)
 
 
-Trainable = Annotated[Full | Partial | LoRA, Field(discriminator="kind")]
+Trainable = Annotated[Full | Partial | LoRA | Prefix | Prompt | PTuning, Field(discriminator="kind")]

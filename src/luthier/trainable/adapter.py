@@ -20,6 +20,10 @@ class Adapting(Settings):
     mergeable: ClassVar[bool] = True
     """Whether plain weights can be made that compute the same."""
 
+    def problems(self) -> list[str]:
+        """What of these settings does not go together."""
+        return []
+
     def apply(self, model: nn.Module, name: str = "default") -> None:
         """Freeze the model and add an adapter to it."""
         raise NotImplementedError
