@@ -479,6 +479,13 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     t = config.trainable
     if isinstance(t, Partial):
         found += _faults_of_unfreezing(t, config.max_steps)
+    if isinstance(t, Adapting):
+        found += t.problems()
+    if t.kind == "prefix" and config.parallel.activation_checkpointing and not batch.packing:
+        found.append(
+            f"parallel.activation_checkpointing={config.parallel.activation_checkpointing}: with batch.packing=false a "
+            "prefix lies in the cache, which layers that are recomputed do without: use one of the two"
+        )
     for columns in [data.columns, *(source.columns or {} for source in data.sources())]:
         if columns:
             from .data import formats

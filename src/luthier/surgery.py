@@ -121,6 +121,32 @@ class Switched(nn.Module):
     name: str = "default"
 
 
+class VirtualTokens(Switched):
+    """Learnt positions before every document, a child of the transformers model; `Network` puts them there.
+
+    They are kept in float32. A kind gives embeddings or a prefix.
+    """
+
+    length: int
+    """P."""
+
+    def embeddings(self) -> Tensor | None:
+        """[P, H] what the first layer takes in at these positions."""
+        return None
+
+    def prefix(self) -> Tensor | None:
+        """[layers, 2, K, P, d] keys and values of these positions in each layer, for K heads of width d."""
+        return None
+
+
+def attach(model: nn.Module, tokens: VirtualTokens, name: str) -> None:
+    """Put virtual tokens into a model, after those that are there."""
+    place = "virtual_tokens" if name == "default" else f"virtual_tokens_{name.replace('.', '_')}"
+    assert not hasattr(model, place), f"two adapters of the name {name}"
+    tokens.name = name
+    model.add_module(place, tokens)
+
+
 class Rule(Protocol):
     """What one kind of adapter is: its parameters beside a layer, and its arithmetic."""
 

@@ -35,6 +35,10 @@ class Adapting(Settings):
     while_training: ClassVar[Collection[str]] = ()
     """Settings that may differ where a saved adapter is trained further, as its tensors do not depend on them."""
 
+    def problems(self) -> list[str]:
+        """What of these settings does not go together."""
+        return []
+
     def apply(self, model: nn.Module, name: str = "default") -> None:
         """Freeze the model and add an adapter to it."""
         raise NotImplementedError
