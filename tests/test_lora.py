@@ -1,6 +1,5 @@
 """LoRA: patterns, first values, embeddings and heads, experts, what is trained beside it; against PEFT throughout."""
 
-import pytest
 import torch
 
 

@@ -1,21 +1,14 @@
 """Frozen weights in fewer bits: codes against bitsandbytes and by hand, loading, gradients, runs, exports, refusals."""
 
-import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import LLAMA, make_model, make_tokenizer, save_model, write_rows
-from safetensors.torch import load_file, save_file
+from conftest import make_model, make_tokenizer
 from torch import nn
 
 from luthier import surgery
-from luthier.config import configure
-from luthier.errors import ConfigError, ExportError, ModelError
-from luthier.models import Model, load, streaming
+from luthier.models import Model, load
 from luthier.precision import FP8, NF4, Int8
-from luthier.trainable import LoRA
 
 CPU = torch.device("cpu")
 KINDS = {"nf4": NF4(), "int8": Int8(), "fp8": FP8()}

@@ -10,7 +10,17 @@ from torch import nn
 from ..errors import ModelError
 from ..settings import nearest
 from ..surgery import (
-    Adapter, adapters, base_name, blocks, freeze, innermost, linear_shape, matches, outer, swap, transposed,
+    Adapter,
+    adapters,
+    base_name,
+    blocks,
+    freeze,
+    innermost,
+    linear_shape,
+    matches,
+    outer,
+    swap,
+    transposed,
 )  # fmt: skip
 from . import copies, experts, wrapping
 from .embedded import LowRankEmbedding, TiedLowRank
