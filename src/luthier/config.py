@@ -37,7 +37,7 @@ from .optim import schedule as schedules
 from .parallel import Parallel
 from .precision import Precision
 from .settings import Settings, merged, nearest, parse_override, read_yaml
-from .trainable import Partial, Selection, Trainable
+from .trainable import LoRA, Partial, Selection, Trainable
 
 
 class BatchSize(Settings):
@@ -280,6 +280,10 @@ ELSEWHERE = {  # what other libraries call it
     "save_steps": "checkpoint.every", "save_total_limit": "checkpoint.keep", "bf16": "precision.dtype",
     "gradient_checkpointing": "parallel.activation_checkpointing", "torch_compile": "parallel.compile",
     "packing": "batch.packing", "output": "output_dir", "finetuning_type": "method",
+    "additional_target": "trainable.modules_to_save", "lora_modules_to_save": "trainable.modules_to_save",
+    "use_dora": "method", "pissa_init": "trainable.init_lora_weights", "init_weights": "trainable.init_lora_weights",
+    "lora_target_parameters": "trainable.target_parameters", "apply_lora_to_output": "trainable.target_modules",
+    "apply_lora_to_mlp": "trainable.target_modules", "lora_attn_modules": "trainable.target_modules",
     "additional_special_tokens": "model.new_tokens", "new_special_tokens": "model.new_tokens",
     "add_tokens": "model.new_tokens", "add_special_tokens": "model.new_tokens", "config_name": "model.name",
     "tokenizer_name": "model.tokenizer", "tokenizer_name_or_path": "model.tokenizer",
@@ -457,6 +461,8 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     t = config.trainable
     if isinstance(t, Partial):
         found += _faults_of_unfreezing(t, config.max_steps)
+    if isinstance(t, LoRA):
+        found += _contradictions_of_lora(t)
     for columns in [data.columns, *(source.columns or {} for source in data.sources())]:
         if columns:
             from .data import formats
@@ -474,6 +480,26 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
 
 
+def _contradictions_of_lora(t: LoRA) -> list[str]:
+    found = []
+    if t.pissa and t.zero_init:
+        found.append(
+            f"trainable.zero_init={t.zero_init} beside init_lora_weights={t.init}, where neither is zero: leave one out"
+        )
+    if not (t.target_modules or t.target_parameters):
+        found.append("trainable.target_modules=[]: nothing is adapted; name layers, or give target_parameters")
+    if t.target_parameters and t.lora_dropout:
+        found.append(
+            f"trainable.lora_dropout={t.lora_dropout}: fused expert weights (target_parameters) have none, as their "
+            "inputs are inside the experts: use lora_dropout=0"
+        )
+    if t.layers_to_transform == []:
+        found.append("trainable.layers_to_transform=[]: no layer is left; name some, or leave it out for all")
+    if t.kind == "dora" and t.target_parameters:
+        found.append("trainable.target_parameters: DoRA has no rule for fused expert weights: use method=lora")
+    return found
+
+
 def _contradictions_of_the_start(config: Config) -> list[str]:
     """What of the model's start does not go with the method or with what moves."""
     model, t, found = names.resolved(config.model), config.trainable, []
@@ -486,10 +512,12 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             f"model.init=random, but method={config.method} freezes weights, which would stay random: "
             "use method=pretrain, or method=full"
         )
-    if model.new_tokens and t.kind != "full" and not (isinstance(t, Partial) and (t.embeddings or t.patterns)):
+    moves = isinstance(t, Partial) and (t.embeddings or t.patterns) or getattr(t, "modules_to_save", [])
+    if model.new_tokens and t.kind != "full" and not moves:
         found.append(
             f"model.new_tokens: {model.new_tokens[0]!r} has to be learnt, but method={config.method} freezes the "
-            "embeddings: use method=full, or method=partial with trainable.embeddings=true"
+            "embeddings: use method=full, method=partial with trainable.embeddings=true, or an adapter with the embeddings "
+            "and the head in trainable.modules_to_save"
         )
     return found
 
