@@ -383,7 +383,7 @@ def test_embeddings_and_head_equal_peft(family, zero_init, tmp_path):
 
 @pytest.mark.parametrize("which", ["embed_tokens", "lm_head"])
 @pytest.mark.parametrize("in_full", [False, True])
-def test_tied_embeddings_stay_one_matrix_or_it_is_told(which, in_full):
+def test_tied_embeddings_stay_one_matrix_or_it_is_told(which, in_full, tmp_path):
     """Without ensure_weight_tying what is named moves alone, and that is said; with it both ends compute one matrix."""
     more = {"modules_to_save": [which]} if in_full else {"target_modules": ["q_proj", which]}
     apart, together = tied_llama(), tied_llama()
@@ -406,6 +406,9 @@ def test_tied_embeddings_stay_one_matrix_or_it_is_told(which, in_full):
     plain = tied_llama()
     plain.load_state_dict(state)
     torch.testing.assert_close(logits(plain), logits(together), rtol=1e-4, atol=1e-4)
+    for name, model, config in (("together", together, settings), ("apart", apart, LoRA(r=4, **more))):
+        loaded = in_peft(model, tied_llama(), config, tmp_path / name)
+        torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
     moved = [p for p in trainable(together).values() if p.shape[0] == 320 or p.shape[-1] == 320]
     assert len(moved) == 1, "one matrix with a row or column for each token, whichever end was named"
 
