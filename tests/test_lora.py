@@ -341,8 +341,6 @@ def test_every_key_that_peft_writes_is_understood(tmp_path):
 @pytest.mark.parametrize("zero_init", [None, "lora_B"])
 def test_embeddings_and_head_equal_peft(family, zero_init, tmp_path):
     """Identity at the start, loss and gradients, what is saved, merged = unmerged."""
-    from peft import LoraConfig, get_peft_model
-
     net, base, merged = packed_network(family), make_model(family), make_model(family)
     base.get_input_embeddings().padding_idx = None  # no token is left out of training here
     table, head = ("wte", "lm_head") if family == "gpt2" else ("embed_tokens", "lm_head")
@@ -480,11 +478,17 @@ def test_a_copy_of_a_quantised_layer_is_plain():
     model = make_model()
     model.model.layers[0].mlp.up_proj = Halves(model.model.layers[0].mlp.up_proj)
     before = logits(model)
-    LoRA(r=2, target_modules=["q_proj"], modules_to_save=["layers.0.mlp"]).apply(model)
+    with pytest.raises(ModelError, match="layers.0.mlp holds layers in fewer bits"):
+        LoRA(r=2, target_modules=["q_proj"], modules_to_save=["layers.0.mlp"]).apply(model)
+    LoRA(r=2, target_modules=["q_proj"], modules_to_save=["layers.0.mlp.up_proj"]).apply(model)
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
-    trained = model.model.layers[0].mlp.trained
-    assert type(trained.up_proj) is nn.Linear
-    assert all(p.requires_grad for p in trained.parameters())
+    adapter = model.model.layers[0].mlp.up_proj
+    assert type(adapter.trained) is nn.Linear
+    assert adapter.trained.weight.requires_grad
+    disturb(model)
+    plain = make_model()
+    plain.load_state_dict(merged_state(model))
+    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------- experts
@@ -647,7 +651,7 @@ def test_new_tokens_are_learnt_beside_a_lora(settings, rows_file, tmp_path, toge
 
 
 def test_new_tokens_whose_embeddings_would_not_move_are_refused(settings, tmp_path):
-    run = {"model": {**{"name": settings["model"]}, "new_tokens": ["<tool>"]}}
+    run = {"model": {"name": settings["model"], "new_tokens": ["<tool>"]}}
     with pytest.raises(ConfigError, match="modules_to_save"):
         configure(settings, run)
     with pytest.raises(ModelError, match="the head would not move"):

@@ -75,6 +75,10 @@ def _readable(folder: Path) -> None:
 
 def _check_kind(config: Config, kind: str) -> None:
     adapted = isinstance(config.trainable, Adapting)
+    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable and kind != "adapter":
+        raise ExportError(
+            f"as={kind}: no plain weights compute what {config.method} adds to every prompt: use as=adapter"
+        )
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
@@ -135,11 +139,8 @@ def _base(made: Assembled, run: Path) -> str:
     folder = run / "base"
     if not folder.exists():
         aside = run / f".base.{os.getpid()}"
-        unadapted = {
-            surgery.base_name(n): t.detach()
-            for n, t in made.network.model.state_dict().items()
-            if ".lora_" not in n
-        }  # fmt: skip
+        with surgery.adapters_off(made.network.model):
+            unadapted = surgery.merged_state(made.network.model)
         _write_model(made, aside, unadapted)
         made.tokenizer.save_pretrained(aside)
         os.rename(aside, folder)

@@ -10,6 +10,9 @@ from ..settings import Settings
 from .bottleneck import Bottleneck
 from .dora import DoRA
 from .lora import LoRA
+from .p_tuning import PTuning
+from .prefix import Prefix
+from .prompt import Prompt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,4 +83,6 @@ class Partial(Selection):
         return partial.begins(self, model)
 
 
-Trainable = Annotated[Full | Partial | LoRA | DoRA | Bottleneck, Field(discriminator="kind")]
+Trainable = Annotated[
+    Full | Partial | LoRA | DoRA | Bottleneck | Prefix | Prompt | PTuning, Field(discriminator="kind")
+]

@@ -35,6 +35,10 @@ class Adapting(Settings):
     while_training: ClassVar[Collection[str]] = ()
     """Settings that may differ where a saved adapter is trained further, as its tensors do not depend on them."""
 
+    def problems(self) -> list[str]:
+        """What of these settings does not go together."""
+        return []
+
     def apply(self, model: nn.Module, name: str = "default") -> None:
         """Freeze the model and add an adapter to it."""
         raise NotImplementedError
@@ -93,8 +97,22 @@ def _allowed(value: Any, values: Any) -> bool:
     return values is ... or value in values
 
 
-class OnLayers(Adapting):
-    """An adapter beside each of some layers."""
+class BesideLayers(Adapting):
+    """An adapter that is a rule beside each of some parts of the network."""
+
+    def saved(self, model: nn.Module, name: str = "default") -> dict[str, Tensor]:
+        from ..surgery import adapters, base_name
+
+        return {
+            f"{PREFIX}{base_name(place)}.{leaf}": tensor
+            for place, adapter in adapters(model)
+            if adapter.name == name
+            for leaf, tensor in adapter.rule.saved(adapter).items()
+        }
+
+
+class OnLayers(BesideLayers):
+    """One whose layers are chosen by name."""
 
     target_modules: str | list[str] = "all-linear"
     """`all-linear`, `attention`, `mlp`, or names and patterns of layers."""
@@ -117,16 +135,6 @@ class OnLayers(Adapting):
         from . import wrapping
 
         wrapping.apply(self, model, name)
-
-    def saved(self, model: nn.Module, name: str = "default") -> dict[str, Tensor]:
-        from ..surgery import adapters, base_name
-
-        return {
-            f"{PREFIX}{base_name(place)}.{leaf}": tensor
-            for place, adapter in adapters(model)
-            if adapter.name == name
-            for leaf, tensor in adapter.rule.saved(adapter).items()
-        }
 
     def placed(self, model: nn.Module, name: str = "default") -> dict[str, Any]:
         """The layers, by their last names where these mean no other layer, and whether they keep [in, out]."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from .adapter import Adapting
+from .adapter import BesideLayers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Bottleneck(Adapting):
+class Bottleneck(BesideLayers):
     """y + up(f(down(y))) on what a sublayer gives, before it is added to the stream; `up` is zero at the start."""
 
     peft_type: ClassVar[str] = "LUTHIER_BOTTLENECK"
@@ -42,10 +42,6 @@ class Bottleneck(Adapting):
 
     def peft(self) -> dict[str, Any]:
         return self.model_dump(exclude={"kind"})
-
-    @classmethod
-    def from_peft(cls, values: dict[str, Any]) -> Self:
-        return cls(**{key: values[key] for key in cls.model_fields if key in values})
 
 
 class Squeeze:

@@ -30,7 +30,7 @@ class LowRank:
 
     def start(self, layer: Any) -> None:
         inputs, outputs = linear_shape(layer.base)  # type: ignore[misc]
-        device = device_of(layer)
+        device = device_of(layer.base)
         layer.lora_A = nn.Parameter(torch.empty(self.r, inputs, device=device))
         layer.lora_B = nn.Parameter(torch.empty(outputs, self.r, device=device))
         for name in self.constants:
