@@ -297,6 +297,10 @@ ELSEWHERE = {  # what other libraries call it
     "quantization_bit": "precision.kind", "quantization": "precision.kind",
     "gradient_checkpointing": "parallel.activation_checkpointing", "torch_compile": "parallel.compile",
     "packing": "batch.packing", "output": "output_dir", "finetuning_type": "method",
+    "additional_target": "trainable.modules_to_save", "lora_modules_to_save": "trainable.modules_to_save",
+    "use_dora": "method", "pissa_init": "trainable.init_lora_weights", "init_weights": "trainable.init_lora_weights",
+    "lora_target_parameters": "trainable.target_parameters", "apply_lora_to_output": "trainable.target_modules",
+    "apply_lora_to_mlp": "trainable.target_modules", "lora_attn_modules": "trainable.target_modules",
     "additional_special_tokens": "model.new_tokens", "new_special_tokens": "model.new_tokens",
     "add_tokens": "model.new_tokens", "add_special_tokens": "model.new_tokens", "config_name": "model.name",
     "tokenizer_name": "model.tokenizer", "tokenizer_name_or_path": "model.tokenizer",
@@ -533,10 +537,12 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             f"model.init=random, but method={config.method} freezes weights, which would stay random: "
             "use method=pretrain, or method=full"
         )
-    if model.new_tokens and t.kind != "full" and not (isinstance(t, Partial) and (t.embeddings or t.patterns)):
+    moves = (isinstance(t, Partial) and (t.embeddings or t.patterns)) or getattr(t, "modules_to_save", [])
+    if model.new_tokens and t.kind != "full" and not moves:
         found.append(
             f"model.new_tokens: {model.new_tokens[0]!r} has to be learnt, but method={config.method} freezes the "
-            "embeddings: use method=full, or method=partial with trainable.embeddings=true"
+            "embeddings: use method=full, method=partial with trainable.embeddings=true, or method=lora with the "
+            "embeddings and the head in trainable.modules_to_save"
         )
     return found
 

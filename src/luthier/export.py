@@ -98,12 +98,23 @@ def _write_merged(made: Assembled, out: Path, base: str | None) -> None:
     model: Any = made.network.model
     config = model.config.get_text_config()
     tied = config.tie_word_embeddings
-    if isinstance(model.get_output_embeddings(), surgery.Adapter):
-        config.tie_word_embeddings = False  # an adapted head is no longer the embedding
+    state = surgery.merged_state(model)
+    if tied:
+        config.tie_word_embeddings = _still_tied(model, state)
     try:
-        _write_model(made, out, surgery.merged_state(model))
+        _write_model(made, out, state)
     finally:
         config.tie_word_embeddings = tied
+
+
+def _still_tied(model: Any, state: dict[str, Tensor]) -> bool:
+    """Whether head and embeddings are one matrix with their adapters merged; then they are one in `state`, too."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    table, head = (next(f"{n}.weight" for n, m in surgery.outer(model) if m is end) for end in ends)
+    if head in state and not torch.equal(state[table], state[head]):
+        return False
+    state[head] = state[table]
+    return True
 
 
 def _write_full(made: Assembled, out: Path, base: str | None) -> None:
@@ -128,11 +139,8 @@ def _base(made: Assembled, run: Path) -> str:
     folder = run / "base"
     if not folder.exists():
         aside = run / f".base.{os.getpid()}"
-        unadapted = {
-            surgery.base_name(n): t.detach()
-            for n, t in made.network.model.state_dict().items()
-            if ".lora_" not in n
-        }  # fmt: skip
+        with surgery.adapters_off(made.network.model):
+            unadapted = surgery.merged_state(made.network.model)
         _write_model(made, aside, unadapted)
         made.tokenizer.save_pretrained(aside)
         os.rename(aside, folder)
@@ -175,7 +183,8 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
     ours = logprobs(made, documents)
     device = made.ranks.device.type
     result = out / "probe.safetensors"
-    request = {"documents": documents, "model": str(out), "base": base, "dtype": str(dtype).removeprefix("torch."),
+    rows = None if base is None else made.network.model.get_input_embeddings().weight.shape[0]
+    request = {"documents": documents, "model": str(out), "base": base, "rows": rows, "dtype": str(dtype).removeprefix("torch."),
                "device": device, "out": str(result)}  # fmt: skip
     ran = subprocess.run(
         [sys.executable, reload.__file__], input=json.dumps(request), capture_output=True, text=True,
@@ -245,19 +254,20 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
         f"- steps {report.get('steps', 'unknown')}, tokens {report.get('tokens', 'unknown')}",
         f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens "
         f"differ by at most {compared['largest_difference']:.2e} from the trained model's",
-        "", "## Loading", "", "```python", *_loading(kind, base), "```", "", "## Configuration", "", "```yaml",
+        "", "## Loading", "", "```python", *_loading(kind, base, bool(config.model.new_tokens)), "```", "", "## Configuration", "", "```yaml",
         config.dump().rstrip(), "```", "",
     ]  # fmt: skip
     return "\n".join([*lines])
 
 
-def _loading(kind: str, base: str | None) -> list[str]:
+def _loading(kind: str, base: str | None, longer: bool) -> list[str]:
     if kind == "adapter":
+        rows = ["base.resize_token_embeddings(max(len(tokenizer), base.get_input_embeddings().num_embeddings))"]
         return [
             "from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-            'model = PeftModel.from_pretrained(base, "path/of/this/folder")',
             'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")', *(rows if longer else []),
+            'model = PeftModel.from_pretrained(base, "path/of/this/folder")',
         ]  # fmt: skip
     return [
         "from transformers import AutoModelForCausalLM, AutoTokenizer", "",

@@ -15,6 +15,8 @@ def main() -> None:
     source = request["base"] or request["model"]
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     if request["base"]:
+        if request["rows"] != model.get_input_embeddings().weight.shape[0]:  # the run added tokens
+            model.resize_token_embeddings(request["rows"], mean_resizing=False)
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, request["model"])

@@ -181,13 +181,14 @@ def placed(model: Any, adapter: str) -> dict[str, Any]:
     return {
         "target_modules": list(_short(listed["target_modules"], others, 1)),
         "target_parameters": list(_short(listed["target_parameters"], experts.names(model), 2)) or None,
-        "modules_to_save": list(_short(saved, [name for name, _ in outer(model)], 1)) or None,
+        # PEFT takes any name with such an end, `input_layernorm` for `norm`.
+        "modules_to_save": list(_short(saved, [name for name, _ in outer(model)], 1, "")) or None,
         "fan_in_fan_out": any(transposed(innermost(a)) for a in found.values()),
     }
 
 
-def _short(chosen: Sequence[str], names: Sequence[str], parts: int) -> Iterator[str]:
+def _short(chosen: Sequence[str], names: Sequence[str], parts: int, dot: str = ".") -> Iterator[str]:
     """The last parts of names, where they mean the chosen and no others; else the whole names."""
     lasts = sorted({".".join(name.split(".")[-parts:]) for name in chosen})
-    others = {name for name in names if any(name == s or name.endswith("." + s) for s in lasts)} - set(chosen)
+    others = {name for name in names if any(name == s or name.endswith(dot + s) for s in lasts)} - set(chosen)
     yield from chosen if others else lasts

@@ -55,7 +55,7 @@ def _between(base: dict[str, Tensor], trained: dict[str, Tensor], share: float) 
 
 
 def _plain_copy(module: nn.Module) -> nn.Module:
-    """In the numbers that it computes in: layers that are kept in fewer bits become plain ones."""
+    """In the numbers that it computes in: a layer that is kept in fewer bits becomes a plain one."""
     if isinstance(module, QuantisedLinear):
         dtype, weight = module.dtype, module.dequantize(module.dtype)
         made = nn.Linear(
@@ -66,11 +66,7 @@ def _plain_copy(module: nn.Module) -> nn.Module:
             if module.bias is not None:
                 made.bias.copy_(module.bias)
         return made
-    made = copy.deepcopy(module)
-    for name, inner in list(made.named_modules()):
-        if isinstance(inner, QuantisedLinear):
-            swap(made, name, _plain_copy(inner))
-    return made
+    return copy.deepcopy(module)
 
 
 def chosen(model: nn.Module, patterns: list[str]) -> list[str]:
@@ -90,6 +86,11 @@ def chosen(model: nn.Module, patterns: list[str]) -> list[str]:
 def apply(model: nn.Module, names: list[str], adapter: str) -> None:
     for name in names:
         module = model.get_submodule(name)
+        if not isinstance(module, QuantisedLinear) and any(isinstance(m, QuantisedLinear) for m in module.modules()):
+            raise ModelError(
+                f"trainable.modules_to_save: {name} holds layers in fewer bits, which cannot move: name these layers, of "
+                "which copies in full are made, or use precision.kind=as_loaded"
+            )
         if any(isinstance(inner, Adapter) for inner in module.modules()):
             raise ModelError(
                 f"trainable.modules_to_save: {name} is adapted already, by another adapter or by target_modules: leave "

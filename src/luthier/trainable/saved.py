@@ -18,7 +18,7 @@ def write(
     revision: str | None = None,
 ) -> None:  # fmt: skip
     """The adapter of this name into a folder; `base` is where other tools find the model that it belongs to."""
-    tensors = {key: t.detach().contiguous().cpu() for key, t in settings.saved(model, name).items()}
+    tensors = {key: t.detach().contiguous().cpu().clone() for key, t in settings.saved(model, name).items()}
     save_file(tensors, folder / TENSORS, {"format": "pt"})
     written = {
         "peft_type": settings.peft_type,
