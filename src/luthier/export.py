@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from .assemble import Assembled, restore
 from .batch import Batch, Document
 from .config import Config
 from .errors import ExportError
-from .files import write_atomically
+from .files import new_folder, write_atomically
 from .logprobs import scored
 from .trainable import saved
 from .trainable.adapter import Adapting
@@ -37,40 +36,21 @@ def export(run: Path, out: Path, kind: str) -> dict:
     """Export a run's best checkpoint; returns what was compared: differences, tolerance, files."""
     if kind not in KINDS:
         raise ExportError(f"as={kind!r}: known are {', '.join(KINDS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} exists: give another folder, or remove it; nothing was written")
     if kind == "adapter" and importlib.util.find_spec("peft") is None:
         raise ExportError(
             "an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written"
         )
-    made, chosen = restore(run)
-    _check_kind(made.config, kind)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with new_folder(out) as aside:
+        made, chosen = restore(run)
+        _check_kind(made.config, kind)
         base = _base(made, run) if kind == "adapter" else None
         WRITERS[kind](made, aside, base)
         made.tokenizer.save_pretrained(aside)
         _generation_config(made, aside)
         compared = verify(made, run, aside, base)
         (aside / "README.md").write_text(card(made.config, run, kind, base, compared))
-        _readable(aside)
-        if out.exists():
-            out.rmdir()
-        os.rename(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     files = sorted(p.name for p in out.iterdir())
     return {"out": str(out), "as": kind, "checkpoint": str(chosen), **compared, "files": files}
-
-
-def _readable(folder: Path) -> None:
-    """The permissions that a plain `open` would have given: safetensors files are made for their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~mask)
 
 
 def _check_kind(config: Config, kind: str) -> None:
@@ -192,7 +172,7 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
         "compared_tokens": len(ours),
     }
     if isinstance(made.config.trainable, Adapting):
-        with surgery.adapters_off(made.network.model):
+        with surgery.adapters_off(made.network.model, {saved.TRAINED}):
             to_base = (logprobs(made, documents) - ours).abs()
         compared["difference_to_base"] = to_base.max().item()
         # An adapter that loads and does nothing would be as far away as the base: rounding must not hide that.

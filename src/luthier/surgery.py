@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -93,6 +93,9 @@ class Switched(nn.Module):
 
     enabled: bool = True
     name: str = "default"
+    digest: str | None = None
+    """SHA-256 of the files that it was loaded from, if it was, and its settings."""
+    settings: Any = None
 
 
 class Rule(Protocol):
@@ -147,18 +150,36 @@ def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 inside += (name + ".",)
 
 
+def switched(model: nn.Module, name: str | None = None) -> list[Switched]:
+    """The parts of the adapter of this name, or of all."""
+    return [m for m in model.modules() if isinstance(m, Switched) and name in (None, m.name)]
+
+
+def names(model: nn.Module) -> list[str]:
+    """The names of the adapters of a model, sorted."""
+    return sorted({module.name for module in switched(model)})
+
+
 @contextmanager
-def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
-    """The model as it was before its adapters, or before those of these names."""
-    found = [m for m in model.modules() if isinstance(m, Switched) and (names is None or m.name in names)]
-    before = [module.enabled for module in found]
+def _enabled(wanted: Mapping[Switched, bool]) -> Iterator[None]:
+    before = {module: module.enabled for module in wanted}
     try:
-        for module in found:
-            module.enabled = False
+        for module, state in wanted.items():
+            module.enabled = state
         yield
     finally:
-        for module, state in zip(found, before):
+        for module, state in before.items():
             module.enabled = state
+
+
+def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> AbstractContextManager[None]:
+    """The model as it was before its adapters, or before those of these names."""
+    return _enabled({m: False for m in switched(model) if names is None or m.name in names})
+
+
+def adapters_on(model: nn.Module, names: Collection[str]) -> AbstractContextManager[None]:
+    """The model with the adapters of these names on, and the others as they are."""
+    return _enabled({m: True for m in switched(model) if m.name in names})
 
 
 def remove(model: nn.Module, name: str) -> None:
