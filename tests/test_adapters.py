@@ -237,7 +237,7 @@ BAD_FILES = {
     "not safetensors": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"hello, world " * 9), ["damaged"]),
     "an empty file": (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), ["damaged"]),
     "a damaged configuration": (lambda f: (f / "adapter_config.json").write_text('{"r": 4,'), ["not JSON"]),
-    "a damaged fingerprint": (lambda f: (f / "luthier_adapter.json").write_text("{}"), ["luthier_adapter.json", "damaged"]),
+    "a damaged fingerprint": (lambda f: (f / "luthier_adapter.json").write_text("{}"), ["_adapter.json", "damaged"]),
     "an unknown kind": (lambda f: changed(f, peft_type="OFT"), ["peft_type='OFT' is not one of", "LORA"]),
     "another task": (lambda f: changed(f, task_type="SEQ_CLS"), ["task_type='SEQ_CLS'", "CAUSAL_LM"]),
     "trained biases": (lambda f: changed(f, bias="all"), ["bias='all'", "not supported"]),
@@ -337,7 +337,7 @@ def test_an_adapter_that_does_nothing_is_told(tmp_path):
 
 
 def test_another_base_by_name_is_told_where_nothing_else_is_known(tmp_path):
-    theirs, folder = of_peft(tmp_path)
+    _, folder = of_peft(tmp_path)
     changed(folder, base_model_name_or_path="meta/other")
     model = make_model()
     model.config._name_or_path = "mine/llama"
@@ -593,8 +593,9 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(settings, beneath, tmp_
         if step.step == 3:
             break
     trained(settings, tmp_path / "cut", more)
-    ends = [sorted((tmp_path / run / "checkpoints").glob("step-*"))[-1] / "weights.safetensors" for run in ("whole", "cut")]
-    assert ends[0].read_bytes() == ends[1].read_bytes()
+    ends = [sorted((tmp_path / run / "checkpoints").glob("step-*"))[-1] for run in ("whole", "cut")]
+    whole, cut = ((end / "weights.safetensors").read_bytes() for end in ends)
+    assert whole == cut
 
 
 def test_an_adapter_that_changed_under_a_run_is_noticed(settings, tiny_model, beneath, tmp_path):
@@ -628,7 +629,7 @@ def test_settings_that_do_not_go_together(settings, tiny_model, beneath, tmp_pat
 
     one = str(beneath)
     assert "two adapters of the name 'style'" in faults(settings, stack(one, one))
-    assert "'default' is that of the adapter that is trained" in faults(settings, stack({"path": one, "name": "default"}))
+    assert "'default' is that of the adapter" in faults(settings, stack({"path": one, "name": "default"}))
     assert "share=0" in faults(settings, stack({"path": one, "share": 0.0}))
     assert "there is no such folder" in faults(settings, stack(str(tmp_path / "none")))
     assert "method=full trains the model itself" in faults(settings, stack(one), {"method": "full"})
@@ -646,6 +647,7 @@ def test_settings_that_do_not_go_together(settings, tiny_model, beneath, tmp_pat
 
 def test_an_adapter_of_another_base_stops_a_run(settings, tmp_path, rows_file):
     other = written(tmp_path / "other", *adapted(LoRA, "qwen3"))
-    for more in ({"model": {"name": settings["model"], "adapters": [str(other)]}}, {"trainable": {"init_from": str(other)}}):
+    stack, go_on = {"name": settings["model"], "adapters": [str(other)]}, {"init_from": str(other)}
+    for more in ({"model": stack}, {"trainable": go_on}):
         with pytest.raises(AdapterError, match="trained on another base"):
             trained(settings, tmp_path / "run", more)

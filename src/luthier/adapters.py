@@ -38,10 +38,10 @@ def load(model: Any, folder: str | Path, name: str | None = None, share: float =
     model as it was. A warning tells of an adapter that changes nothing.
     """
     from .trainable import adapter_files, saved
-    from .trainable.adapter import OnLayers
+    from .trainable.adapter import BesideLayers
 
     found = adapter_files.read(folder)
-    if not isinstance(found.settings, OnLayers):
+    if not isinstance(found.settings, BesideLayers):
         raise AdapterError(
             f"{folder} holds virtual tokens ({found.settings.peft_type}), which Luthier lays in itself: use it as "
             "model.adapters or trainable.init_from of a run, or load it with PEFT"

@@ -21,7 +21,7 @@ from .models import load, network, skeleton, start, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
-from .trainable import Partial, adapter_files, saved
+from .trainable import Partial, Prompt, adapter_files, saved
 from .trainable.adapter import Adapting
 
 
@@ -119,19 +119,37 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
 
 def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say) -> Any:
     """Loaded, or drawn; with a vocabulary that fits the tokenizer."""
-    name = config.model
+    name, store = config.model, config.precision.storage(dtype)
     if name.starts_at_random:
-        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length).to(device)
+        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length)
+        model = model.to(device) if store is None else load.stored(model, store, device, tell)
         if name.name:
             tell(
                 f"a random start from the configuration of {name.name}: none of its weights are used "
                 "(to go on from them, method=continued_pretraining)"
             )
     else:
-        model = load.load_model(name, dtype, device)
+        model = load.load_model(name, dtype, device, store, tell)
     vocabulary.fit(model, tokenizer, name.new_tokens)
     load.check_context(model, config.data.max_length, tell)
+    load.check_virtual(model, config.data.max_length, _virtual(config))
     return model
+
+
+def _virtual(config: Config) -> int:
+    """Positions before each document that hold no token."""
+    beneath = [adapter_files.read(entry.path).settings for entry in config.model.beneath]
+    return sum(getattr(settings, "num_virtual_tokens", 0) for settings in (*beneath, config.trainable))
+
+
+def _move(config: Config, model: Any, tokenizer: Any, tell: Say) -> None:
+    """Choose what moves. A prompt that begins as a text is told its tokens, but where there are no values."""
+    if isinstance(config.trainable, Prompt):
+        config.trainable.apply(model, tokenize=lambda text: tokenizer(text)["input_ids"])
+    else:
+        config.trainable.apply(model)
+    for line in config.trainable.remarks(model) if isinstance(config.trainable, Adapting) else ():
+        tell(line)
 
 
 def assemble(
@@ -156,11 +174,12 @@ def assemble(
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
     files = _lay_beneath(config, model, tell)
-    config.trainable.apply(model)
+    _move(config, model, tokenizer, tell)
     files |= _go_on(config, model, tell)
     if training:
         _tell_idle(net, files, tell)
     config.precision.apply(model)
+    network.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
     vocabulary.check_moving(model, config.model.new_tokens)
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(ranks.device)
@@ -168,6 +187,7 @@ def assemble(
         layers.choose_kernels(config.parallel, ranks.device)
         layers.checkpoint_activations(config.parallel, model)
         layers.compile_layers(config.parallel, model, ranks.device)
+        net.compiled = layers.compiled(config.parallel, ranks.device)
     made = Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
     made.sources = saved.Sources(files) if files else None
     if saved.TRAINED in files:
@@ -184,6 +204,8 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     available = device == "cpu" or torch.cuda.is_available()
     dtype = config.precision.resolve(torch.device(device)) if available else _of_absent_gpu(config.precision.dtype)
     model = skeleton.outline(config.model, dtype, config.data.max_length)
+    if store := config.precision.storage(dtype):
+        model = load.stored(model, store, meta, tell)
     model.train()
     net = network.Network(model)
     net.longest = config.data.max_length
@@ -193,8 +215,9 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         tell(f"rows run padded: {reason}")
     else:
         network.pack(net)
+    load.check_virtual(model, config.data.max_length, _virtual(config))
     _lay_beneath(config, model, tell, values=False)
-    config.trainable.apply(model)
+    _move(config, model, None, tell)
     config.precision.apply(model)
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(meta)
@@ -239,3 +262,5 @@ def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Pat
 def load_weights(made: Assembled, folder: Path, group: str = "weights") -> None:
     """What moves, from a checkpoint: the weights of its step, or the group of its tensors that is to be deployed."""
     checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, group), str(folder))
+    constants = surgery.constants(made.network.model)
+    checkpoint.load_into(constants, checkpoint.read_tensors(folder, "constants"), str(folder))

@@ -55,6 +55,10 @@ def export(run: Path, out: Path, kind: str) -> dict:
 
 def _check_kind(config: Config, kind: str) -> None:
     adapted = isinstance(config.trainable, Adapting)
+    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable and kind != "adapter":
+        raise ExportError(
+            f"as={kind}: no plain weights compute what {config.method} adds to every prompt: use as=adapter"
+        )
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":

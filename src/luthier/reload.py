@@ -23,7 +23,7 @@ def main() -> None:
     with torch.no_grad():
         for document in request["documents"]:
             tokens = torch.tensor([document], device=request["device"])
-            logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+            logits = model(input_ids=tokens, use_cache=False).logits[0, -len(document) :-1].float()
             out.append(logits.log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0].cpu())
     save_file({"logprobs": torch.cat(out)}, request["out"])
 

@@ -39,9 +39,17 @@ class Adapting(Settings):
     init_from: str | None = None
     """The folder of a saved adapter to go on with: its settings, unless they are given, and its values."""
 
+    def problems(self) -> list[str]:
+        """What of these settings does not go together."""
+        return []
+
     def apply(self, model: nn.Module, name: str = "default") -> None:
         """Freeze the model and add an adapter to it."""
         raise NotImplementedError
+
+    def remarks(self, model: nn.Module) -> list[str]:
+        """What a user should know of these settings on this model, once it is adapted."""
+        return []
 
     def saved(self, model: nn.Module, name: str = "default") -> dict[str, Tensor]:
         """The live tensors of the adapter of this name, as an adapter file names them: a loader copies into them."""
@@ -93,22 +101,8 @@ def _allowed(value: Any, values: Any) -> bool:
     return values is ... or value in values
 
 
-class OnLayers(Adapting):
-    """An adapter beside each of some layers."""
-
-    target_modules: str | list[str] = "all-linear"
-    """`all-linear`, `attention`, `mlp`, or names and patterns of layers."""
-    exclude_modules: list[str] = []
-    """Names and patterns of layers that are left out all the same."""
-
-    def rule(self, name: str, layer: nn.Module) -> Rule:
-        """What is put beside the layer of this name."""
-        raise NotImplementedError
-
-    def apply(self, model: nn.Module, name: str = "default") -> None:
-        from . import wrapping
-
-        wrapping.apply(self, model, name)
+class BesideLayers(Adapting):
+    """An adapter that is a rule beside each of some parts of the network."""
 
     def saved(self, model: nn.Module, name: str = "default") -> dict[str, Tensor]:
         from ..surgery import adapters, base_name
@@ -119,6 +113,32 @@ class OnLayers(Adapting):
             if adapter.name == name
             for leaf, tensor in adapter.rule.saved(adapter).items()
         }
+
+
+class OnLayers(BesideLayers):
+    """One whose layers are chosen by name."""
+
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear`, `attention`, `mlp`, or names and patterns of layers."""
+    exclude_modules: list[str] = []
+    """Names and patterns of layers that are left out all the same."""
+    fits_experts: ClassVar[bool] = False
+    """Whether it can stand beside weights [experts, out, in] of mixture-of-experts models."""
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether it can stand beside a layer of this kind."""
+        from ..surgery import linear_shape
+
+        return linear_shape(module) is not None
+
+    def rule(self, name: str, layer: nn.Module) -> Rule:
+        """What is put beside the layer of this name."""
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module, name: str = "default") -> None:
+        from . import wrapping
+
+        wrapping.apply(self, model, name)
 
     def placed(self, model: nn.Module, name: str = "default") -> dict[str, Any]:
         """The layers, by their last names where these mean no other layer, and whether they keep [in, out]."""

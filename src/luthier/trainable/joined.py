@@ -37,7 +37,7 @@ def write(weights: Mapping[Saved, float], folder: Path) -> dict[str, Any]:
         shapes = [(one.shapes[f"{layer}.{ENDS[0]}"][1], one.shapes[f"{layer}.{ENDS[1]}"][0])
                   for one in weights if layer in _layers(one)]  # fmt: skip
         if len(set(shapes)) > 1:
-            raise AdapterError(f"{layer} is {shapes[0]} in one adapter and {shapes[1]} in another: they are of two bases")
+            raise AdapterError(f"{layer} is {shapes[0]} in one adapter and {shapes[1]} in another: these are two bases")
         inputs, outputs = shapes[0]
         for one, weight in weights.items():
             down, up = torch.zeros(ranks[one], inputs), torch.zeros(outputs, ranks[one])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import surgery
 from ..errors import AdapterError, CheckpointError, ModelError
 from . import fingerprint
-from .adapter import PREFIX, Adapting, OnLayers
+from .adapter import PREFIX, Adapting, BesideLayers, OnLayers
 from .adapter_files import BASE, CONFIG, TENSORS, Saved
 
 TRAINED = "default"
@@ -74,7 +74,7 @@ def load(
     Without `values`, as on the meta device, its tensors are made and not filled.
     """
     check_name(model, saved, name)
-    if share != 1.0 and not isinstance(saved.settings, OnLayers):
+    if share != 1.0 and not isinstance(saved.settings, BesideLayers):
         raise AdapterError(f"{saved.path}: share={share:g}, but virtual tokens are there or not: leave it out")
     digest = saved.digest()
     moving = {id(p): p.requires_grad for p in model.parameters()}
@@ -173,6 +173,8 @@ def digests(model: nn.Module) -> set[str]:
 def fill(model: Any, saved: Saved, name: str = TRAINED) -> None:
     """Copy the file's tensors into the adapter of this name, all of them into all of it."""
     live = saved.settings.saved(model, name)
+    own = {id(parameter) for parameter in model.parameters()}
+    assert all(id(tensor) in own for tensor in live.values()), "what is made from other tensors cannot be copied into"
     pairs = _paired(model, saved, live)
     tensors = load_file(saved.tensors)
     for key in pairs.values():
@@ -264,7 +266,8 @@ def idle(model: Any, names: Iterable[str]) -> list[str]:
     model.eval()
     try:
         found = []
-        for name in names:
+        beside = {adapter.name for _, adapter in surgery.adapters(model)}
+        for name in beside.intersection(names):  # virtual tokens always change something
             with surgery.adapters_on(model, {name}):
                 changed = model(input_ids=tokens, use_cache=False).logits.float()
                 with surgery.adapters_off(model, {name}):
