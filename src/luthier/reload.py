@@ -13,7 +13,16 @@ def main() -> None:
     request = json.load(sys.stdin)
     dtype = getattr(torch, request["dtype"])
     source = request["base"] or request["model"]
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    given = {}
+    if request["quantisation"]:
+        from transformers import BitsAndBytesConfig
+
+        given = {"quantization_config": BitsAndBytesConfig(**request["quantisation"])}
+        given["device_map"] = {"": request["device"]}
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **given)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would round its scales to 16 bits on this CPU
+            module.support_avx512bf16_for_cpu = False
     if request["base"]:
         from peft import PeftModel
 
