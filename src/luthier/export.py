@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,11 +20,14 @@ from torch import Tensor
 from . import __version__, reload, surgery
 from .assemble import Assembled, restore
 from .batch import Batch, Document
-from .config import Config
+from .config import Config, read_run
 from .errors import ExportError
 from .files import new_folder, write_atomically
 from .logprobs import scored
-from .trainable import saved
+from .models.names import ready_made
+from .precision import NF4, Reduced
+from .surgery import QuantisedLinear
+from .trainable import adapter_files, saved
 from .trainable.adapter import Adapting
 
 KINDS = ("adapter", "merged", "full")
@@ -32,33 +36,68 @@ PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
 TOLERANCE = {torch.float32: (5e-3, 5e-4), torch.bfloat16: (1.0, 0.05), torch.float16: (0.5, 0.02)}
 
 
-def export(run: Path, out: Path, kind: str) -> dict:
-    """Export a run's best checkpoint; returns what was compared: differences, tolerance, files."""
+def export(run: Path, out: Path, kind: str, dtype: str | None = None) -> dict:
+    """Export a run's best checkpoint; returns what was compared: differences, tolerance, files.
+
+    `dtype` is float32 or bfloat16, of a whole model's tensors; without it they stay in those they compute in.
+    """
     if kind not in KINDS:
         raise ExportError(f"as={kind!r}: known are {', '.join(KINDS)}")
-    if kind == "adapter" and importlib.util.find_spec("peft") is None:
+    wanted = _dtype(dtype, kind)
+    if kind == "adapter" and not _of_luthier_alone(read_run(run)) and importlib.util.find_spec("peft") is None:
         raise ExportError(
             "an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written"
         )
+    rounded = {"dtype": wanted} if wanted else {}
     with new_folder(out) as aside:
         made, chosen = restore(run)
         _check_kind(made.config, kind)
         base = _base(made, run) if kind == "adapter" else None
-        WRITERS[kind](made, aside, base)
+        WRITERS[kind](made, aside, base, **rounded)
         made.tokenizer.save_pretrained(aside)
         _generation_config(made, aside)
-        compared = verify(made, run, aside, base)
+        compared = verify(made, run, aside, base, **rounded)
         (aside / "README.md").write_text(card(made.config, run, kind, base, compared))
     files = sorted(p.name for p in out.iterdir())
     return {"out": str(out), "as": kind, "checkpoint": str(chosen), **compared, "files": files}
 
 
+def _of_luthier_alone(config: Config) -> bool:
+    """Whether no other tool knows what a run trained, or what lies beneath it."""
+    beneath = [adapter_files.read(entry.path).settings for entry in config.model.beneath]
+    kind = config.trainable.peft_type if isinstance(config.trainable, Adapting) else ""
+    return kind.startswith("LUTHIER_") or not all(settings.mergeable for settings in beneath)
+
+
+def _kind(settings: Any) -> str:
+    return settings.kind
+
+
+def _dtype(name: str | None, kind: str) -> torch.dtype | None:
+    if name is None:
+        return None
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known and re.search(r"(?<!\d)[48](?!\d)", name):
+        raise ExportError(
+            f"dtype={name!r}: merging into 4 or 8 bits would round the trained change away, as it is smaller than their "
+            "steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or --as "
+            "adapter; nothing was written"
+        )
+    if name not in known:
+        raise ExportError(f"dtype={name!r}: known are {', '.join(known)}; nothing was written")
+    if kind == "adapter":
+        raise ExportError(
+            f"dtype={name!r} is of whole models, and an adapter keeps its own: leave it out, or use --as merged"
+        )
+    return known[name]
+
+
 def _check_kind(config: Config, kind: str) -> None:
     adapted = isinstance(config.trainable, Adapting)
-    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable and kind != "adapter":
-        raise ExportError(
-            f"as={kind}: no plain weights compute what {config.method} adds to every prompt: use as=adapter"
-        )
+    beneath = [adapter_files.read(entry.path).settings for entry in config.model.beneath]
+    lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
+    if lasting and kind != "adapter":
+        raise ExportError(f"as={kind}: no plain weights compute what {_kind(lasting[0])} adds: use as=adapter")
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
@@ -74,26 +113,32 @@ def _write_adapter(made: Assembled, out: Path, base: str | None) -> None:
     saved.write(out, made.network.model, config, base=base, revision=made.config.model.revision)
 
 
-def _write_merged(made: Assembled, out: Path, base: str | None) -> None:
+def _write_merged(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
     model: Any = made.network.model
     config = model.config.get_text_config()
     tied = config.tie_word_embeddings
     if isinstance(model.get_output_embeddings(), surgery.Adapter):
         config.tie_word_embeddings = False  # an adapted head is no longer the embedding
     try:
-        _write_model(made, out, surgery.merged_state(model))
+        _write_model(made, out, surgery.merged_state(model, dtype), dtype)
     finally:
         config.tie_word_embeddings = tied
 
 
-def _write_full(made: Assembled, out: Path, base: str | None) -> None:
-    _write_model(made, out, None)
+def _write_full(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
+    _write_model(made, out, surgery.merged_state(made.network.model, dtype) if dtype else None, dtype)
 
 
-def _write_model(made: Assembled, out: Path, state: dict[str, Tensor] | None) -> None:
+def _write_model(
+    made: Assembled, out: Path, state: dict[str, Tensor] | None, dtype: torch.dtype | None = None
+) -> None:
     """Shards with their index; tied weights once."""
     with made.network.natively() as model:
         model.save_pretrained(out, state_dict=state)
+    if dtype is not None:
+        path = out / "config.json"
+        written = json.loads(path.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
 WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full}
@@ -105,18 +150,48 @@ def _base(made: Assembled, run: Path) -> str:
     if not name.endswith(".gguf"):
         path = Path(name).expanduser()
         return str(path.resolve()) if path.is_dir() else name
+    return _dequantised(made, run)
+
+
+def _dequantised(made: Assembled, run: Path) -> str:
+    """The base model that an adapter was trained over, in plain numbers; kept in the run's folder."""
     folder = run / "base"
     if not folder.exists():
         aside = run / f".base.{os.getpid()}"
-        unadapted = {
-            surgery.base_name(n): t.detach()
-            for n, t in made.network.model.state_dict().items()
-            if ".lora_" not in n
-        }  # fmt: skip
-        _write_model(made, aside, unadapted)
+        with surgery.adapters_off(made.network.model):
+            _write_model(made, aside, surgery.merged_state(made.network.model))
         made.tokenizer.save_pretrained(aside)
         os.rename(aside, folder)
     return str(folder.resolve())
+
+
+def _trained_over(made: Assembled, run: Path, base: str) -> tuple[str, dict | None]:
+    """The base model in the numbers that the adapter was trained over: where it is, and how transformers quantises it.
+
+    It knows bitsandbytes' 4 bits in blocks of 64; otherwise it is given what the layers multiply with.
+    """
+    precision = made.config.precision
+    if isinstance(precision, Reduced) and (made.config.model.beneath or _of_luthier_alone(made.config)):
+        return _dequantised(made, run), None
+    if not isinstance(precision, Reduced) or made.config.model.name.endswith(".gguf"):
+        return base, None
+    ready = ready_made(made.config.model)
+    known = isinstance(precision, NF4) and importlib.util.find_spec("accelerate")
+    if known and (ready or precision.block_size == 64):
+        return base, None if ready else _as_transformers_has_it(made)
+    return _dequantised(made, run), None
+
+
+def _as_transformers_has_it(made: Assembled) -> dict:
+    """The arguments of its BitsAndBytesConfig that quantise the same layers in the same way."""
+    named = list(surgery.outer(made.network.model))
+    plain = [n for n, m in named if surgery.linear_shape(m) and not isinstance(surgery.innermost(m), QuantisedLinear)]
+    layer = next(m for m in map(surgery.innermost, dict(named).values()) if isinstance(m, QuantisedLinear))
+    return {
+        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": getattr(made.config.precision, "double_quant", False),
+        "bnb_4bit_compute_dtype": str(layer.dtype).removeprefix("torch."), "llm_int8_skip_modules": plain,
+    }  # fmt: skip
 
 
 def _generation_config(made: Assembled, out: Path) -> None:
@@ -148,15 +223,22 @@ def logprobs(made: Assembled, documents: Sequence[Sequence[int]]) -> Tensor:
         return scored(hidden, made.network.head, targets)[0].float().cpu()
 
 
-def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
+def verify(
+    made: Assembled, run: Path, out: Path, base: str | None, dtype: torch.dtype | None = None
+) -> dict:  # fmt: skip
     """Load `out` in a fresh process that knows nothing of Luthier, and compare log-probabilities."""
     documents = [d for d in json.loads((run / "probe.json").read_text()) if len(d) > 1]
-    dtype = next(made.network.model.parameters()).dtype if base is None else _base_dtype(made)
+    computed = next(made.network.model.parameters()).dtype if base is None else _base_dtype(made)
+    dtype = dtype or computed
+    source, quantisation = _trained_over(made, run, base) if base is not None else (None, None)
     ours = logprobs(made, documents)
     device = made.ranks.device.type
     result = out / "probe.safetensors"
-    request = {"documents": documents, "model": str(out), "base": base, "dtype": str(dtype).removeprefix("torch."),
-               "device": device, "out": str(result)}  # fmt: skip
+    request = {"documents": documents, "model": str(out), "base": source, "quantisation": quantisation,
+               "dtype": str(dtype).removeprefix("torch."), "device": device, "out": str(result),
+               "beneath": [entry.model_dump() for entry in made.config.model.beneath],
+               "ours": _of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
+               }  # fmt: skip
     ran = subprocess.run(
         [sys.executable, reload.__file__], input=json.dumps(request), capture_output=True, text=True,
         env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
@@ -168,7 +250,7 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
     loaded = load_file(result)["logprobs"]
     result.unlink()
     difference = (loaded - ours).abs()
-    worst, mean = TOLERANCE[dtype]
+    worst, mean = max(TOLERANCE[dtype], TOLERANCE[computed])
     compared = {
         "largest_difference": difference.max().item(),
         "mean_difference": difference.mean().item(),
@@ -204,11 +286,11 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
     random = config.model.starts_at_random  # then it has no base model
     title = f"{run.name} ({config.method})" if random else f"{base_name}, fine-tuned ({config.method})"
     named = [] if random else [f"base_model: {base_name}"]
-    front = ["---", *named, "library_name: " + ("peft" if kind == "adapter" else "transformers"),
+    front = ["---", *named, "library_name: " + _library(config, kind),
              "pipeline_tag: text-generation", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
     lines = [
         *front, "", f"# {title}", "",
-        f"Made with Luthier {__version__} from `{config.data.train}`.", "", "## Figures", "",
+        f"Made with Luthier {__version__} from `{config.data.train}`.", *_stacked(config, kind), "", "## Figures", "",
     ]  # fmt: skip
     if "held_out_loss" in report:
         lines += [
@@ -225,13 +307,63 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
         f"- steps {report.get('steps', 'unknown')}, tokens {report.get('tokens', 'unknown')}",
         f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens "
         f"differ by at most {compared['largest_difference']:.2e} from the trained model's",
-        "", "## Loading", "", "```python", *_loading(kind, base), "```", "", "## Configuration", "", "```yaml",
+        "", "## Loading", "", "```python", *_loading(config, kind, base), "```", "", *_numbers(config, kind), "## Configuration", "", "```yaml",
         config.dump().rstrip(), "```", "",
     ]  # fmt: skip
     return "\n".join([*lines])
 
 
-def _loading(kind: str, base: str | None) -> list[str]:
+def _library(config: Config, kind: str) -> str:
+    if kind != "adapter":
+        return "transformers"
+    return "luthier" if _of_luthier_alone(config) else "peft"
+
+
+def _stacked(config: Config, kind: str) -> list[str]:
+    """On which saved adapters it was trained."""
+    told = [f"`{e.name}` ({e.path}" + (f", share {e.share:g})" if e.share != 1 else ")") for e in config.model.beneath]
+    if not told:
+        return []
+    where = "They are merged, too." if kind == "merged" else "Load them first: alone it answers otherwise than trained."
+    return ["", f"It was trained on top of these adapters, which were frozen: {', '.join(told)}. {where}"]
+
+
+def _numbers(config: Config, kind: str) -> list[str]:
+    """What is to be known of a model that was trained over weights in fewer bits."""
+    precision = config.precision
+    if not isinstance(precision, Reduced):
+        return []
+    if kind == "merged":
+        return [f"Its weights are the {precision.kind} ones that it was trained over, dequantised, with the adapter.", ""]
+    return [
+        f"The adapter was trained over weights in {precision.kind}, and was compared over the same. Over weights in 16 "
+        "or 32 bits it answers a little differently.", "",
+    ]  # fmt: skip
+
+
+def _loading(config: Config, kind: str, base: str | None) -> list[str]:
+    precision = config.precision
+    if kind == "adapter" and (config.model.beneath or _of_luthier_alone(config)):
+        folders = [(e.path, "" if e.share == 1 else f", share={e.share:g}") for e in config.model.beneath]
+        return [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer", "from luthier import adapters", "",
+            f'model = AutoModelForCausalLM.from_pretrained("{base}")',
+            *(f'adapters.load(model, "{path}"{share})' for path, share in folders),
+            'adapters.load(model, "path/of/this/folder")',
+            'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
+        ]  # fmt: skip
+    if kind == "adapter" and isinstance(precision, NF4) and precision.block_size == 64 and not ready_made(config.model):
+        return [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig", "",
+            "four_bits = BitsAndBytesConfig(",
+            f'    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant={precision.double_quant},',
+            "    bnb_4bit_compute_dtype=\"bfloat16\",",
+            ")",
+            f'base = AutoModelForCausalLM.from_pretrained("{base}", quantization_config=four_bits)',
+            'model = PeftModel.from_pretrained(base, "path/of/this/folder")',
+            'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
+        ]  # fmt: skip
     if kind == "adapter":
         return [
             "from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",

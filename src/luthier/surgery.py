@@ -333,7 +333,12 @@ def merged_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str
         state |= {name + leaf: tensor for leaf, tensor in _plain(module, dtype).items()}
     if dtype is None:
         return state
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    rounded: dict[tuple, Tensor] = {}  # tied tensors stay one
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            state[name] = rounded[key] if key in rounded else rounded.setdefault(key, tensor.to(dtype))
+    return state
 
 
 def _plain(module: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -63,9 +63,9 @@ class Result:
         made, _ = restore(self.folder)
         return Chat(made.network, made.renderer)
 
-    def export(self, out: str | Path, kind: str = "adapter") -> dict:
-        """Write the model where other tools read it: `adapter`, `merged` or `full`."""
-        return export(self.folder, Path(out), kind)
+    def export(self, out: str | Path, kind: str = "adapter", dtype: str | None = None) -> dict:
+        """Write the model where other tools read it: `adapter`, `merged` or `full`, the latter two in `dtype`."""
+        return export(self.folder, Path(out), kind, dtype)
 
 
 def train(config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None) -> Result:
