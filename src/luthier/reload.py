@@ -1,4 +1,4 @@
-"""The other half of an export's check, in a fresh process: transformers and PEFT, or Luthier's own loader if need be."""
+"""The other half of an export's check, in a fresh process: by transformers and PEFT, or by Luthier's own loader."""
 
 from __future__ import annotations
 

@@ -153,9 +153,9 @@ class OnLayers(BesideLayers):
 
     @classmethod
     def from_peft(cls, values: Mapping[str, Any]) -> Self:
-        own = {k: v for k, v in values.items() if k in cls.model_fields and k not in OURS and v is not None}
         taken = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
-        own |= targets_of_peft(values)
+        known = set(cls.model_fields) - taken - set(OURS)
+        own = {k: v for k, v in values.items() if k in known and v is not None} | targets_of_peft(values)
         return cls.understood(own, set(values) - ABOUT - taken - set(own), values)
 
 
