@@ -29,7 +29,7 @@ def loaded(request: dict) -> Any:
 
     dtype = getattr(torch, request["dtype"])
     source = request["base"] or request["model"]
-    given = {}
+    given: dict[str, Any] = {}
     if request["quantisation"]:
         from transformers import BitsAndBytesConfig
 
@@ -73,7 +73,8 @@ def by_luthier(model: Any, request: dict) -> Tensor:
     from luthier.models import network
     from luthier.trainable import adapter_files, saved
 
-    for entry in [*request["beneath"], {"path": request["model"], "name": saved.TRAINED, "share": 1.0}]:
+    last: dict[str, Any] = {"path": request["model"], "name": saved.TRAINED, "share": 1.0}
+    for entry in [*request["beneath"], last]:
         saved.load(model, adapter_files.read(entry["path"]), entry["name"], entry["share"])
     net = network.Network(model).eval()
     network.prepare(net, "padded")
