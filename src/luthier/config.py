@@ -297,6 +297,10 @@ ELSEWHERE = {  # what other libraries call it
     "num_stable_steps": "schedule.decay", "min_lr": "schedule.min_ratio", "min_lr_ratio": "schedule.min_ratio",
     "min_lr_rate": "schedule.min_ratio", "lr_end": "schedule.min_ratio", "loraplus_lr_embedding": "optim.groups",
     "optimizer_in_bwd": "optim.fused_backward", "stochastic_rounding": "optim.rounding",
+    "num_prompt_tokens": "trainable.num_virtual_tokens", "prefix_length": "trainable.num_virtual_tokens",
+    "pre_seq_len": "trainable.num_virtual_tokens", "prompt_length": "trainable.num_virtual_tokens",
+    "num_prefix": "trainable.num_virtual_tokens", "prefix_projection": "trainable.prefix_projection",
+    "prompt_init_text": "trainable.prompt_tuning_init_text", "prompt_init": "trainable.prompt_tuning_init",
     "lr_reduce_factor": "schedule.factor", "param_groups": "optim.groups",
 }  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
@@ -313,6 +317,9 @@ KINDS_ELSEWHERE = {  # what other libraries call a kind
         "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_warmup_with_min_lr": "cosine",
         "wsd": "warmup_stable_decay", "plateau": "reduce_lr_on_plateau", "reduce_on_plateau": "reduce_lr_on_plateau",
         "cosine_with_hard_restarts": "cosine_with_restarts",
+    },
+    "trainable.kind": {
+        "prefix_tuning": "prefix", "prompt_tuning": "prompt", "ptuning": "p_tuning", "prompt_encoder": "p_tuning",
     },
     "clipping.kind": {"agc": "adaptive", "max_grad_norm": "norm", "clip_value": "value"},
 }  # fmt: skip
