@@ -224,7 +224,6 @@ def test_copies_before_each_document_are_the_shared_ones(kind, compiled, family,
     net, batch = adapted(kind, family), Batch.pack(documents((9, 17, 4, 12, 6)))
     expected = loss_and_gradients(net, batch)
     ran = []
-    net.model.base_model.layers if family != "gpt2" else None
     pretend_flash(monkeypatch)
     net.compiled = compiled
     handle = net.model.base_model.register_forward_hook(lambda m, i, o: ran.append(o.last_hidden_state.shape[1]))
@@ -361,44 +360,47 @@ def test_recomputed_layers_give_the_same_gradient(kind):
     plain = loss_and_gradients(net, batch)
     checkpoint_activations(Parallel(activation_checkpointing=1), net.model)
     calls = []
-    net.model.base_model.layers[1].mlp.register_forward_hook(lambda *_: calls.append(1))
+    net.model.base_model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     again = loss_and_gradients(net, batch)
     assert len(calls) == 2, "the layer was not recomputed"
     close(plain[1], again[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_compiled_layers_share_one_graph(kind, monkeypatch):
-    """Attention takes its layer's keys by a tensor: by the layer's number, there would be a graph for each layer."""
-    net, batch = adapted(kind), Batch.pack(documents())
-    plain = loss_and_gradients(net, batch)
-    pretend_flash(monkeypatch)
-    monkeypatch.setattr(attention, "varlen_attn", torch.compiler.disable(attention.varlen_attn))
+def test_compiled_layers_share_their_graphs(monkeypatch):
+    """Attention takes its layer's keys by a tensor: by the layer's number, there would be graphs for each layer.
+
+    The first layer has its own, as nothing requires a gradient below a prefix.
+    """
+    from conftest import LLAMA
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     seen = []
 
     def backend(graph, inputs):
         seen.append(graph)
         return graph.forward
 
-    torch._dynamo.reset()
-    net.compiled = True
-    for layer in net.model.base_model.layers:
-        layer.compile(backend=backend, dynamic=False)
-    first = loss_and_gradients(net, batch)
-    graphs = len(seen)
-    close(plain[1], first[1])
-    loss_and_gradients(net, Batch.pack(documents()))
-    torch._dynamo.reset()
-    assert len(seen) == graphs
-    one_layer = packed_network()
-    KINDS[kind].apply(one_layer.model)
-    one_layer.compiled = True
-    one_layer.model.base_model.layers[0].compile(backend=backend, dynamic=False)
-    seen.clear()
-    loss_and_gradients(one_layer, batch)
-    torch._dynamo.reset()
-    assert len(seen) == graphs
+    batch, counts = Batch.pack(documents()), []
+    for layers in (2, 3):
+        net = network.Network(LlamaForCausalLM(LlamaConfig(**LLAMA | {"num_hidden_layers": layers})))
+        network.pack(net)
+        KINDS["prefix"].apply(net.model)
+        plain = loss_and_gradients(net, batch)
+        with monkeypatch.context() as patch:
+            pretend_flash(patch)
+            patch.setattr(attention, "varlen_attn", torch.compiler.disable(attention.varlen_attn))
+            torch._dynamo.reset()
+            seen.clear()
+            net.compiled = True
+            for layer in net.model.base_model.layers:
+                layer.self_attn.compile(backend=backend, dynamic=False)
+            close(plain[1], loss_and_gradients(net, batch)[1])
+            counts.append(len(seen))
+            loss_and_gradients(net, Batch.pack(documents((8, 16, 5, 13))))  # other borders, the same shapes
+            assert len(seen) == counts[-1]
+            torch._dynamo.reset()
+    assert counts[0] == counts[1] > 0
 
 
 def test_noise_on_embeddings_leaves_virtual_tokens_alone():
@@ -467,9 +469,17 @@ def test_answers_are_those_of_peft(kind):
     theirs.eval()
     for prompt, answer in zip(PROMPTS, generate(net, PROMPTS, set(), 12)):
         tokens = torch.tensor([prompt])
+        for token in answer:
+            with torch.no_grad():
+                logits = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0, -1]
+            assert int(logits.argmax()) == token
+            tokens = torch.cat([tokens, torch.tensor([[token]])], 1)
+        if kind == "prefix":
+            continue  # with the cache's new name in transformers 5.24, PEFT 0.21's generate leaves the prefix out
+        start = torch.tensor([prompt])
         out = theirs.generate(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=12,
-            eos_token_id=None, pad_token_id=0,
+            input_ids=start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=12,
+            eos_token_id=None, pad_token_id=0, use_cache=False,
         )[0].tolist()  # fmt: skip
         assert out[-12:] == answer
 
