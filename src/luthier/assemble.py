@@ -22,6 +22,7 @@ from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
 from .trainable import Partial, Prompt
+from .trainable.adapter import Adapting
 
 
 @dataclass
@@ -89,16 +90,17 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
 
 def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say) -> Any:
     """Loaded, or drawn; with a vocabulary that fits the tokenizer."""
-    name = config.model
+    name, store = config.model, config.precision.storage(dtype)
     if name.starts_at_random:
-        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length).to(device)
+        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length)
+        model = model.to(device) if store is None else load.stored(model, store, device, tell)
         if name.name:
             tell(
                 f"a random start from the configuration of {name.name}: none of its weights are used "
                 "(to go on from them, method=continued_pretraining)"
             )
     else:
-        model = load.load_model(name, dtype, device)
+        model = load.load_model(name, dtype, device, store, tell)
     vocabulary.fit(model, tokenizer, name.new_tokens)
     load.check_context(model, config.data.max_length, tell)
     load.check_virtual(model, config.data.max_length, _virtual(config))
@@ -110,12 +112,14 @@ def _virtual(config: Config) -> int:
     return getattr(config.trainable, "num_virtual_tokens", 0)
 
 
-def _move(config: Config, model: Any, tokenizer: Any) -> None:
+def _move(config: Config, model: Any, tokenizer: Any, tell: Say) -> None:
     """Choose what moves. A prompt that begins as a text is told its tokens, but where there are no values."""
     if isinstance(config.trainable, Prompt):
         config.trainable.apply(model, tokenize=lambda text: tokenizer(text)["input_ids"])
     else:
         config.trainable.apply(model)
+    for line in config.trainable.remarks(model) if isinstance(config.trainable, Adapting) else ():
+        tell(line)
 
 
 def assemble(
@@ -139,7 +143,7 @@ def assemble(
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
-    _move(config, model, tokenizer)
+    _move(config, model, tokenizer, tell)
     config.precision.apply(model)
     network.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
     vocabulary.check_moving(model, config.model.new_tokens)
@@ -162,6 +166,8 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     available = device == "cpu" or torch.cuda.is_available()
     dtype = config.precision.resolve(torch.device(device)) if available else _of_absent_gpu(config.precision.dtype)
     model = skeleton.outline(config.model, dtype, config.data.max_length)
+    if store := config.precision.storage(dtype):
+        model = load.stored(model, store, meta, tell)
     model.train()
     net = network.Network(model)
     net.longest = config.data.max_length
@@ -172,7 +178,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     else:
         network.pack(net)
     load.check_virtual(model, config.data.max_length, _virtual(config))
-    _move(config, model, None)
+    _move(config, model, None, tell)
     config.precision.apply(model)
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(meta)
@@ -214,3 +220,5 @@ def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Pat
 def load_weights(made: Assembled, folder: Path, group: str = "weights") -> None:
     """What moves, from a checkpoint: the weights of its step, or the group of its tensors that is to be deployed."""
     checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, group), str(folder))
+    constants = surgery.constants(made.network.model)
+    checkpoint.load_into(constants, checkpoint.read_tensors(folder, "constants"), str(folder))

@@ -35,7 +35,7 @@ from .optim import (
 )
 from .optim import schedule as schedules
 from .parallel import Parallel
-from .precision import Precision
+from .precision import Precision, Reduced
 from .settings import Settings, merged, nearest, parse_override, read_yaml
 from .trainable import Partial, Selection, Trainable
 from .trainable.adapter import Adapting
@@ -167,7 +167,9 @@ SHORT = {
     "model": "name", "data": "train", "trainable": "kind", "objective": "kind", "precision": "kind", "optim": "kind",
     "schedule": "kind", "clipping": "kind", "averaging": "kind",
 }  # fmt: skip
-DEFAULT_KINDS = {"optim": "adamw", "schedule": "linear", "clipping": "norm"}  # of sections that name no kind
+DEFAULT_KINDS = {  # of sections that name no kind
+    "optim": "adamw", "schedule": "linear", "clipping": "norm", "precision": "as_loaded",
+}  # fmt: skip
 
 
 def _expanded(values: Mapping) -> dict:
@@ -215,8 +217,12 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
         values["method"] = name = "lora"
     for axis, kind in METHODS[name].kinds.items():
         given = values.get(axis)
+        if kind == "as_loaded":  # what any method is without a word about precision
+            continue
         if isinstance(given, Mapping) and given.get("kind", kind) != kind:
-            fitting = [m.name for m in METHODS.values() if m.kinds.get(axis) == given["kind"]]
+            fitting = _named(METHODS[name].kinds, values, axis)
+            if axis == "precision" and not fitting:
+                continue  # any method over any precision, where that has no name of its own
             remedy = (
                 f"use method={fitting[0]}"
                 if fitting
@@ -239,6 +245,14 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _named(kinds: dict[str, str], values: Mapping, axis: str) -> list[str]:
+    """The methods that are what `values` ask for instead of `kinds`; of a precision those of this very point only."""
+    point = {a: (values.get(a) or {}).get("kind", kind) for a, kind in kinds.items()}
+    if axis == "precision":
+        return [m.name for m in METHODS.values() if m.kinds == point]
+    return [m.name for m in METHODS.values() if m.kinds.get(axis) == point[axis]]
 
 
 def read_run(folder: Path) -> Config:
@@ -277,6 +291,10 @@ ELSEWHERE = {  # what other libraries call it
     "model_name_or_path": "model.name", "dataset": "data.train", "train_file": "data.train",
     "validation_file": "data.validation", "val_size": "data.validation", "eval_steps": "evaluation.every",
     "save_steps": "checkpoint.every", "save_total_limit": "checkpoint.keep", "bf16": "precision.dtype",
+    "bnb_4bit_compute_dtype": "precision.dtype", "bnb_4bit_use_double_quant": "precision.double_quant",
+    "double_quantization": "precision.double_quant", "bnb_4bit_blocksize": "precision.block_size",
+    "bnb_4bit_quant_type": "precision.kind", "load_in_4bit": "precision.kind", "load_in_8bit": "precision.kind",
+    "quantization_bit": "precision.kind", "quantization": "precision.kind",
     "gradient_checkpointing": "parallel.activation_checkpointing", "torch_compile": "parallel.compile",
     "packing": "batch.packing", "output": "output_dir", "finetuning_type": "method",
     "additional_special_tokens": "model.new_tokens", "new_special_tokens": "model.new_tokens",
@@ -320,6 +338,11 @@ KINDS_ELSEWHERE = {  # what other libraries call a kind
     },
     "trainable.kind": {
         "prefix_tuning": "prefix", "prompt_tuning": "prompt", "ptuning": "p_tuning", "prompt_encoder": "p_tuning",
+    },
+    "precision.kind": {
+        "4bit": "nf4", "int4": "nf4", "bnb": "nf4", "bitsandbytes": "nf4", "fp4": "nf4", "8bit": "int8",
+        "llm_int8": "int8", "float8": "fp8", "float8_e4m3fn": "fp8", "e4m3": "fp8", "bf16": "as_loaded",
+        "bfloat16": "as_loaded", "float32": "as_loaded", "none": "as_loaded",
     },
     "clipping.kind": {"agc": "adaptive", "max_grad_norm": "norm", "clip_value": "value"},
 }  # fmt: skip
@@ -484,7 +507,25 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
         found += contradictions_of_data(config)
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
+    found += _contradictions_of_precision(config)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
+
+
+def _contradictions_of_precision(config: Config) -> list[str]:
+    """Weights in fewer bits cannot move, need their library, and may be so in the model's files already."""
+    precision, trainable, found = config.precision, config.trainable, []
+    if isinstance(precision, Reduced) and not isinstance(trainable, Adapting):
+        found.append(
+            f"precision.kind={precision.kind} keeps the weights in {'4' if precision.kind == 'nf4' else '8'} bits, where "
+            f"they cannot move, and trainable.kind={trainable.kind} moves them: use method=qlora, or "
+            "precision.kind=as_loaded"
+        )
+    if text := precision.lacking():
+        found.append(f"precision.kind={precision.kind}: {text}")
+    model = names.resolved(config.model)
+    if text := names.ready_made_problem(model.name, names.ready_made(model), precision.kind):
+        found.append(text)
+    return found
 
 
 def _contradictions_of_the_start(config: Config) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from . import __version__, reload, surgery
@@ -24,7 +24,8 @@ from .config import Config
 from .errors import ExportError
 from .files import write_atomically
 from .logprobs import scored
-from .trainable.adapter import Adapting, OnLayers
+from .trainable import saved
+from .trainable.adapter import Adapting
 
 KINDS = ("adapter", "merged", "full")
 PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
@@ -88,34 +89,9 @@ def _check_kind(config: Config, kind: str) -> None:
 
 
 def _write_adapter(made: Assembled, out: Path, base: str | None) -> None:
-    config, model = made.config.trainable, made.network.model
-    assert isinstance(config, OnLayers)
-    found = dict(surgery.adapters(model))
-    tensors = {
-        f"base_model.model.{surgery.base_name(name)}.{leaf}": tensor.detach().contiguous().cpu()
-        for name, adapter in found.items()
-        for leaf, tensor in adapter.rule.saved(adapter).items()
-    }
-    save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
-    written = {
-        "peft_type": config.peft_type,
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": made.config.model.revision,
-        **config.peft(),
-        "target_modules": _short_names(model, list(found)),
-        "fan_in_fan_out": any(surgery.transposed(a.base) for a in found.values()),
-        "inference_mode": True,
-    }
-    (out / "adapter_config.json").write_text(json.dumps(written, indent=2))
-
-
-def _short_names(model: torch.nn.Module, chosen: Sequence[str]) -> list[str]:
-    """Last names, where they mean the chosen layers and no others; else the whole names."""
-    linear = [n for n, m in surgery.outer(model) if surgery.linear_shape(m)]
-    lasts = sorted({n.rpartition(".")[2] for n in chosen})
-    others = [n for n in linear if n not in chosen and n.rpartition(".")[2] in lasts]
-    return list(chosen) if others else lasts
+    config = made.config.trainable
+    assert isinstance(config, Adapting)
+    saved.write(out, made.network.model, config, base=base, revision=made.config.model.revision)
 
 
 def _write_merged(made: Assembled, out: Path, base: str | None) -> None:

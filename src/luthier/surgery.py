@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -43,8 +44,13 @@ def linear_shape(module: Any) -> tuple[int, int] | None:
 
 
 def transposed(module: nn.Module) -> bool:
-    """Whether a linear layer keeps its weight as [in, out]."""
-    return type(module).__name__ == "Conv1D"
+    """Whether a linear layer, or the plain one that it was made from, keeps its weight as [in, out]."""
+    return type(module).__name__ == "Conv1D" or (isinstance(module, QuantisedLinear) and module.turned)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a layer is; one in fewer bits may have no parameters."""
+    return next(chain(module.parameters(), module.buffers())).device
 
 
 def roles(model: Any) -> dict[str, str]:
@@ -84,10 +90,30 @@ class QuantisedLinear(nn.Module):
     dtype: torch.dtype
     """In which the weight is multiplied."""
     bias: Tensor | None
+    turned: bool = False
+    """Whether the plain layer that it was made from keeps its weight as [in, out]."""
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in] that the layer multiplies with."""
         raise NotImplementedError
+
+
+class Storage(Protocol):
+    """How frozen layers are kept in fewer bits, for those who load them."""
+
+    kind: str
+
+    def names(self, model: nn.Module) -> list[str]:
+        """The layers of a plain model that are kept so."""
+        ...
+
+    def layer(self, plain: nn.Module) -> QuantisedLinear:
+        """In place of a plain layer, on the device that this is on."""
+        ...
+
+    def ready(self, plain: nn.Module, stored: Mapping[str, Tensor]) -> QuantisedLinear:
+        """In place of a plain layer whose weight a checkpoint keeps so already: its tensors by the ends of their names."""
+        ...
 
 
 class Switched(nn.Module):
@@ -149,6 +175,9 @@ class Rule(Protocol):
         """The layer's parameters under the names that they have in an adapter file."""
         ...
 
+    # Where there are any: `constants`, the names of buffers that a checkpoint needs beside what moves; `stand_in(layer)`,
+    # a plain layer that computes the same; `listed`, under which key of adapter_config.json its place stands.
+
 
 class Adapter(Switched):
     """What wraps a layer `base`, plain, quantised or wrapped itself, and changes what it gives as its `rule` says."""
@@ -161,6 +190,26 @@ class Adapter(Switched):
         super().__init__()
         self.base, self.rule, self.name = base, rule, name
         rule.start(self)
+
+    @property
+    def weight(self) -> Any:
+        """Of the layer beneath, as other libraries ask an embedding and a head for it."""
+        return self.base.weight
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    @property
+    def plain(self) -> nn.Module | None:
+        """The layer that computes the same by itself, where there is one: beneath a switched off adapter, a copy."""
+        if not self.enabled:
+            return self.base.plain if isinstance(self.base, Adapter) else self.base
+        return getattr(self.rule, "stand_in", lambda layer: None)(self)
 
     def forward(self, *inputs: Any, **more: Any) -> Any:
         return self.rule.forward(self, *inputs, **more) if self.enabled else self.base(*inputs, **more)
@@ -182,6 +231,16 @@ def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 inside += (name + ".",)
 
 
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """What adapters drew from their base at the start and need ever after, though it does not move."""
+    return {
+        f"{name}.{leaf}": getattr(adapter, leaf)
+        for name, adapter in adapters(model)
+        for leaf in getattr(adapter.rule, "constants", ())
+        if getattr(adapter, leaf) is not None
+    }
+
+
 @contextmanager
 def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
     """The model as it was before its adapters, or before those of these names."""
@@ -194,6 +253,17 @@ def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> Iter
     finally:
         for module, state in zip(found, before):
             module.enabled = state
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take the adapters of this name out again: wrapped layers come back, other parts go from where they were put."""
+    for place, module in reversed(list(model.named_modules())):  # inner ones first: names of outer ones stay true
+        if isinstance(module, Switched) and module.name == name:
+            if isinstance(module, Adapter):
+                swap(model, place, module.base)
+            else:
+                parent, _, leaf = place.rpartition(".")
+                delattr(model.get_submodule(parent), leaf)
 
 
 def dense(module: Any) -> dict[str, Tensor]:
@@ -237,25 +307,30 @@ def base_name(name: str) -> str:
 
 
 @torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
+def merged_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The state of the network with its adapters merged into copies; the live weights stay as they are.
 
-    Weights that are kept in fewer bits come out in the dtype that they compute in.
+    Floating point comes out in `dtype`; without one in that of each tensor, and weights that are kept in fewer bits in
+    the dtype that they compute in.
     """
     changed = {n + ".": m for n, m in outer(model) if isinstance(m, Adapter | QuantisedLinear)}
     added = tuple(name + "." for name, module in model.named_children() if isinstance(module, Switched))
     skipped = tuple(changed) + added
     state = {n: t.detach() for n, t in model.state_dict(keep_vars=True).items() if not n.startswith(skipped or "\0")}
     for name, module in changed.items():
-        state |= {name + leaf: tensor for leaf, tensor in _plain(module).items()}
-    return state
+        state |= {name + leaf: tensor for leaf, tensor in _plain(module, dtype).items()}
+    if dtype is None:
+        return state
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
-def _plain(module: Any) -> dict[str, Tensor]:
+def _plain(module: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The state of a plain layer in place of one that is wrapped or kept in fewer bits."""
     layer, tensors = innermost(module), dense(module)
-    if isinstance(layer, QuantisedLinear):
-        return {leaf: t.to(layer.dtype) for leaf, t in tensors.items()}
     if transposed(layer):
         tensors["weight"] = tensors["weight"].t()
-    return {leaf: tensors[leaf].to(t.dtype) if leaf in tensors else t for leaf, t in layer.state_dict().items()}
+    if isinstance(layer, QuantisedLinear):
+        return {leaf: t.to(dtype or layer.dtype).contiguous() for leaf, t in tensors.items()}
+    return {
+        leaf: tensors[leaf].to(dtype or t.dtype) if leaf in tensors else t for leaf, t in layer.state_dict().items()
+    }

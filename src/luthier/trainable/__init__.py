@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from ..settings import Settings
+from .bottleneck import Bottleneck
+from .dora import DoRA
 from .lora import LoRA
 from .p_tuning import PTuning
 from .prefix import Prefix
@@ -81,4 +83,6 @@ class Partial(Selection):
         return partial.begins(self, model)
 
 
-Trainable = Annotated[Full | Partial | LoRA | Prefix | Prompt | PTuning, Field(discriminator="kind")]
+Trainable = Annotated[
+    Full | Partial | LoRA | DoRA | Bottleneck | Prefix | Prompt | PTuning, Field(discriminator="kind")
+]
