@@ -318,6 +318,10 @@ ELSEWHERE = {  # what other libraries call it
     "adapter_name_or_path": "model.adapters", "adapters": "model.adapters", "lora_model_dir": "trainable.init_from",
     "create_new_adapter": "trainable.init_from", "resume_from_adapter": "trainable.init_from",
     "optimizer_in_bwd": "optim.fused_backward", "stochastic_rounding": "optim.rounding",
+    "num_prompt_tokens": "trainable.num_virtual_tokens", "prefix_length": "trainable.num_virtual_tokens",
+    "pre_seq_len": "trainable.num_virtual_tokens", "prompt_length": "trainable.num_virtual_tokens",
+    "num_prefix": "trainable.num_virtual_tokens", "prefix_projection": "trainable.prefix_projection",
+    "prompt_init_text": "trainable.prompt_tuning_init_text", "prompt_init": "trainable.prompt_tuning_init",
     "lr_reduce_factor": "schedule.factor", "param_groups": "optim.groups",
 }  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
@@ -334,6 +338,9 @@ KINDS_ELSEWHERE = {  # what other libraries call a kind
         "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_warmup_with_min_lr": "cosine",
         "wsd": "warmup_stable_decay", "plateau": "reduce_lr_on_plateau", "reduce_on_plateau": "reduce_lr_on_plateau",
         "cosine_with_hard_restarts": "cosine_with_restarts",
+    },
+    "trainable.kind": {
+        "prefix_tuning": "prefix", "prompt_tuning": "prompt", "ptuning": "p_tuning", "prompt_encoder": "p_tuning",
     },
     "precision.kind": {
         "4bit": "nf4", "int4": "nf4", "bnb": "nf4", "bitsandbytes": "nf4", "fp4": "nf4", "8bit": "int8",

@@ -24,7 +24,7 @@ from .generate import generate
 from .measured import Documents, Measured
 from .parallel.ranks import Ranks
 from .scores import Answer, Scorer
-from .surgery import adapters, adapters_off, replaced, trainable
+from .surgery import Switched, adapters, adapters_off, replaced, trainable
 from .trainable.saved import TRAINED
 
 Tell = Callable[[str], None]
@@ -244,7 +244,7 @@ def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
         with replaced(made.parameters(), made.start):
             yield made
         return
-    inside = {id(p) for _, a in adapters(made.network.model) for p in a.parameters()}
+    inside = {id(p) for m in made.network.model.modules() if isinstance(m, Switched) for p in m.parameters()}
     inside -= {id(p) for _, a in adapters(made.network.model) for p in a.base.parameters()}
     if inside and all(id(p) in inside for p in trainable(made.network.model).values()):
         with adapters_off(made.network.model, {TRAINED}):

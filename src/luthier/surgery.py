@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .errors import ModelError
+
 
 def freeze(model: nn.Module) -> None:
     for parameter in model.parameters():
@@ -142,10 +144,17 @@ class VirtualTokens(Switched):
         return None
 
 
+def untrained(model: nn.Module) -> set[str]:
+    """Names of virtual tokens that move: what is measured before the first step, as the base, is without them."""
+    found = [m for m in model.children() if isinstance(m, VirtualTokens)]
+    return {m.name for m in found if any(p.requires_grad for p in m.parameters())}
+
+
 def attach(model: nn.Module, tokens: VirtualTokens, name: str) -> None:
     """Put virtual tokens into a model, after those that are there."""
     place = "virtual_tokens" if name == "default" else f"virtual_tokens_{name.replace('.', '_')}"
-    assert not hasattr(model, place), f"two adapters of the name {name}"
+    if hasattr(model, place):
+        raise ModelError(f"two adapters of the name {name!r}: give one of them another")
     tokens.name = name
     model.add_module(place, tokens)
 

@@ -349,7 +349,11 @@ class Trainer:
             return
         state = checkpoint.random_state()
         try:
-            values = self._measure(answer, self._deployed(), self.step)
+            # What virtual tokens begin as changes the model: the base, at step 0, is without them.
+            first = self.step == 0 and self.made.start is None
+            begun = surgery.untrained(self.made.network.model) if first else ()
+            with surgery.adapters_off(self.made.network.model, begun):
+                values = self._measure(answer, self._deployed(), self.step)
         except Stopped:
             checkpoint.restore_random_state(state)
             self.save()
