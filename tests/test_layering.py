@@ -13,15 +13,15 @@ FLOORS = [
     {"search"},
     {"train"},
     {"evaluate", "export", "explain"},
-    {"harness"},
-    {"assemble", "generate"},
+    {"harness", "reload"},
+    {"assemble", "generate", "adapters"},
     {"config"},
     {"methods"},
     AXES,
     {"checkpoint", "monitor", "measured"},
     {"batch", "logprobs", "surgery", "scores"},
     {"kernels", "files", "settings", "signals", "document", "intervals"},
-    {"errors", "reload"},
+    {"errors"},
 ]
 
 

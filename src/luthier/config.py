@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from .data import Data, sources
-from .errors import CheckpointError, ConfigError
+from .errors import AdapterError, CheckpointError, ConfigError
 from .methods import METHODS
 from .models import Model, names
 from .monitor.alarms import Alarms
@@ -37,8 +37,8 @@ from .optim import schedule as schedules
 from .parallel import Parallel
 from .precision import Precision, Reduced
 from .settings import Settings, merged, nearest, parse_override, read_yaml
-from .trainable import Partial, Selection, Trainable
-from .trainable.adapter import Adapting
+from .trainable import Partial, Selection, Trainable, adapter_files
+from .trainable.adapter import Adapting, BesideLayers
 
 
 class BatchSize(Settings):
@@ -240,7 +240,8 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
         raise ConfigError(problems + _explained(faults) + _contradictions_of_the_rest(values, faults)) from None
     if config.batch.examples is None and config.batch.tokens is None:
         config = config.model_copy(update={"batch": config.batch.model_copy(update={"examples": 16})})
-    config = config.model_copy(update={"model": names.resolved(config.model)})
+    followed = {"model": names.resolved(config.model), "trainable": adapter_files.resolved(config.trainable)}
+    config = config.model_copy(update=followed)
     problems += contradictions(config, weights)
     if problems:
         raise ConfigError(problems)
@@ -318,7 +319,13 @@ ELSEWHERE = {  # what other libraries call it
     "lr_scheduler_kwargs": "schedule", "num_warmup_steps": "schedule.warmup", "num_decay_steps": "schedule.decay",
     "num_stable_steps": "schedule.decay", "min_lr": "schedule.min_ratio", "min_lr_ratio": "schedule.min_ratio",
     "min_lr_rate": "schedule.min_ratio", "lr_end": "schedule.min_ratio", "loraplus_lr_embedding": "optim.groups",
+    "adapter_name_or_path": "model.adapters", "adapters": "model.adapters", "lora_model_dir": "trainable.init_from",
+    "create_new_adapter": "trainable.init_from", "resume_from_adapter": "trainable.init_from",
     "optimizer_in_bwd": "optim.fused_backward", "stochastic_rounding": "optim.rounding",
+    "num_prompt_tokens": "trainable.num_virtual_tokens", "prefix_length": "trainable.num_virtual_tokens",
+    "pre_seq_len": "trainable.num_virtual_tokens", "prompt_length": "trainable.num_virtual_tokens",
+    "num_prefix": "trainable.num_virtual_tokens", "prefix_projection": "trainable.prefix_projection",
+    "prompt_init_text": "trainable.prompt_tuning_init_text", "prompt_init": "trainable.prompt_tuning_init",
     "lr_reduce_factor": "schedule.factor", "param_groups": "optim.groups",
 }  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
@@ -335,6 +342,9 @@ KINDS_ELSEWHERE = {  # what other libraries call a kind
         "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_warmup_with_min_lr": "cosine",
         "wsd": "warmup_stable_decay", "plateau": "reduce_lr_on_plateau", "reduce_on_plateau": "reduce_lr_on_plateau",
         "cosine_with_hard_restarts": "cosine_with_restarts",
+    },
+    "trainable.kind": {
+        "prefix_tuning": "prefix", "prompt_tuning": "prompt", "ptuning": "p_tuning", "prompt_encoder": "p_tuning",
     },
     "precision.kind": {
         "4bit": "nf4", "int4": "nf4", "bnb": "nf4", "bitsandbytes": "nf4", "fp4": "nf4", "8bit": "int8",
@@ -490,6 +500,7 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
             f"parallel.activation_checkpointing={config.parallel.activation_checkpointing}: with batch.packing=false a "
             "prefix lies in the cache, which layers that are recomputed do without: use one of the two"
         )
+    found += _faults_of_adapters(config)
     for columns in [data.columns, *(source.columns or {} for source in data.sources())]:
         if columns:
             from .data import formats
@@ -694,6 +705,38 @@ def _contradictions_of_evaluation(config: Config) -> list[str]:
                 f"evaluation.tasks: {path} is a file or folder of task files, which may run Python of their own: read "
                 "them, then set evaluation.trust_task_files=true"
             )
+    return found
+
+
+def _faults_of_adapters(config: Config) -> list[str]:
+    """What is wrong with saved adapters: those beneath what is trained, and the one that a run goes on with."""
+    found = adapter_files.problems(config.trainable)
+    entries = config.model.beneath
+    for entry in entries:
+        try:
+            saved = adapter_files.read(entry.path)
+        except AdapterError as error:
+            found.append(f"model.adapters: {error}")
+            continue
+        if not entry.share:
+            found.append(f"model.adapters: share=0 of {entry.path!r} leaves nothing of it: leave the adapter out")
+        elif entry.share != 1 and not isinstance(saved.settings, BesideLayers):
+            found.append(
+                f"model.adapters: share={entry.share:g} of {entry.path!r}, but virtual tokens are there or not: leave "
+                "share out"
+            )
+    called = [entry.name for entry in entries]
+    if twice := sorted({str(name) for name in called if called.count(name) > 1}):
+        found.append(f"model.adapters: two adapters of the name {twice[0]!r}: give one of them another `name`")
+    if "default" in called:
+        found.append("model.adapters: the name 'default' is that of the adapter that is trained: give another `name`")
+    if entries and not isinstance(config.trainable, Adapting):
+        found.append(
+            f"model.adapters lie frozen beneath a new adapter, and method={config.method} trains the model itself: "
+            "merge them into it first (luthier adapters merge), or use method=lora"
+        )
+    if entries and config.model.starts_at_random:
+        found.append("model.adapters of a random start: an adapter belongs to loaded weights; leave one of them out")
     return found
 
 
