@@ -40,6 +40,7 @@ class Assembled:
         """Let move what moves after `step` optimiser steps. Nothing is computed for what does not move yet."""
         for name, begin in self.begins.items():
             self.network.model.get_parameter(name).requires_grad_(begin <= step)
+        self.config.precision.begin(self.network.model, step)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All that ever moves: of the network under its own names, of the objective under `objective.`"""
@@ -125,16 +126,23 @@ def assemble(
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
-    config.trainable.apply(model)
-    config.precision.apply(model)
+    begins = _transform(config, model)
     vocabulary.check_moving(model, config.model.new_tokens)
-    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(ranks.device)
     if training:
         layers.choose_kernels(config.parallel, ranks.device)
         layers.checkpoint_activations(config.parallel, model)
         layers.compile_layers(config.parallel, model, ranks.device)
     return Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
+
+
+def _transform(config: Config, model: Any) -> dict[str, int]:
+    """What moves, and in which numbers; returns each parameter that begins to move later, and when."""
+    config.trainable.apply(model)
+    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
+    late = {id(model.get_parameter(name)): step for name, step in begins.items()}
+    config.precision.apply(model)  # layers that are wrapped have other names
+    return {name: late[id(p)] for name, p in model.named_parameters() if id(p) in late}
 
 
 def outline(config: Config, device: str, tell: Callable[[str], None] = lambda text: None) -> Assembled:
@@ -155,9 +163,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         tell(f"rows run padded: {reason}")
     else:
         network.pack(net)
-    config.trainable.apply(model)
-    config.precision.apply(model)
-    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
+    begins = _transform(config, model)
     objective = config.objective.build().to(meta)
     layers.checkpoint_activations(config.parallel, model)
     return Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]

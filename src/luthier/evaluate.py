@@ -239,8 +239,8 @@ def python_docs(renderer: Renderer) -> Dataset:
 def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
     """The network as it was before it was trained. Where more than adapters moved, it is loaded afresh and takes the
     place of the tuned one, whose memory is given up: measure that first."""
-    inside = {id(p) for _, a in adapters(made.network.model) for p in a.parameters()}
-    inside -= {id(p) for _, a in adapters(made.network.model) for p in a.base.parameters()}
+    own = (p for _, a in adapters(made.network.model) for n, p in a.named_parameters() if not n.startswith("base."))
+    inside = {id(p) for p in own}
     if inside and all(id(p) in inside for p in trainable(made.network.model).values()):
         with adapters_off(made.network.model):
             yield made
@@ -249,4 +249,5 @@ def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
     tell("loading the base model again, to compare with it")
     fresh = assemble(made.config, tell, training=False)
     fresh.network.eval()
-    yield fresh
+    with adapters_off(fresh.network.model):  # where it was trained rounded, the base is not
+        yield fresh

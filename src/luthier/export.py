@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from torch import Tensor
 from . import __version__, reload, surgery
 from .assemble import Assembled, restore
 from .batch import Batch, Document
-from .config import Config
+from .config import Config, read_run
 from .errors import ExportError
 from .files import write_atomically
 from .logprobs import scored
+from .precision import QAT, converted
+from .precision.qat import NAME as ROUNDING
 from .trainable.adapter import Adapting, OnLayers
 
-KINDS = ("adapter", "merged", "full")
+KINDS = ("adapter", "merged", "full", "quantised")
 PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
 # Largest and mean difference of log-probabilities between what was trained and what was written.
 TOLERANCE = {torch.float32: (5e-3, 5e-4), torch.bfloat16: (1.0, 0.05), torch.float16: (0.5, 0.02)}
@@ -42,8 +45,8 @@ def export(run: Path, out: Path, kind: str) -> dict:
         raise ExportError(
             "an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written"
         )
+    _check_kind(read_run(run), kind)
     made, chosen = restore(run)
-    _check_kind(made.config, kind)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -52,7 +55,8 @@ def export(run: Path, out: Path, kind: str) -> dict:
         WRITERS[kind](made, aside, base)
         made.tokenizer.save_pretrained(aside)
         _generation_config(made, aside)
-        compared = verify(made, run, aside, base)
+        with _as_written(made, kind):
+            compared = verify(made, run, aside, base)
         (aside / "README.md").write_text(card(made.config, run, kind, base, compared))
         _readable(aside)
         if out.exists():
@@ -74,10 +78,33 @@ def _readable(folder: Path) -> None:
 
 def _check_kind(config: Config, kind: str) -> None:
     adapted = isinstance(config.trainable, Adapting)
+    rounded = isinstance(config.precision, QAT)
+    if kind == "quantised":
+        return _check_quantised(config)
+    if rounded and kind == "adapter":
+        raise ExportError(
+            "as=adapter: the run rounded its adapter together with the weights, and would not answer so beside them: "
+            "use as=quantised, or as=merged for floating-point weights that are to be rounded elsewhere"
+        )
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
         raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use as=full")
+
+
+def _check_quantised(config: Config) -> None:
+    if not isinstance(config.precision, QAT):
+        raise ExportError("as=quantised: the run was not trained for it; train with method=qat or method=qat-lora")
+    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable:
+        raise ExportError(
+            f"as=quantised: an adapter of trainable.kind={config.trainable.kind} stays beside the layers, "  # type: ignore[attr-defined]
+            "and a file of a quantised model has no place for it: use trainable.kind=lora or full"
+        )
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise ExportError(
+            "a quantised model is checked by loading it with transformers and compressed-tensors: "
+            "pip install luthier[export]; nothing was written"
+        )
 
 
 # ---------------------------------------------------------------------------- writers
@@ -127,7 +154,21 @@ def _write_merged(made: Assembled, out: Path, base: str | None) -> None:
 
 
 def _write_full(made: Assembled, out: Path, base: str | None) -> None:
-    _write_model(made, out, None)
+    _write_model(made, out, surgery.merged_state(made.network.model) if _rounded(made) else None)
+
+
+def _write_quantised(made: Assembled, out: Path, base: str | None) -> None:
+    model: Any = made.network.model
+    assert isinstance(made.config.precision, QAT)
+    model.config.quantization_config = converted.quantization_config(made.config.precision, model)
+    try:
+        _write_model(made, out, converted.converted_state(model))
+    finally:
+        del model.config.quantization_config
+
+
+def _rounded(made: Assembled) -> bool:
+    return isinstance(made.config.precision, QAT)
 
 
 def _write_model(made: Assembled, out: Path, state: dict[str, Tensor] | None) -> None:
@@ -136,7 +177,7 @@ def _write_model(made: Assembled, out: Path, state: dict[str, Tensor] | None) ->
         model.save_pretrained(out, state_dict=state)
 
 
-WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full}
+WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full, "quantised": _write_quantised}
 
 
 def _base(made: Assembled, run: Path) -> str:
@@ -175,6 +216,13 @@ def keep_probe(run: Path, documents: Sequence[Document]) -> None:
     """A few held-out documents, on which every export of the run will be compared."""
     kept = [d.tokens[:PROBE_TOKENS].tolist() for d in documents[:PROBE_DOCUMENTS]]
     write_atomically(run / "probe.json", json.dumps(kept))
+
+
+def _as_written(made: Assembled, kind: str) -> AbstractContextManager:
+    """Floating-point weights of a run that trained for rounding are compared as they are, not rounded."""
+    if _rounded(made) and kind != "quantised":
+        return surgery.adapters_off(made.network.model, {ROUNDING})
+    return nullcontext()
 
 
 def logprobs(made: Assembled, documents: Sequence[Sequence[int]]) -> Tensor:
