@@ -43,6 +43,7 @@ class Assembled:
         """Let move what moves after `step` optimiser steps. Nothing is computed for what does not move yet."""
         for name, begin in self.begins.items():
             self.network.model.get_parameter(name).requires_grad_(begin <= step)
+        self.config.precision.begin(self.network.model, step)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All that ever moves: of the network under its own names, of the objective under `objective.`"""
@@ -178,10 +179,9 @@ def assemble(
     files |= _go_on(config, model, tell)
     if training:
         _tell_idle(net, files, tell)
-    config.precision.apply(model)
+    begins = _apply_precision(config, model)
     network.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
     vocabulary.check_moving(model, config.model.new_tokens)
-    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(ranks.device)
     if training:
         layers.choose_kernels(config.parallel, ranks.device)
@@ -193,6 +193,14 @@ def assemble(
     if saved.TRAINED in files:
         made.start = {name: p.detach().clone() for name, p in made.parameters().items()}
     return made
+
+
+def _apply_precision(config: Config, model: Any) -> dict[str, int]:
+    """In which numbers layers compute; returns each parameter that begins to move later, and when."""
+    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
+    late = {id(model.get_parameter(name)): step for name, step in begins.items()}
+    config.precision.apply(model)  # layers that are wrapped have other names
+    return {name: late[id(p)] for name, p in model.named_parameters() if id(p) in late}
 
 
 def outline(config: Config, device: str, tell: Callable[[str], None] = lambda text: None) -> Assembled:
@@ -218,8 +226,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     load.check_virtual(model, config.data.max_length, _virtual(config))
     _lay_beneath(config, model, tell, values=False)
     _move(config, model, None, tell)
-    config.precision.apply(model)
-    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
+    begins = _apply_precision(config, model)
     objective = config.objective.build().to(meta)
     layers.checkpoint_activations(config.parallel, model)
     return Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ from .optim import (
 )
 from .optim import schedule as schedules
 from .parallel import Parallel
-from .precision import Precision, Reduced
+from .precision import QAT, WHOLE_ROW, Precision, Reduced
 from .settings import Settings, merged, nearest, parse_override, read_yaml
 from .trainable import Partial, Selection, Trainable, adapter_files
 from .trainable.adapter import Adapting, BesideLayers
@@ -327,6 +327,9 @@ ELSEWHERE = {  # what other libraries call it
     "num_prefix": "trainable.num_virtual_tokens", "prefix_projection": "trainable.prefix_projection",
     "prompt_init_text": "trainable.prompt_tuning_init_text", "prompt_init": "trainable.prompt_tuning_init",
     "lr_reduce_factor": "schedule.factor", "param_groups": "optim.groups",
+    "groupsize": "precision.group_size", "weight_dtype": "precision.scheme", "activation_dtype": "precision.scheme",
+    "quantizer": "precision.scheme", "quantization_aware_training": "precision.kind", "qat": "precision.kind",
+    "fake_quant_after_n_step": "precision.fake_quant_after_n_steps",
 }  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
     "optim.kind": {
@@ -352,6 +355,13 @@ KINDS_ELSEWHERE = {  # what other libraries call a kind
         "bfloat16": "as_loaded", "float32": "as_loaded", "none": "as_loaded",
     },
     "clipping.kind": {"agc": "adaptive", "max_grad_norm": "norm", "clip_value": "value"},
+    "precision.scheme": {
+        "int8_dynamic_activation_int4_weight": "int8-dynamic-act-int4-weight", "8da4w": "int8-dynamic-act-int4-weight",
+        "int8dynamicactivationint4weightconfig": "int8-dynamic-act-int4-weight",
+        "int8_dynamic_activation_int8_weight": "int8-dynamic-act-int8-weight", "w8a8": "int8-dynamic-act-int8-weight",
+        "int4_weight_only": "int4-weight-only", "int4": "int4-weight-only", "4w": "int4-weight-only",
+        "float8": "fp8", "float8_dynamic_activation_float8_weight": "fp8",
+    },
 }  # fmt: skip
 
 
@@ -371,6 +381,8 @@ def _explained(errors: list) -> list[str]:
             told[path] = f"{path}.kind: {detail['msg']}"
         elif path in told:
             told[path] += f" or {wanted}"
+        elif meant := KINDS_ELSEWHERE.get(path, {}).get(str(detail["input"]).lower()):
+            told[path] = f"{path}={detail['input']!r}: should be {wanted}; did you mean {meant!r}?"
         else:
             told[path] = f"{path}={detail['input']!r}: should be {wanted}"
     # Of a value that can be of several types, the fault inside says more than that it is not of the others.
@@ -490,6 +502,8 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
         )
     found += _contradictions_of_monitoring(config)
     found += _contradictions_of_evaluation(config)
+    if isinstance(config.precision, QAT):
+        found += _contradictions_of_qat(config, config.precision)
     t = config.trainable
     if isinstance(t, Partial):
         found += _faults_of_unfreezing(t, config.max_steps)
@@ -554,6 +568,24 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             f"model.new_tokens: {model.new_tokens[0]!r} has to be learnt, but method={config.method} freezes the "
             "embeddings: use method=full, method=partial with trainable.embeddings=true, or method=lora with the "
             "embeddings and the head in trainable.modules_to_save"
+        )
+    return found
+
+
+def _contradictions_of_qat(config: Config, qat: QAT) -> list[str]:
+    group, late, found = qat.group_size, qat.fake_quant_after_n_steps, []
+    if group != WHOLE_ROW and (group < 2 or qat.scheme == "fp8"):
+        wanted = "-1, as float8 weights have a scale for each output" if qat.scheme == "fp8" else "2 or more, or -1"
+        found.append(f"precision.group_size={group} with precision.scheme={qat.scheme}: should be {wanted}")
+    if config.max_steps is not None and late >= config.max_steps:
+        found.append(
+            f"precision.fake_quant_after_n_steps={late} is never reached in max_steps={config.max_steps}: nothing "
+            "would be trained for the rounding; use a smaller number"
+        )
+    if dropout := getattr(config.trainable, "lora_dropout", 0.0):
+        found.append(
+            f"trainable.lora_dropout={dropout} drops inputs of the adapter alone, and precision.kind=qat rounds it "
+            "together with the weight that it is merged into: use trainable.lora_dropout=0"
         )
     return found
 

@@ -24,7 +24,7 @@ from .generate import generate
 from .measured import Documents, Measured
 from .parallel.ranks import Ranks
 from .scores import Answer, Scorer
-from .surgery import Switched, adapters, adapters_off, replaced, trainable
+from .surgery import Adapter, Switched, adapters_off, replaced, trainable
 from .trainable.saved import TRAINED
 
 Tell = Callable[[str], None]
@@ -244,8 +244,13 @@ def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
         with replaced(made.parameters(), made.start):
             yield made
         return
-    inside = {id(p) for m in made.network.model.modules() if isinstance(m, Switched) for p in m.parameters()}
-    inside -= {id(p) for _, a in adapters(made.network.model) for p in a.base.parameters()}
+    inside = {
+        id(p)
+        for module in made.network.model.modules()
+        if isinstance(module, Switched)
+        for name, p in module.named_parameters()
+        if not (isinstance(module, Adapter) and name.startswith("base."))
+    }
     if inside and all(id(p) in inside for p in trainable(made.network.model).values()):
         with adapters_off(made.network.model, {TRAINED}):
             yield made
@@ -254,4 +259,5 @@ def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
     tell("loading the base model again, to compare with it")
     fresh = assemble(made.config, tell, training=False)
     fresh.network.eval()
-    yield fresh
+    with adapters_off(fresh.network.model):  # where it was trained rounded, the base is not
+        yield fresh

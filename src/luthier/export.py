@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from .errors import ExportError
 from .files import new_folder, write_atomically
 from .logprobs import scored
 from .models.names import ready_made
-from .precision import NF4, Reduced
+from .precision import NF4, QAT, Reduced, converted
+from .precision.qat import NAME as ROUNDING
 from .surgery import QuantisedLinear
 from .trainable import adapter_files, saved
 from .trainable.adapter import Adapting
 
-KINDS = ("adapter", "merged", "full")
+KINDS = ("adapter", "merged", "full", "quantised")
 PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
 # Largest and mean difference of log-probabilities between what was trained and what was written.
 TOLERANCE = {torch.float32: (5e-3, 5e-4), torch.bfloat16: (1.0, 0.05), torch.float16: (0.5, 0.02)}
@@ -49,15 +51,16 @@ def export(run: Path, out: Path, kind: str, dtype: str | None = None) -> dict:
         raise ExportError(
             "an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written"
         )
+    _check_kind(read_run(run), kind)
     rounded = {"dtype": wanted} if wanted else {}
     with new_folder(out) as aside:
         made, chosen = restore(run)
-        _check_kind(made.config, kind)
         base = _base(made, run) if kind == "adapter" else None
         WRITERS[kind](made, aside, base, **rounded)
         made.tokenizer.save_pretrained(aside)
         _generation_config(made, aside)
-        compared = verify(made, run, aside, base, **rounded)
+        with _as_written(made, kind):
+            compared = verify(made, run, aside, base, **rounded)
         (aside / "README.md").write_text(card(made.config, run, kind, base, compared))
     files = sorted(p.name for p in out.iterdir())
     return {"out": str(out), "as": kind, "checkpoint": str(chosen), **compared, "files": files}
@@ -88,6 +91,14 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
 
 def _check_kind(config: Config, kind: str) -> None:
     adapted = isinstance(config.trainable, Adapting)
+    if kind == "quantised":
+        _check_quantised(config)
+        return
+    if isinstance(config.precision, QAT) and kind == "adapter":
+        raise ExportError(
+            "as=adapter: the run rounded its adapter together with the weights, and would not answer so beside them: "
+            "use as=quantised, or as=merged for floating-point weights that are to be rounded elsewhere"
+        )
     beneath = [adapter_files.read(entry.path).settings for entry in config.model.beneath]
     lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
     if lasting and kind != "adapter":
@@ -96,6 +107,21 @@ def _check_kind(config: Config, kind: str) -> None:
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
         raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use as=full")
+
+
+def _check_quantised(config: Config) -> None:
+    if not isinstance(config.precision, QAT):
+        raise ExportError("as=quantised: the run was not trained for it; train with method=qat or method=qat-lora")
+    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable:
+        raise ExportError(
+            f"as=quantised: an adapter of trainable.kind={config.trainable.kind} stays beside the layers, "  # type: ignore[attr-defined]
+            "and a file of a quantised model has no place for it: use trainable.kind=lora or full"
+        )
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise ExportError(
+            "a quantised model is checked by loading it with transformers and compressed-tensors: "
+            "pip install luthier[export]; nothing was written"
+        )
 
 
 # ---------------------------------------------------------------------------- writers
@@ -130,8 +156,22 @@ def _still_tied(model: Any, state: dict[str, Tensor]) -> bool:
     return True
 
 
+def _write_quantised(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
+    model: Any = made.network.model
+    assert isinstance(made.config.precision, QAT)
+    model.config.quantization_config = converted.quantization_config(made.config.precision, model)
+    try:
+        _write_model(made, out, converted.converted_state(model))
+    finally:
+        del model.config.quantization_config
+
+
+def _rounded(made: Assembled) -> bool:
+    return isinstance(made.config.precision, QAT)
+
+
 def _write_full(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
-    _write_model(made, out, surgery.merged_state(made.network.model, dtype) if dtype else None, dtype)
+    _write_model(made, out, surgery.merged_state(made.network.model, dtype) if dtype or _rounded(made) else None, dtype)
 
 
 def _write_model(
@@ -146,7 +186,7 @@ def _write_model(
         path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
-WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full}
+WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full, "quantised": _write_quantised}
 
 
 def _base(made: Assembled, run: Path) -> str:
@@ -215,6 +255,13 @@ def keep_probe(run: Path, documents: Sequence[Document]) -> None:
     """A few held-out documents, on which every export of the run will be compared."""
     kept = [d.tokens[:PROBE_TOKENS].tolist() for d in documents[:PROBE_DOCUMENTS]]
     write_atomically(run / "probe.json", json.dumps(kept))
+
+
+def _as_written(made: Assembled, kind: str) -> AbstractContextManager:
+    """Floating-point weights of a run that trained for rounding are compared as they are, not rounded."""
+    if _rounded(made) and kind != "quantised":
+        return surgery.adapters_off(made.network.model, {ROUNDING})
+    return nullcontext()
 
 
 def logprobs(made: Assembled, documents: Sequence[Sequence[int]]) -> Tensor:

@@ -73,6 +73,16 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 1e-3},
         ),
         row(
+            "qat", "every weight moves, and layers compute with rounded numbers", "arXiv:1712.05877",
+            trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "qat"},
+            optim={"learning_rate": 1e-5},
+        ),
+        row(
+            "qat-lora", "a low-rank update, rounded together with the layer that it is merged into", "arXiv:2406.06385",
+            trainable={"kind": "lora"}, objective={"kind": "next_token"}, precision={"kind": "qat"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
             model={"init": "random"}, data={"format": "text"},
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},

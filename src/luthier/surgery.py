@@ -324,7 +324,7 @@ def replaced(named: Mapping[str, Tensor], values: Mapping[str, Tensor] | None) -
 
 def base_name(name: str) -> str:
     """The name that a parameter had before adapters wrapped its layer."""
-    return name.replace(".base.", ".")
+    return re.sub(r"\.base(?=\.|$)", "", name)
 
 
 @torch.no_grad()
