@@ -538,8 +538,8 @@ def _contradictions_of_precision(config: Config) -> list[str]:
     precision, trainable, found = config.precision, config.trainable, []
     if isinstance(precision, Reduced) and not isinstance(trainable, Adapting):
         found.append(
-            f"precision.kind={precision.kind} keeps the weights in {'4' if precision.kind == 'nf4' else '8'} bits, where "
-            f"they cannot move, and trainable.kind={trainable.kind} moves them: use method=qlora, or "
+            f"precision.kind={precision.kind} keeps the weights in {'4' if precision.kind == 'nf4' else '8'} bits, "
+            f"where they cannot move, and trainable.kind={trainable.kind} moves them: use method=qlora, or "
             "precision.kind=as_loaded"
         )
     if text := precision.lacking():
@@ -581,6 +581,11 @@ def _contradictions_of_qat(config: Config, qat: QAT) -> list[str]:
         found.append(
             f"precision.fake_quant_after_n_steps={late} is never reached in max_steps={config.max_steps}: nothing "
             "would be trained for the rounding; use a smaller number"
+        )
+    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable:
+        found.append(
+            f"precision.kind=qat ends in a quantised model that has no place for what trainable.kind="
+            f"{config.trainable.kind} adds beside its layers: use method=qat-lora, or precision.kind=as_loaded"  # type: ignore
         )
     if dropout := getattr(config.trainable, "lora_dropout", 0.0):
         found.append(
