@@ -184,7 +184,8 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
     device = made.ranks.device.type
     result = out / "probe.safetensors"
     rows = None if base is None else made.network.model.get_input_embeddings().weight.shape[0]
-    request = {"documents": documents, "model": str(out), "base": base, "rows": rows, "dtype": str(dtype).removeprefix("torch."),
+    request = {"documents": documents, "model": str(out), "base": base, "rows": rows,
+               "dtype": str(dtype).removeprefix("torch."),
                "device": device, "out": str(result)}  # fmt: skip
     ran = subprocess.run(
         [sys.executable, reload.__file__], input=json.dumps(request), capture_output=True, text=True,
@@ -254,7 +255,8 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
         f"- steps {report.get('steps', 'unknown')}, tokens {report.get('tokens', 'unknown')}",
         f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens "
         f"differ by at most {compared['largest_difference']:.2e} from the trained model's",
-        "", "## Loading", "", "```python", *_loading(kind, base, bool(config.model.new_tokens)), "```", "", "## Configuration", "", "```yaml",
+        "", "## Loading", "", "```python", *_loading(kind, base, bool(config.model.new_tokens)), "```",
+        "", "## Configuration", "", "```yaml",
         config.dump().rstrip(), "```", "",
     ]  # fmt: skip
     return "\n".join([*lines])
