@@ -40,6 +40,8 @@ SMALLER: dict[str, Any] = {
     "trainable.last_layers": 1,
     "trainable.unfreeze": [{"step": 1, "last_layers": 2, "norms": True}],
     "trainable.r": 4,
+    "trainable.modules_to_save": ["embed_tokens", "lm_head"],
+    "trainable.ensure_weight_tying": False,  # the small model's head is not tied
     "schedule.warmup": 1,
     "schedule.decay": 1,
     "schedule.num_cycles": 1,

@@ -79,9 +79,8 @@ def in_peft(model, base, settings, folder, **more):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*|.*tied.*|fan_in_fan_out")
         loaded = PeftModel.from_pretrained(base, folder, **more).eval()
-    from safetensors.torch import load_file
-
     from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -102,7 +101,10 @@ def test_patterns_of_ranks_and_alphas():
     """The first that matches counts; a layer that only a rank is given for keeps lora_alpha."""
     model = make_model()
     settings = LoRA(
-        r=4, lora_alpha=8, rank_pattern={"re:.*\\.1\\..*q_proj": 2, "q_proj": 3, "*.mlp.*": 5}, alpha_pattern={"k_proj": 1}
+        r=4,
+        lora_alpha=8,
+        rank_pattern={"re:.*\\.1\\..*q_proj": 2, "q_proj": 3, "*.mlp.*": 5},
+        alpha_pattern={"k_proj": 1},
     )
     settings.apply(model)
     expected = {"0.self_attn.q_proj": (3, 8 / 3), "1.self_attn.q_proj": (2, 4.0), "0.mlp.up_proj": (5, 8 / 5),
@@ -137,11 +139,17 @@ def test_patterns_are_read_by_peft_and_back(use_rslora, init, tmp_path):
     [
         ({"rank_pattern": {"q_prj": 2}}, r"rank_pattern: 'q_prj' matches none of the layers .*did you mean 'q_proj'"),
         ({"alpha_pattern": {"lm_head": 2}}, r"alpha_pattern: 'lm_head' matches none"),
-        ({"rank_pattern": {"q_proj": 2, "layers.0.self_attn.q_proj": 3}}, r"patterns before .* take all that it matches"),
+        (
+            {"rank_pattern": {"q_proj": 2, "layers.0.self_attn.q_proj": 3}},
+            r"patterns before .* take all that it matches",
+        ),
         ({"layers_to_transform": [2]}, r"layers_to_transform=\[2\]: the model has layers 0 to 1"),
         ({"target_modules": ["embed_token"]}, r"did you mean 'embed_tokens'"),
         ({"modules_to_save": ["lmhead"]}, r"modules_to_save: 'lmhead' matches no module.*did you mean 'lm_head'"),
-        ({"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]}, "lm_head is in target_modules, too"),
+        (
+            {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]},
+            "lm_head is in target_modules, too",
+        ),
         ({"ensure_weight_tying": True, "modules_to_save": ["lm_head"]}, "the model's head is not tied"),
         ({"target_parameters": ["experts.up"]}, "matches no fused expert weight; the model has none"),
         ({"r": 17, "init_lora_weights": "pissa"}, r"r=17.*at most 16 for a layer of 32 inputs and 16 outputs"),
@@ -193,7 +201,9 @@ def test_a_rank_above_the_layers_is_told():
     settings = LoRA(r=20)
     settings.apply(model)
     (line,) = settings.remarks(model)
-    assert "rank 20 is more than the 16 that model.layers.0.self_attn.k_proj [16, 32] can have, and so of 4 layers" in line
+    assert (
+        "rank 20 is more than the 16 that model.layers.0.self_attn.k_proj [16, 32] can have, and so of 4 layers" in line
+    )
     assert LoRA(r=16).remarks(model)  # what is told is what stands in the model
     low = make_model()
     LoRA(r=16).apply(low)
@@ -201,7 +211,7 @@ def test_a_rank_above_the_layers_is_told():
 
 
 def test_the_papers_number_of_weights_that_move():
-    """Table 4 of arXiv:2106.09685: 4.7M and 37.7M for GPT-3 175B with r = 1 and 8 on q and v, whose shapes OPT-175B has."""
+    """arXiv:2106.09685: 4.7M and 37.7M for GPT-3 175B with r = 1 and 8 on q and v, whose shapes OPT-175B has."""
     from transformers import OPTConfig, OPTForCausalLM
 
     for r, counted in ((1, "4.7M"), (8, "37.7M")):
@@ -368,7 +378,9 @@ def test_embeddings_and_head_equal_peft(family, zero_init, tmp_path):
         for leaf, p in adapter.named_parameters(recurse=False):
             other = getattr(wrapped[name], leaf)["default"]
             gradient = (other if isinstance(other, nn.Parameter) else other.weight).grad
-            torch.testing.assert_close(p.grad, gradient, rtol=5e-3, atol=5e-4, msg=lambda m, n=f"{name} {leaf}": f"{n}: {m}")
+            torch.testing.assert_close(
+                p.grad, gradient, rtol=5e-3, atol=5e-4, msg=lambda m, n=f"{name} {leaf}": f"{n}: {m}"
+            )
     state = merged_state(net.model)
     merged.config.tie_word_embeddings = False
     merged.lm_head.weight = nn.Parameter(merged.lm_head.weight.detach().clone())
@@ -445,7 +457,9 @@ def test_modules_to_save(names, tmp_path):
         with adapters_off(model):
             torch.testing.assert_close(logits(model), logits(base), rtol=0, atol=0)
             assert net.head.linear
-        torch.testing.assert_close(logits(in_peft(model, base, settings, tmp_path)), logits(model), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logits(in_peft(model, base, settings, tmp_path)), logits(model), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_copy_has_the_gradient_of_full_fine_tuning():
@@ -456,7 +470,9 @@ def test_a_copy_has_the_gradient_of_full_fine_tuning():
     sum(plain_loss(plain, d)[0] for d in docs).backward()
     for name in ("lm_head", "model.embed_tokens"):
         adapter = ours.model.get_submodule(name)
-        torch.testing.assert_close(adapter.trained.weight.grad, plain.get_submodule(name).weight.grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            adapter.trained.weight.grad, plain.get_submodule(name).weight.grad, rtol=1e-3, atol=1e-4
+        )
         assert adapter.base.weight.grad is None
 
 
@@ -478,7 +494,7 @@ def test_a_copy_of_a_quantised_layer_is_plain():
     model = make_model()
     model.model.layers[0].mlp.up_proj = Halves(model.model.layers[0].mlp.up_proj)
     before = logits(model)
-    with pytest.raises(ModelError, match="layers.0.mlp holds layers in fewer bits"):
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp holds layers in fewer bits"):
         LoRA(r=2, target_modules=["q_proj"], modules_to_save=["layers.0.mlp"]).apply(model)
     LoRA(r=2, target_modules=["q_proj"], modules_to_save=["layers.0.mlp.up_proj"]).apply(model)
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
@@ -567,7 +583,9 @@ def test_what_of_the_experts_is_adapted():
     assert found(target_modules=[], target_parameters=["experts.down_proj"]) == {"experts": ("down_proj",)}
     assert found(target_parameters=["gate_up_proj"]) == attention | {"experts": ("gate_up_proj",)}
     assert found(exclude_modules=["down_proj"]) == attention | {"experts": ("gate_up_proj",)}
-    with pytest.raises(ModelError, match=r"'experts.down_prj' matches no fused expert weight; did you mean 'experts.down_proj'"):
+    with pytest.raises(
+        ModelError, match=r"'experts.down_prj' matches no fused expert weight; did you mean 'experts.down_proj'"
+    ):
         found(target_parameters=["experts.down_prj"])
     with pytest.raises(ModelError, match="lora_dropout=0.1: fused expert weights"):
         found(lora_dropout=0.1)
@@ -641,7 +659,10 @@ def test_new_tokens_are_learnt_beside_a_lora(settings, rows_file, tmp_path, toge
     rows = [{"prompt": f"<tool> {n}", "completion": f"{n} <tool>"} for n in range(16)]
     rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     new = [f"<extra_{i}>" for i in range(70)]
-    run = {"model": {"name": str(base), "new_tokens": ["<tool>", *new], "new_tokens_special": False}, "trainable": given}
+    run = {
+        "model": {"name": str(base), "new_tokens": ["<tool>", *new], "new_tokens_special": False},
+        "trainable": given,
+    }
     train(configure(settings, run), QUIET)
     for kind in ("adapter", "merged"):
         compared = export(tmp_path / "run", tmp_path / kind, kind)

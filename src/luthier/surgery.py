@@ -178,8 +178,8 @@ class Rule(Protocol):
         """The layer's parameters under the names that they have in an adapter file."""
         ...
 
-    # Where there are any: `constants`, the names of buffers that a checkpoint needs beside what moves; `stand_in(layer)`,
-    # a plain layer that computes the same; `listed`, under which key of adapter_config.json its place stands.
+    # Where there are any: `constants`, the names of buffers that a checkpoint needs beside what moves; and
+    # `stand_in(layer)`, a plain layer that computes the same.
 
 
 class Adapter(Switched):

@@ -71,7 +71,7 @@ def _plain_copy(module: nn.Module) -> nn.Module:
 
 def chosen(model: nn.Module, patterns: list[str]) -> list[str]:
     """The names of the modules to train in full, each pattern with at least one; no module inside another."""
-    names = [name for name, module in outer(model) if name and any(True for _ in module.parameters())]
+    names = [n for n, m in outer(model) if n and (isinstance(m, QuantisedLinear) or any(True for _ in m.parameters()))]
     found: set[str] = set()
     for pattern in patterns:
         mine = {name for name in names if matches(name, pattern)}
@@ -86,10 +86,11 @@ def chosen(model: nn.Module, patterns: list[str]) -> list[str]:
 def apply(model: nn.Module, names: list[str], adapter: str) -> None:
     for name in names:
         module = model.get_submodule(name)
-        if not isinstance(module, QuantisedLinear) and any(isinstance(m, QuantisedLinear) for m in module.modules()):
+        inside = [m for m in module.modules() if m is not module]
+        if any(isinstance(m, QuantisedLinear) for m in inside):
             raise ModelError(
-                f"trainable.modules_to_save: {name} holds layers in fewer bits, which cannot move: name these layers, of "
-                "which copies in full are made, or use precision.kind=as_loaded"
+                f"trainable.modules_to_save: {name} holds layers in fewer bits, which cannot move: name these layers, "
+                "of which copies in full are made, or use precision.kind=as_loaded"
             )
         if any(isinstance(inner, Adapter) for inner in module.modules()):
             raise ModelError(

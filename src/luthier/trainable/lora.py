@@ -76,7 +76,9 @@ class LoRA(OnLayers):
                 "their inputs are inside the experts: use lora_dropout=0"
             )
         if self.target_parameters and not self.fits_experts:
-            found.append(f"trainable.target_parameters: {self.kind} has no rule for fused expert weights: use method=lora")
+            found.append(
+                f"trainable.target_parameters: {self.kind} has no rule for fused expert weights: use method=lora"
+            )
         if self.layers_to_transform == []:
             found.append("trainable.layers_to_transform=[]: no layer is left; name some, or leave it out for all")
         return found
