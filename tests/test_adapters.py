@@ -23,7 +23,7 @@ from luthier.trainable.adapter import BesideLayers
 from luthier.trainable.lora import LoRA
 from luthier.trainable.prompt import Prompt
 
-pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # PEFT's own use of it
+pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # PEFT's own use
 TOKENS = torch.tensor([[5, 17, 99, 250, 3, 42, 7, 120, 64]])
 KINDS: list[Any] = list(adapter_files.kinds())
 OF_PEFT = [cls for cls in KINDS if not cls.peft_type.startswith("LUTHIER_")]
@@ -684,7 +684,7 @@ def hidden(made) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
 def test_over_weights_in_fewer_bits(kind, settings, tiny_model, beneath, tmp_path):
-    """A frozen adapter of the plain base, and a new one, over weights that are kept in fewer bits; exported and loaded."""
+    """A frozen adapter of the plain base, and a new one, over weights kept in fewer bits; exported and loaded."""
     from luthier.assemble import restore
     from luthier.export import export
 

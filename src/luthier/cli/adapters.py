@@ -8,7 +8,6 @@ from typing import Any
 
 from . import subparser
 
-
 EPILOG = """\
 examples:
   luthier adapters show out/french out/polite
@@ -42,7 +41,8 @@ def show(options: argparse.Namespace) -> Any:
     found = [_about(adapter_files.read(folder)) for folder in options.folders]
     if not options.json:
         for about in found:
-            print(f"{about['folder']}: {about['kind']}, {about['parameters']:,} parameters in {about['tensors']} tensors")
+            size = f"{about['parameters']:,} parameters in {about['tensors']} tensors"
+            print(f"{about['folder']}: {about['kind']}, {size}")
             for key, value in about["settings"].items():
                 print(f"  {key}: {value}")
             print(f"  base: {about['base'] or 'not named'}")
@@ -79,5 +79,6 @@ def combine(options: argparse.Namespace) -> Any:
 
     done = concatenate(dict(zip(options.folders, weights)), Path(options.out))
     if not options.json:
-        print(f"{options.out}: a LoRA of rank {done['r']} beside {done['layers']} layers, {done['parameters']:,} parameters")
+        size = f"rank {done['r']} beside {done['layers']} layers, {done['parameters']:,} parameters"
+        print(f"{options.out}: a LoRA of {size}")
     return {"out": options.out, **done}
