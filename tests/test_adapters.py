@@ -7,19 +7,25 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model
 from safetensors.torch import load_file, save_file
 
 from luthier import adapters, surgery
+from luthier.batch import Batch, Document
 from luthier.errors import AdapterError, ConfigError, ModelError
+from luthier.methods import METHODS
+from luthier.models import network
 from luthier.trainable import adapter_files, saved
-from luthier.trainable.adapter import OnLayers
+from luthier.trainable.adapter import BesideLayers
 from luthier.trainable.lora import LoRA
+from luthier.trainable.prompt import Prompt
 
+pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # PEFT's own use
 TOKENS = torch.tensor([[5, 17, 99, 250, 3, 42, 7, 120, 64]])
-KINDS: list[Any] = [cls for cls in adapter_files.kinds() if issubclass(cls, OnLayers)]
+KINDS: list[Any] = list(adapter_files.kinds())
 OF_PEFT = [cls for cls in KINDS if not cls.peft_type.startswith("LUTHIER_")]
 
 
@@ -28,8 +34,20 @@ def name_of(cls) -> str:
 
 
 def logits(model) -> torch.Tensor:
+    """[1, T - 1, V] as the model gives them itself, or, where virtual tokens are laid before it, by way of `Network`."""
     with torch.no_grad():
-        return model(input_ids=TOKENS, use_cache=False).logits
+        if not any(isinstance(m, surgery.VirtualTokens) for m in model.modules()):
+            return model(input_ids=TOKENS, use_cache=False).logits[:, -TOKENS.shape[1] : -1]
+        net = network.Network(model).eval()
+        network.prepare(net, "padded")
+        numbers = TOKENS[0].numpy().astype(np.int32)
+        weights = np.r_[0.0, np.ones(len(numbers) - 1)].astype(np.float32)
+        return net.head(net.hidden(Batch.pack([Document(numbers, weights, 0)])))[None]
+
+
+def put(model, folder: Path, name: str = "put", share: float = 1.0) -> None:
+    """Of any kind; `adapters.load` refuses virtual tokens, as a plain model does not lay them in."""
+    saved.load(model, adapter_files.read(folder), name, share)
 
 
 def shaken(tensors, seed: int = 1) -> None:
@@ -46,7 +64,8 @@ def adapted(cls=LoRA, family: str = "llama", seed: int = 1, name: str = "default
     config = cls(**settings)
     config.apply(model, name)
     model.eval()
-    shaken(config.saved(model, name).values(), seed)
+    moving = config.saved(model, name).values()
+    shaken(moving if all(t.is_leaf and t.requires_grad for t in moving) else surgery.trainable(model).values(), seed)
     return model, config
 
 
@@ -93,7 +112,7 @@ def test_what_we_write_peft_computes(cls, family, tmp_path):
 def test_what_peft_writes_we_compute(cls, family, tmp_path):
     theirs, folder = of_peft(tmp_path, cls, family)
     model = make_model(family)
-    adapters.load(model, folder, "theirs")
+    put(model, folder, "theirs")
     assert (logits(theirs) - logits(model)).abs().max() < 1e-5
     assert (logits(make_model(family)) - logits(model)).abs().max() > 1e-3
     assert not any(t.requires_grad for t in adapter_files.read(folder).settings.saved(model, "theirs").values())
@@ -104,9 +123,34 @@ def test_what_we_write_we_compute(cls, tmp_path):
     model, config = adapted(cls)
     folder = written(tmp_path / "ours", model, config)
     again = make_model()
-    assert adapters.load(again, folder) == "ours"
+    put(again, folder)
     assert torch.equal(logits(again), logits(model))
     assert type(adapter_files.read(folder).settings) is cls
+    surgery.remove(again, "put")
+    assert state(again).keys() == state(make_model()).keys()
+    assert torch.equal(logits(again), logits(make_model()))
+
+
+@pytest.mark.parametrize("cls", [cls for cls in KINDS if issubclass(cls, BesideLayers)], ids=name_of)
+def test_a_share_is_of_what_changes(cls, tmp_path):
+    """None of it at 0; and at 1 less than at 2, in which it is counted on."""
+    folder = written(tmp_path / "ours", *adapted(cls))
+    plain = logits(make_model())
+    change = {}
+    for share in (0.0, 1e-3, 2e-3, 1.0):
+        model = make_model()
+        put(model, folder, share=share)
+        change[share] = logits(model) - plain
+    assert change[0.0].abs().max() < 1e-5
+    assert (change[2e-3] - 2 * change[1e-3]).abs().max() < 0.05 * change[2e-3].abs().max()
+    assert change[1.0].abs().max() > 1e-3
+
+
+def test_virtual_tokens_do_not_go_into_a_plain_model(tmp_path):
+    folder = written(tmp_path / "ours", *adapted(Prompt))
+    refused(make_model(), folder, "virtual tokens (PROMPT_TUNING)", "load it with PEFT")
+    with pytest.raises(AdapterError, match="virtual tokens are there or not"):
+        put(make_model(), folder, share=0.5)
 
 
 def of_peft(tmp_path: Path, cls=LoRA, family: str = "llama", **values):
@@ -598,6 +642,80 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(settings, beneath, tmp_
     assert whole == cut
 
 
+@pytest.mark.parametrize("cls", [cls for cls in KINDS if cls is not LoRA], ids=name_of)
+def test_every_kind_is_exported_gone_on_with_and_laid_beneath(cls, settings, tiny_model, tmp_path):
+    """Trained, exported as a file, trained further from it, and frozen beneath a LoRA."""
+    from luthier.assemble import restore
+    from luthier.evaluate import base_of
+    from luthier.export import export
+
+    method = next(m.name for m in METHODS.values() if m.kinds["trainable"] == name_of(cls))
+    small = {"method": method, "max_steps": 3, "data": {"max_length": 48}}
+    if "num_virtual_tokens" in cls.model_fields:
+        small["trainable"] = {"num_virtual_tokens": 3}
+    trained(settings, tmp_path / "first", small)
+    file = tmp_path / "file"
+    export(tmp_path / "first", file, "adapter")
+    first, _ = restore(tmp_path / "first")
+
+    on = trained(settings, tmp_path / "on", small, {"trainable": {"init_from": str(file)}})
+    made, _ = restore(tmp_path / "on")
+    with base_of(made, print):
+        assert hidden(made).sub(hidden(first)).abs().max() < 1e-5, "it begins where the first run ended"
+    assert hidden(made).sub(hidden(first)).abs().max() > 1e-4
+    assert on.report["held_out_loss"]["tuned"] != on.report["held_out_loss"]["base"]
+
+    stack = {"model": {"name": str(tiny_model), "adapters": [{"path": str(file), "name": "below"}]}, "max_steps": 3}
+    trained(settings, tmp_path / "over", stack, {"data": {"max_length": 48}})
+    over, _ = restore(tmp_path / "over")
+    with base_of(over, print):
+        assert hidden(over).sub(hidden(first)).abs().max() < 1e-5, "the base is with what lies beneath"
+    done = export(tmp_path / "over", tmp_path / "over-file", "adapter")
+    assert done["largest_difference"] < 1e-4
+
+
+def hidden(made) -> torch.Tensor:
+    made.network.eval()
+    numbers = TOKENS[0].numpy().astype(np.int32)
+    weights = np.r_[0.0, np.ones(len(numbers) - 1)].astype(np.float32)
+    with torch.no_grad():
+        return made.network.hidden(Batch.pack([Document(numbers, weights, 0)]))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
+def test_over_weights_in_fewer_bits(kind, settings, tiny_model, beneath, tmp_path):
+    """A frozen adapter of the plain base, and a new one, over weights kept in fewer bits; exported and loaded."""
+    from luthier.assemble import restore
+    from luthier.export import export
+
+    more = {"model": {"name": str(tiny_model), "adapters": [str(beneath)]}, "precision": {"kind": kind},
+            "max_steps": 3, "method": "qlora"}  # fmt: skip
+    trained(settings, tmp_path / "run", more)
+    made, _ = restore(tmp_path / "run")
+    assert adapters.names(made.network.model) == ["default", "style"]
+    export(tmp_path / "run", tmp_path / "file", "adapter")
+    trained(settings, tmp_path / "on", more, {"trainable": {"init_from": str(tmp_path / "file")}})
+    other = written(tmp_path / "other", *shifted(tiny_model))
+    with pytest.raises(AdapterError, match="another base"):
+        trained(settings, tmp_path / "wrong", more, {"trainable": {"init_from": str(other)}})
+
+
+def shifted(folder: Path):
+    """A model of the same shapes with other weights in its layers alone, and an adapter of it."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for module in layer.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.weight.copy_(module.weight.flip(0))
+    config = LoRA(r=2)
+    config.apply(model)
+    shaken(config.saved(model).values())
+    return model, config
+
+
 def test_an_adapter_that_changed_under_a_run_is_noticed(settings, tiny_model, beneath, tmp_path):
     import shutil
 
@@ -651,3 +769,50 @@ def test_an_adapter_of_another_base_stops_a_run(settings, tmp_path, rows_file):
     for more in ({"model": stack}, {"trainable": go_on}):
         with pytest.raises(AdapterError, match="trained on another base"):
             trained(settings, tmp_path / "run", more)
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+def command(capsys, *words) -> tuple[int, str, str]:
+    from luthier.cli import main
+
+    code = main([str(word) for word in words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_adapters_show(two, capsys, tmp_path):
+    code, out, _ = command(capsys, "adapters", "show", two[0])
+    assert code == 0
+    assert "lora, 1,536 parameters in 12 tensors" in out  # 2 layers, rank 4; in + out: q 64, v 48, down 80
+    code, out, _ = command(capsys, "adapters", "show", *two, "--json")
+    shown = json.loads(out)
+    assert [entry["settings"].get("r") for entry in shown] == [4, 3]
+    assert [entry["parameters"] for entry in shown] == [2 * 4 * (64 + 48 + 80), 2 * 3 * (64 + 80)]
+    assert all(entry["fingerprint"] for entry in shown)
+    code, _, err = command(capsys, "adapters", "show", tmp_path / "none")
+    assert (code, "there is no such folder" in err) == (4, True)
+
+
+def test_adapters_combine(two, capsys, tmp_path):
+    out = tmp_path / "both"
+    code, said, _ = command(capsys, "adapters", "combine", *two, "--weights", 1.0, 0.5, "--out", out)
+    assert code == 0
+    assert "a LoRA of rank 7 beside 8 layers" in said
+    model, _ = both(two)
+    adapters.combine(model, {"one": 1.0, "two": 0.5})
+    as_one = make_model()
+    adapters.load(as_one, out)
+    assert (logits(as_one) - logits(model)).abs().max() < 2e-5
+    for words, told in (
+        (["combine", *two], "--out: required"),
+        (["combine", *two, "--weights", 1.0, "--out", tmp_path / "x"], "1 numbers for 2 folders"),
+        (["combine", two[0], two[0], "--out", tmp_path / "x"], "given twice"),
+        (["show", two[0], "--out", tmp_path / "x"], "`show` only looks"),
+    ):
+        code, _, err = command(capsys, "adapters", *words)
+        assert (code, told in err) == (2, True), err
+    code, _, err = command(capsys, "adapters", "combine", *two, "--out", out)
+    assert (code, "exists: give another folder" in err) == (7, True), err
+    assert not (tmp_path / "x").exists()

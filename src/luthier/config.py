@@ -770,7 +770,7 @@ def _faults_of_adapters(config: Config) -> list[str]:
     if entries and not isinstance(config.trainable, Adapting):
         found.append(
             f"model.adapters lie frozen beneath a new adapter, and method={config.method} trains the model itself: "
-            "merge them into it first (luthier adapters merge), or use method=lora"
+            "merge them into it first (luthier.adapters.merge), or use method=lora"
         )
     if entries and config.model.starts_at_random:
         found.append("model.adapters of a random start: an adapter belongs to loaded weights; leave one of them out")
