@@ -88,6 +88,11 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 2e-4},
         ),
         row(
+            "ia3", "learnt scales of keys, values and feed-forward inputs", "arXiv:2205.05638",
+            trainable={"kind": "ia3"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 3e-3},
+        ),
+        row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
             model={"init": "random"}, data={"format": "text"},
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
