@@ -102,6 +102,11 @@ def on_flash(t: Tensor) -> bool:
     return t.is_cuda and t.dtype in (torch.bfloat16, torch.float16) and t.shape[-1] % 8 == 0 and t.shape[-1] <= 256
 
 
+def apart(tokens: Tensor) -> bool:
+    """Whether each document of a row needs its own copy of what all begin with, as a GPU's kernels do."""
+    return tokens.is_cuda
+
+
 def _grouped(query, key, value, ends, scaling, dropout, window, prefix=None) -> Tensor:
     heads, total = query.shape[1], query.shape[2]
     virtual = 0 if prefix is None else prefix.shape[2]

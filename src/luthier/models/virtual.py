@@ -76,7 +76,7 @@ def row(
     else:
         embedded, first = model.get_input_embeddings()(tokens[None])[0], virtual.length - rows
         front = torch.arange(first, virtual.length, device=device)
-        if tokens.is_cuda:
+        if attention.apart(tokens):
             where, ends = attention.places(ends, rows, size)
             where = where.to(device)
             given["inputs_embeds"] = attention.before(virtual.embedded, embedded, where)[None]
@@ -92,7 +92,7 @@ def row(
               "max_length_q": longest, "max_length_k": longest}  # fmt: skip
     if virtual.prefix is not None:
         given["virtual_prefix"] = virtual.prefix
-        if tokens.is_cuda:
+        if attention.apart(tokens):
             count = virtual.prefix.shape[3]
             where, ends = attention.places(ends, count, None if size is None else max(size, len(ends) - 1))
             given |= {"virtual_places": where.to(device), "cu_seq_lens_k": attention.cumulative(ends, device),

@@ -21,7 +21,7 @@ from ..surgery import (
     outer,
     swap,
     transposed,
-)
+)  # fmt: skip
 from . import copies, experts, wrapping
 from .embedded import LowRankEmbedding, TiedLowRank
 from .lora import LoRA

@@ -29,7 +29,7 @@ class LoRA(OnLayers):
     neutral: ClassVar[Mapping[str, Any]] = {
         "bias": ("none",), "megatron_core": ..., "loftq_config": ..., "eva_config": ..., "qalora_group_size": ...,
     }  # fmt: skip
-    while_training: ClassVar[Collection[str]] = ("lora_dropout", "init_lora_weights", "zero_init")
+    while_training: ClassVar[Collection[str]] = ("lora_dropout",)
     fits_experts: ClassVar[bool] = True
     kind: Literal["lora"] = "lora"
     r: int = Field(16, ge=1)
