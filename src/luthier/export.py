@@ -293,7 +293,7 @@ def verify(
                "ours": of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
                }  # fmt: skip
     ran = subprocess.run(
-        [sys.executable, reload.__file__], input=json.dumps(request), capture_output=True, text=True,
+        [sys.executable, "-P", reload.__file__], input=json.dumps(request), capture_output=True, text=True,
         env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     if ran.returncode or not result.exists():
