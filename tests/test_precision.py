@@ -1,8 +1,10 @@
 """Frozen weights in fewer bits: codes against bitsandbytes and by hand, loading, gradients, runs, exports, refusals."""
 
+import io
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -10,11 +12,10 @@ from conftest import LLAMA, make_model, make_tokenizer, save_model, write_rows
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from luthier import checkpoint, steps, surgery, train
-from luthier.assemble import assemble, restore
+from luthier import checkpoint, reload, steps, surgery, train
+from luthier.assemble import restore
 from luthier.config import configure
 from luthier.errors import ConfigError, ExportError, ModelError
-from luthier.export import logprobs
 from luthier.models import Model, load, streaming
 from luthier.monitor import Console
 from luthier.precision import FP8, NF4, Int8
@@ -197,8 +198,22 @@ def run_over(settings, kind, **changes):
 QUIET = Console(quiet=True)
 
 
+@pytest.fixture
+def at_hand(monkeypatch):
+    """The check of an export in this process: a fresh one takes ten seconds, and one test has it."""
+
+    def run(command, input, **more):
+        monkeypatch.setattr("sys.stdin", io.StringIO(input))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reload.main()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_over_weights_in_fewer_bits(settings, kind, tmp_path):
+def test_a_run_over_weights_in_fewer_bits(settings, kind, tmp_path, at_hand):
     """Learns, answers with a cache, and what is exported is what was trained: the adapter, and merged in two dtypes."""
     config = run_over(settings, kind, evaluation={"generate": 2, "max_new_tokens": 4})
     result = train(config, QUIET)
@@ -244,7 +259,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(settings, kind, tmp_path):
             break
     torch.manual_seed(99)
     train(parted, QUIET)
-    ends = [checkpoint.read_tensors(checkpoint.newest(tmp_path / n / "checkpoints")[0]) for n in ("run", "parted")]
+    ends = [checkpoint.read_tensors(checkpoint.newest(tmp_path / n / "checkpoints")[0], "weights") for n in ("run", "parted")]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
@@ -297,7 +312,12 @@ def test_a_ready_made_checkpoint_is_used_as_it_is(tmp_path, double):
     assert getattr(made.config, "quantization_config", None) is None
 
 
-def test_a_run_over_a_ready_made_checkpoint(settings, tmp_path):
+def test_an_adapter_over_four_bits_is_checked_in_a_fresh_process(settings, tmp_path):
+    result = train(run_over(settings, "nf4"), QUIET)
+    assert result.export(tmp_path / "adapter")["largest_difference"] < 1e-4
+
+
+def test_a_run_over_a_ready_made_checkpoint(settings, tmp_path, at_hand):
     folder = ready_made(tmp_path / "four")
     with pytest.raises(ConfigError, match="is in 4 bits already .* use method=qlora"):
         configure(settings, {"model": str(folder), "method": "lora"})
@@ -316,7 +336,7 @@ def test_a_run_over_a_ready_made_checkpoint(settings, tmp_path):
     [
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "4-bit fp4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bitsandbytes 4-bit fp4"),
     ],
 )
 def test_other_quantised_checkpoints_are_refused_by_name(settings, tmp_path, values, named):
@@ -363,3 +383,49 @@ def test_without_the_library_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
     with pytest.raises(ModelError, match=r"pip install 'luthier\[quant\]'"):
         layer_of(NF4(), torch.randn(4, 64))
+
+
+# ---------------------------------------------------------------------------- memory and speed of loading
+
+PEAK = """
+import json, resource, sys, torch
+from luthier.models import Model, load
+from luthier.precision import FP8, NF4, Int8
+import transformers.models.llama.modeling_llama, bitsandbytes.functional
+
+def resident(key):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
+
+folder, dtype, kind = sys.argv[1:]
+torch.set_num_threads(1)
+store = {"nf4": NF4(), "int8": Int8(), "fp8": FP8()}[kind].storage(getattr(torch, dtype))
+small = torch.nn.Linear(64, 64)
+store.layer(small)
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+made = load.load_model(Model(name=folder), getattr(torch, dtype), torch.device("cpu"), store, sys.exit)
+size = sum(t.numel() * t.element_size() for t in (*made.parameters(), *made.buffers()))
+print(json.dumps({"size": size, "peak": resident("VmHWM") - before, "held": resident("VmRSS") - before}))
+"""
+
+
+def peak(folder, dtype, kind):
+    ran = subprocess.run([sys.executable, "-c", PEAK, str(folder), dtype, kind], capture_output=True, text=True)
+    assert not ran.returncode, ran.stderr[-2000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def random_llama(folder, layers, hidden, saved, **changes):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": 4 * hidden, "vocab_size": 8192}
+    config = LlamaConfig(**LLAMA | sizes | changes)
+    LlamaForCausalLM(config).to(saved).save_pretrained(folder, max_shard_size="64MB")
+    return folder
+
+
+def test_loading_takes_hardly_more_memory_than_what_is_loaded(tmp_path):
+    """Peak of the process beyond its libraries; 1.15 times the result would not hold a second copy of any matrix."""
+    folder = random_llama(tmp_path / "m", 12, 512, torch.bfloat16)
+    found = peak(folder, "bfloat16", "nf4")
+    assert found["peak"] < 1.15 * found["size"] + (4 << 20), found

@@ -23,6 +23,7 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 CHUNK = 8 << 20  # bytes that are converted at once
+CPU = torch.device("cpu")
 READY = ".quant_state.bitsandbytes__"  # in the name of a tensor that describes a layer in 4 bits
 
 
@@ -43,22 +44,31 @@ class Entry:
     def bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
-    def read(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """In `dtype`, converted a piece at a time; without one as it is in the file."""
-        there = torch.device(device)
-        made = torch.empty(self.shape, dtype=self.dtype if there.type != "cpu" else dtype or self.dtype)
+    def read(self, scratch: Tensor, dtype: torch.dtype | None = None, device: torch.device = CPU) -> Tensor:
+        """In `dtype` on `device`, by way of `scratch`, a piece at a time; without a dtype as it is in the file."""
+        made = torch.empty(self.shape, dtype=dtype or self.dtype, device=device)
         flat = made.reshape(-1)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.start)
-            if made.dtype == self.dtype:
+            if made.dtype == self.dtype and made.device == CPU:
                 _fill(file, flat, self.path)
-            else:
-                piece = torch.empty(min(CHUNK // self.dtype.itemsize, len(flat)), dtype=self.dtype)
-                for begin in range(0, len(flat), len(piece) or 1):
-                    part = piece[: len(flat) - begin]
-                    _fill(file, part, self.path)
-                    flat[begin : begin + len(part)] = part
-        return made.to(there, dtype or self.dtype)
+                return made
+            piece = scratch[:CHUNK].view(self.dtype)
+            for begin in range(0, len(flat), len(piece)):
+                part = piece[: len(flat) - begin]
+                _fill(file, part, self.path)
+                flat[begin : begin + len(part)] = part
+        return made
+
+    def lent(self, scratch: Tensor, device: torch.device = CPU) -> Tensor:
+        """As it is in the file, on `device`; on the CPU in `scratch` itself, until that is used again."""
+        if device != CPU:
+            return self.read(scratch, None, device)
+        made = scratch[: self.bytes].view(self.dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.start)
+            _fill(file, made, self.path)
+        return made.view(self.shape)
 
 
 def _fill(file: Any, tensor: Tensor, path: Path) -> None:
@@ -154,26 +164,36 @@ def fill(model: Any, found: dict[str, Entry], device: torch.device, store: Stora
     for name, owner in owned.items():
         layer = owner if owner in ready else name.rpartition(".")[0]
         units.setdefault(layer if layer in layers else name, []).append(name)
+    # One buffer for all that is read and given up again, as a heap that had a new one for each would grow.
+    largest = max((found[n].bytes for n in found if n.rpartition(".")[0] in layers), default=0)
+    scratch = torch.empty(max(CHUNK, largest), dtype=torch.uint8)
     for unit in sorted(units, key=lambda unit: -sum(found[name].bytes for name in units[unit])):
-        stored = {n: found[n].read(device=device) for n in units[unit] if owned[n] != n}
-        for name in sorted(set(units[unit]) - set(stored)):
-            wanted = None if unit in layers and name == f"{unit}.weight" else places[name][0][1].dtype
-            _place(model, places[name], found[name].read(wanted, device))
-        if unit in layers:
-            layer = model.get_submodule(unit)
-            if unit in ready:
-                weight = f"{unit}.weight"
-                ends = {"weight" if n == weight else n.removeprefix(weight + "."): t for n, t in stored.items()}
-                swap(model, unit, store.ready(layer, ends))
-            else:
-                swap(model, unit, store.layer(layer))
-                del layer
+        _read_unit(model, unit, {n: found[n] for n in units[unit]}, unit in ready, layers, places, store, scratch, device)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.device != device:  # only what no file holds, which was compared
                 raise AssertionError(f"{type(module).__name__}.{name} was not read")
+
+
+def _read_unit(
+    model: Any, unit: str, found: dict[str, Entry], ready: bool, layers: set[str],
+    places: dict[str, list[tuple[str, Tensor]]], store: Storage, scratch: Tensor, device: torch.device,
+) -> None:  # fmt: skip
+    """A tensor of the model, or all tensors of a layer that goes to fewer bits or is in them."""
+    if unit not in layers:
+        _place(model, places[unit], found[unit].read(scratch, places[unit][0][1].dtype, device))
+        return
+    weight, layer = f"{unit}.weight", model.get_submodule(unit)
+    for name in found.keys() & places.keys() - {weight}:
+        _place(model, places[name], found[name].read(scratch, places[name][0][1].dtype, device))
+    if ready:
+        stored = {n: e.read(scratch, None, device) for n, e in found.items() if n.startswith(weight)}
+        swap(model, unit, store.ready(layer, {n.removeprefix(weight + "."): t for n, t in stored.items()} | {"weight": stored[weight]}))
+    else:
+        layer._parameters["weight"] = nn.Parameter(found[weight].lent(scratch, device), requires_grad=False)
+        swap(model, unit, store.layer(layer))
 
 
 def _ready_layer(name: str, ready: set[str]) -> str | None:
