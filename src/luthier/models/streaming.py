@@ -5,6 +5,8 @@ Format: https://huggingface.co/docs/safetensors. The files are read, not mapped,
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -167,8 +169,14 @@ def fill(model: Any, found: dict[str, Entry], device: torch.device, store: Stora
     # One buffer for all that is read and given up again, as a heap that had a new one for each would grow.
     largest = max((found[n].bytes for n in found if n.rpartition(".")[0] in layers), default=0)
     scratch = torch.empty(max(CHUNK, largest), dtype=torch.uint8)
-    for unit in sorted(units, key=lambda unit: -sum(found[name].bytes for name in units[unit])):
-        _read_unit(model, unit, {n: found[n] for n in units[unit]}, unit in ready, layers, places, store, scratch, device)
+    sizes = {unit: sum(found[name].bytes for name in names) for unit, names in units.items()}
+    for unit in sorted(units, key=lambda unit: -sizes[unit]):
+        own = {name: found[name] for name in units[unit]}
+        if unit in layers:
+            _read_layer(model, unit, own, unit in ready, places, store, scratch, device)
+        else:
+            _place(model, places[unit], own[unit].read(scratch, places[unit][0][1].dtype, device))
+        _trim()
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
@@ -177,20 +185,24 @@ def fill(model: Any, found: dict[str, Entry], device: torch.device, store: Stora
                 raise AssertionError(f"{type(module).__name__}.{name} was not read")
 
 
-def _read_unit(
-    model: Any, unit: str, found: dict[str, Entry], ready: bool, layers: set[str],
-    places: dict[str, list[tuple[str, Tensor]]], store: Storage, scratch: Tensor, device: torch.device,
+def _trim() -> None:
+    """Give back what the C library keeps of freed memory between what stays; nothing where it is not glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _read_layer(
+    model: Any, unit: str, found: dict[str, Entry], ready: bool, places: dict[str, list[tuple[str, Tensor]]],
+    store: Storage, scratch: Tensor, device: torch.device,
 ) -> None:  # fmt: skip
-    """A tensor of the model, or all tensors of a layer that goes to fewer bits or is in them."""
-    if unit not in layers:
-        _place(model, places[unit], found[unit].read(scratch, places[unit][0][1].dtype, device))
-        return
+    """All tensors of a layer that goes to fewer bits, or is in them already."""
     weight, layer = f"{unit}.weight", model.get_submodule(unit)
     for name in found.keys() & places.keys() - {weight}:
         _place(model, places[name], found[name].read(scratch, places[name][0][1].dtype, device))
     if ready:
-        stored = {n: e.read(scratch, None, device) for n, e in found.items() if n.startswith(weight)}
-        swap(model, unit, store.ready(layer, {n.removeprefix(weight + "."): t for n, t in stored.items()} | {"weight": stored[weight]}))
+        kept = {n: entry.read(scratch, None, device) for n, entry in found.items() if n.startswith(weight)}
+        ends = {"weight" if n == weight else n.removeprefix(weight + "."): tensor for n, tensor in kept.items()}
+        swap(model, unit, store.ready(layer, ends))
     else:
         layer._parameters["weight"] = nn.Parameter(found[weight].lent(scratch, device), requires_grad=False)
         swap(model, unit, store.layer(layer))
@@ -235,6 +247,33 @@ def _place(model: Any, names: list[tuple[str, Tensor]], tensor: Tensor) -> None:
         parent, _, leaf = name.rpartition(".")
         module = model.get_submodule(parent)
         (module._parameters if leaf in module._parameters else module._buffers)[leaf] = value  # type: ignore[index]
+
+
+@torch.no_grad()
+def draw(config: Any, dtype: torch.dtype, device: torch.device, store: Storage | None, seed: int = 0) -> Any:
+    """A network of random weights made on `device` a matrix at a time, layers of `store` in their precision at once.
+
+    For measurements: such a network never exists in 16 bits. Matrices have a standard deviation of 0.02, biases are 0.
+    """
+    made = skeleton(config, dtype)
+    layers = set(store.names(made)) if store else set()
+    generator = torch.Generator(device).manual_seed(seed)
+    places = _places(made)
+    for name in sorted(places, key=lambda name: -places[name][0][1].numel()):
+        tensor = places[name][0][1]
+        if not tensor.is_meta or name != places[name][0][0]:
+            continue
+        value = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        _place(made, places[name], value.normal_(0, 0.02, generator=generator) if value.ndim > 1 else value.zero_())
+        layer = name.rpartition(".")[0]
+        if store and layer in layers and name.endswith(".weight"):
+            del value
+            plain = made.get_submodule(layer)
+            if plain.bias is not None and plain.bias.is_meta:
+                plain.bias = nn.Parameter(torch.zeros(plain.bias.shape, dtype=plain.bias.dtype, device=device))
+            swap(made, layer, store.layer(plain))
+            places = {other: tied for other, tied in places.items() if not other.startswith(layer + ".")}
+    return made.to(device).eval()
 
 
 def convert(model: Any, store: Storage, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ class StoredLinear(QuantisedLinear):
     `parts` are buffers, whose names and order `decode` knows; `constants` are plain values beside them.
     """
 
-    kind: ClassVar[str]
     parts: tuple[str, ...]
     constants: tuple
 
