@@ -260,9 +260,9 @@ def draw(config: Any, dtype: torch.dtype, device: torch.device, store: Storage |
     generator = torch.Generator(device).manual_seed(seed)
     places = _places(made)
     for name in sorted(places, key=lambda name: -places[name][0][1].numel()):
-        tensor = places[name][0][1]
-        if not tensor.is_meta or name != places[name][0][0]:
+        if name not in places or name != places[name][0][0] or not places[name][0][1].is_meta:
             continue
+        tensor = places[name][0][1]
         value = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         _place(made, places[name], value.normal_(0, 0.02, generator=generator) if value.ndim > 1 else value.zero_())
         layer = name.rpartition(".")[0]
