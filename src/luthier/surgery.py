@@ -85,6 +85,8 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 class QuantisedLinear(nn.Module):
     """A frozen linear layer whose weight is kept in fewer bits than it computes in; its parts are buffers."""
 
+    kind: str = ""
+    """Of its numbers, as precision.kind has it."""
     in_features: int
     out_features: int
     dtype: torch.dtype
