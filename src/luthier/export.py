@@ -77,7 +77,7 @@ def _check_kind(config: Config, kind: str) -> None:
     adapted = isinstance(config.trainable, Adapting)
     if isinstance(config.trainable, Adapting) and not config.trainable.mergeable and kind != "adapter":
         raise ExportError(
-            f"as={kind}: no plain weights compute what {config.method} adds to every prompt: use as=adapter"
+            f"as={kind}: no plain weights compute what {config.method} computes: use as=adapter"
         )
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")

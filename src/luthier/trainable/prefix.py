@@ -18,7 +18,7 @@ class Prefix(OnPositions):
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     kind: Literal["prefix"] = "prefix"
     prefix_projection: bool = False
-    """Make them of smaller embeddings by two layers with a tanh between, while training; what is saved is the result."""
+    """While training, make them of smaller embeddings by two layers with a tanh between; their result is saved."""
     encoder_hidden_size: int | None = Field(None, ge=1)
     """Width between these two layers; without it, that of the keys of one layer."""
 

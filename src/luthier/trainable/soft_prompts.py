@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -176,3 +177,22 @@ def begin_as(tokens: Any, words: nn.Module, chosen: Sequence[int]) -> None:
     weight = tokens.embedding.weight
     ids = torch.tensor(list(itertools.islice(itertools.cycle(chosen), len(weight))), device=weight.device)
     weight.copy_(words(ids))
+
+
+@torch.no_grad()
+def begin_as_run(tokens: Any, model: Any, chosen: Sequence[int]) -> None:
+    """First values: the keys and values that the model computes for these tokens, as the paper found best (its 7.4)."""
+    from transformers import DynamicCache
+
+    weight, before, training = tokens.embedding.weight, model.config._attn_implementation, model.training
+    cache, named = DynamicCache(), inspect.signature(model.base_model.forward).parameters
+    keyword = "cache" if "cache" in named else "past_key_values"  # its name until transformers 5.23
+    try:
+        model.set_attn_implementation("eager")
+        model.eval()
+        model.base_model(input_ids=torch.tensor([chosen], device=weight.device), use_cache=True, **{keyword: cache})
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)
+    made = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])  # [layers, 2, K, P, d]
+    weight.copy_(made.permute(3, 0, 1, 2, 4).flatten(1))
