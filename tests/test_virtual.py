@@ -18,7 +18,7 @@ from luthier.generate import generate
 from luthier.models import attention, network
 from luthier.objectives import NextToken
 from luthier.surgery import adapters_off, merged_state, trainable
-from luthier.trainable import LoRA, Prefix, Prompt, PTuning
+from luthier.trainable import LoRA, Prefix, Prompt, PTuning, soft_prompts
 
 P = 5
 KINDS = {
@@ -588,6 +588,25 @@ def test_a_prompt_begins_as_it_is_told():
     assert (drawn[:, None] == every).all(-1).any(-1).all(), "each is a word"
     Prompt(num_virtual_tokens=6, prompt_tuning_init="RANDOM").apply(model, "random")
     assert not (model.virtual_tokens_random.embedding.weight[:, None] == every).all(-1).any()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_a_prefix_begins_as_the_tokens_of_a_prompt(family, monkeypatch):
+    """Documents after a fresh prefix have the hidden states that they have after the tokens that it began as."""
+    net, base = packed_network(family), packed_network(family)
+    chosen = torch.tensor([7, 200, 3, 41])
+    monkeypatch.setattr(soft_prompts, "drawn", lambda count, model: chosen[:count].tolist())
+    Prefix(num_virtual_tokens=4).apply(net.model)
+    own = torch.arange(20, 29)
+
+    def row(tokens):
+        n = len(tokens)
+        return Batch(tokens, torch.arange(n), (0, n), tokens, torch.ones(n), torch.arange(n))
+
+    with torch.no_grad():
+        torch.testing.assert_close(
+            net.hidden(row(own)), base.hidden(row(torch.cat([chosen, own])))[4:], rtol=1e-4, atol=1e-5
+        )
 
 
 # ---------------------------------------------------------------------------- whole runs
