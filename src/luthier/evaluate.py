@@ -24,7 +24,7 @@ from .generate import generate
 from .measured import Documents, Measured
 from .parallel.ranks import Ranks
 from .scores import Answer, Scorer
-from .surgery import adapters, adapters_off, trainable
+from .surgery import added, adapters_off, trainable
 
 Tell = Callable[[str], None]
 DOCS_ROWS, DOCS_CHARACTERS = 24, 600  # of the fixed slice of Python's documentation
@@ -239,8 +239,7 @@ def python_docs(renderer: Renderer) -> Dataset:
 def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
     """The network as it was before it was trained. Where more than adapters moved, it is loaded afresh and takes the
     place of the tuned one, whose memory is given up: measure that first."""
-    own = (p for _, a in adapters(made.network.model) for n, p in a.named_parameters() if not n.startswith("base."))
-    inside = {id(p) for p in own}
+    inside = {id(p) for p in added(made.network.model)}
     if inside and all(id(p) in inside for p in trainable(made.network.model).values()):
         with adapters_off(made.network.model):
             yield made
