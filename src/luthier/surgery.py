@@ -226,6 +226,12 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
             yield name, module
 
 
+def added(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that adapters brought, also those inside of other adapters."""
+    named = (item for _, adapter in adapters(model) for item in adapter.named_parameters())
+    return [parameter for name, parameter in named if not name.startswith("base.")]
+
+
 def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules by name but those inside adapters: of a wrapped layer, its outermost adapter alone."""
     inside: tuple[str, ...] = ()
