@@ -146,12 +146,6 @@ class VirtualTokens(Switched):
         return None
 
 
-def untrained(model: nn.Module) -> set[str]:
-    """Names of virtual tokens that move: what is measured before the first step, as the base, is without them."""
-    found = [m for m in model.children() if isinstance(m, VirtualTokens)]
-    return {m.name for m in found if any(p.requires_grad for p in m.parameters())}
-
-
 def attach(model: nn.Module, tokens: VirtualTokens, name: str) -> None:
     """Put virtual tokens into a model, after those that are there."""
     place = "virtual_tokens" if name == "default" else f"virtual_tokens_{name.replace('.', '_')}"
@@ -228,7 +222,7 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
 
 def added(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that adapters brought, also those inside of other adapters."""
-    named = (item for _, adapter in adapters(model) for item in adapter.named_parameters())
+    named = (item for part in switched(model) for item in part.named_parameters())
     return [parameter for name, parameter in named if not name.startswith("base.")]
 
 
