@@ -9,7 +9,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import LLAMA, make_model, make_tokenizer, save_model, write_rows
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from luthier import checkpoint, reload, steps, surgery, train
@@ -20,6 +21,7 @@ from luthier.errors import ConfigError, ExportError, ModelError
 from luthier.models import Model, load, streaming
 from luthier.monitor import Console
 from luthier.precision import FP8, NF4, Int8
+from luthier.trainable import LoRA
 
 CPU = torch.device("cpu")
 KINDS = {"nf4": NF4(), "int8": Int8(), "fp8": FP8()}

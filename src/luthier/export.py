@@ -106,7 +106,7 @@ def _check_kind(config: Config, kind: str) -> None:
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
-        other = "as=full, or as=quantised" if rounded else "as=full"
+        other = "as=full, or as=quantised" if isinstance(config.precision, QAT) else "as=full"
         raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use {other}")
 
 

@@ -221,9 +221,9 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
 
 
 def added(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that adapters brought, also those inside of other adapters."""
-    named = (item for part in switched(model) for item in part.named_parameters())
-    return [parameter for name, parameter in named if not name.startswith("base.")]
+    """The parameters that adapters and virtual tokens brought, also those inside of other adapters."""
+    found = [module for module in model.modules() if isinstance(module, Switched)]
+    return [p for m in found for n, p in m.named_parameters() if not (isinstance(m, Adapter) and n.startswith("base."))]
 
 
 def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
