@@ -500,7 +500,7 @@ def _contradictions_of_precision(config: Config) -> list[str]:
     precision, trainable, found = config.precision, config.trainable, []
     if isinstance(precision, Reduced) and not isinstance(trainable, Adapting):
         found.append(
-            f"precision.kind={precision.kind} keeps the weights in {'4' if precision.kind == 'nf4' else '8'} bits, where "
+            f"precision.kind={precision.kind} keeps the weights in {4 if precision.kind == 'nf4' else 8} bits, where "
             f"they cannot move, and trainable.kind={trainable.kind} moves them: use method=qlora, or "
             "precision.kind=as_loaded"
         )

@@ -87,8 +87,8 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name not in known and re.search(r"(?<!\d)[48](?!\d)", name):
         raise ExportError(
-            f"dtype={name!r}: merging into 4 or 8 bits would round the trained change away, as it is smaller than their "
-            "steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or --as "
+            f"dtype={name!r}: merging into 4 or 8 bits would round the trained change away, as it is smaller than "
+            "their steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or --as "
             "adapter; nothing was written"
         )
     if name not in known:
@@ -331,7 +331,8 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
         f"- steps {report.get('steps', 'unknown')}, tokens {report.get('tokens', 'unknown')}",
         f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens "
         f"differ by at most {compared['largest_difference']:.2e} from the trained model's",
-        "", "## Loading", "", "```python", *_loading(config, kind, base), "```", "", *_numbers(config, kind), "## Configuration", "", "```yaml",
+        "", "## Loading", "", "```python", *_loading(config, kind, base), "```", "", *_numbers(config, kind),
+        "## Configuration", "", "```yaml",
         config.dump().rstrip(), "```", "",
     ]  # fmt: skip
     return "\n".join([*lines])
@@ -343,7 +344,7 @@ def _numbers(config: Config, kind: str) -> list[str]:
     if not isinstance(precision, Reduced):
         return []
     if kind == "merged":
-        return [f"Its weights are the {precision.kind} ones that it was trained over, dequantised, with the adapter.", ""]
+        return [f"Its weights are those in {precision.kind} that it was trained over, dequantised, with the adapter.", ""]
     return [
         f"The adapter was trained over weights in {precision.kind}, and was compared over the same. Over weights in 16 "
         "or 32 bits it answers a little differently.", "",
