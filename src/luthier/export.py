@@ -6,31 +6,34 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from . import __version__, reload, surgery
+from . import reload, surgery
 from .assemble import Assembled, restore
 from .batch import Batch, Document
-from .config import Config
+from .card import card, of_luthier_alone
+from .config import Config, read_run
 from .errors import ExportError
-from .files import write_atomically
+from .files import new_folder, write_atomically
 from .logprobs import scored
 from .models.names import ready_made
-from .precision import NF4, Reduced
+from .precision import NF4, QAT, Reduced, converted
+from .precision.qat import NAME as ROUNDING
 from .surgery import QuantisedLinear
-from .trainable.adapter import Adapting, OnLayers
+from .trainable import adapter_files, saved
+from .trainable.adapter import Adapting
 
-KINDS = ("adapter", "merged", "full")
+KINDS = ("adapter", "merged", "full", "quantised")
 PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
 # Largest and mean difference of log-probabilities between what was trained and what was written.
 TOLERANCE = {torch.float32: (5e-3, 5e-4), torch.bfloat16: (1.0, 0.05), torch.float16: (0.5, 0.02)}
@@ -44,41 +47,27 @@ def export(run: Path, out: Path, kind: str, dtype: str | None = None) -> dict:
     if kind not in KINDS:
         raise ExportError(f"as={kind!r}: known are {', '.join(KINDS)}")
     wanted = _dtype(dtype, kind)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} exists: give another folder, or remove it; nothing was written")
-    if kind == "adapter" and importlib.util.find_spec("peft") is None:
+    if kind == "adapter" and not of_luthier_alone(read_run(run)) and importlib.util.find_spec("peft") is None:
         raise ExportError(
             "an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written"
         )
-    made, chosen = restore(run)
-    _check_kind(made.config, kind)
+    _check_kind(read_run(run), kind)
     rounded = {"dtype": wanted} if wanted else {}
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with new_folder(out) as aside:
+        made, chosen = restore(run)
         base = _base(made, run) if kind == "adapter" else None
         WRITERS[kind](made, aside, base, **rounded)
         made.tokenizer.save_pretrained(aside)
         _generation_config(made, aside)
-        compared = verify(made, run, aside, base, **rounded)
+        with _as_written(made, kind):
+            compared = verify(made, run, aside, base, **rounded)
         (aside / "README.md").write_text(card(made.config, run, kind, base, compared))
-        _readable(aside)
-        if out.exists():
-            out.rmdir()
-        os.rename(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     files = sorted(p.name for p in out.iterdir())
     return {"out": str(out), "as": kind, "checkpoint": str(chosen), **compared, "files": files}
 
 
-def _readable(folder: Path) -> None:
-    """The permissions that a plain `open` would have given: safetensors files are made for their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~mask)
+def _kind(settings: Any) -> str:
+    return settings.kind
 
 
 def _dtype(name: str | None, kind: str) -> torch.dtype | None:
@@ -102,60 +91,88 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
 
 def _check_kind(config: Config, kind: str) -> None:
     adapted = isinstance(config.trainable, Adapting)
+    if kind == "quantised":
+        _check_quantised(config)
+        return
+    if isinstance(config.precision, QAT) and adapted and kind == "adapter":
+        raise ExportError(
+            "as=adapter: the run rounded its adapter together with the weights, and would not answer so beside them: "
+            "use as=quantised, or as=merged for floating-point weights that are to be rounded elsewhere"
+        )
+    beneath = [adapter_files.read(entry.path).settings for entry in config.model.beneath]
+    lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
+    if lasting and kind != "adapter":
+        raise ExportError(f"as={kind}: no plain weights compute what {_kind(lasting[0])} adds: use as=adapter")
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
-        raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use as=full")
+        other = "as=full, or as=quantised" if isinstance(config.precision, QAT) else "as=full"
+        raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use {other}")
+
+
+def _check_quantised(config: Config) -> None:
+    if not isinstance(config.precision, QAT):
+        raise ExportError("as=quantised: the run was not trained for it; train with method=qat or method=qat-lora")
+    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable:
+        raise ExportError(
+            f"as=quantised: an adapter of trainable.kind={config.trainable.kind} stays beside the layers, "  # type: ignore[attr-defined]
+            "and a file of a quantised model has no place for it: use trainable.kind=lora or full"
+        )
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise ExportError(
+            "a quantised model is checked by loading it with transformers and compressed-tensors: "
+            "pip install luthier[export]; nothing was written"
+        )
 
 
 # ---------------------------------------------------------------------------- writers
 
 
 def _write_adapter(made: Assembled, out: Path, base: str | None) -> None:
-    config, model = made.config.trainable, made.network.model
-    assert isinstance(config, OnLayers)
-    found = dict(surgery.adapters(model))
-    tensors = {
-        f"base_model.model.{surgery.base_name(name)}.{leaf}": tensor.detach().contiguous().cpu()
-        for name, adapter in found.items()
-        for leaf, tensor in adapter.rule.saved(adapter).items()
-    }
-    save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
-    written = {
-        "peft_type": config.peft_type,
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": made.config.model.revision,
-        **config.peft(),
-        "target_modules": _short_names(model, list(found)),
-        "fan_in_fan_out": any(surgery.transposed(a.base) for a in found.values()),
-        "inference_mode": True,
-    }
-    (out / "adapter_config.json").write_text(json.dumps(written, indent=2))
-
-
-def _short_names(model: torch.nn.Module, chosen: Sequence[str]) -> list[str]:
-    """Last names, where they mean the chosen layers and no others; else the whole names."""
-    linear = [n for n, m in surgery.outer(model) if surgery.linear_shape(m)]
-    lasts = sorted({n.rpartition(".")[2] for n in chosen})
-    others = [n for n in linear if n not in chosen and n.rpartition(".")[2] in lasts]
-    return list(chosen) if others else lasts
+    config = made.config.trainable
+    assert isinstance(config, Adapting)
+    saved.write(out, made.network.model, config, base=base, revision=made.config.model.revision)
 
 
 def _write_merged(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
     model: Any = made.network.model
     config = model.config.get_text_config()
     tied = config.tie_word_embeddings
-    if isinstance(model.get_output_embeddings(), surgery.Adapter):
-        config.tie_word_embeddings = False  # an adapted head is no longer the embedding
+    state = surgery.merged_state(model, dtype)
+    if tied:
+        config.tie_word_embeddings = _still_tied(model, state)
     try:
-        _write_model(made, out, surgery.merged_state(model, dtype), dtype)
+        _write_model(made, out, state, dtype)
     finally:
         config.tie_word_embeddings = tied
 
 
+def _still_tied(model: Any, state: dict[str, Tensor]) -> bool:
+    """Whether head and embeddings are one matrix with their adapters merged; then they are one in `state`, too."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    table, head = (next(f"{n}.weight" for n, m in surgery.outer(model) if m is end) for end in ends)
+    if head in state and not torch.equal(state[table], state[head]):
+        return False
+    state[head] = state[table]
+    return True
+
+
+def _write_quantised(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
+    model: Any = made.network.model
+    assert isinstance(made.config.precision, QAT)
+    model.config.quantization_config = converted.quantization_config(made.config.precision, model)
+    try:
+        _write_model(made, out, converted.converted_state(model))
+    finally:
+        del model.config.quantization_config
+
+
+def _rounded(made: Assembled) -> bool:
+    return isinstance(made.config.precision, QAT)
+
+
 def _write_full(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
-    _write_model(made, out, surgery.merged_state(made.network.model, dtype) if dtype else None, dtype)
+    _write_model(made, out, surgery.merged_state(made.network.model, dtype) if dtype or _rounded(made) else None, dtype)
 
 
 def _write_model(
@@ -170,7 +187,7 @@ def _write_model(
         path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
-WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full}
+WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full, "quantised": _write_quantised}
 
 
 def _base(made: Assembled, run: Path) -> str:
@@ -200,6 +217,8 @@ def _trained_over(made: Assembled, run: Path, base: str) -> tuple[str, dict | No
     It knows bitsandbytes' 4 bits in blocks of 64; otherwise it is given what the layers multiply with.
     """
     precision = made.config.precision
+    if isinstance(precision, Reduced) and (made.config.model.beneath or of_luthier_alone(made.config)):
+        return _dequantised(made, run), None
     if not isinstance(precision, Reduced) or made.config.model.name.endswith(".gguf"):
         return base, None
     ready = ready_made(made.config.model)
@@ -239,6 +258,13 @@ def keep_probe(run: Path, documents: Sequence[Document]) -> None:
     write_atomically(run / "probe.json", json.dumps(kept))
 
 
+def _as_written(made: Assembled, kind: str) -> AbstractContextManager:
+    """Floating-point weights of a run that trained for rounding are compared as they are, not rounded."""
+    if _rounded(made) and kind != "quantised":
+        return surgery.adapters_off(made.network.model, {ROUNDING})
+    return nullcontext()
+
+
 def logprobs(made: Assembled, documents: Sequence[Sequence[int]]) -> Tensor:
     """Log-probabilities of all tokens but each document's first, as the trained model gives them."""
     packed = [
@@ -261,10 +287,14 @@ def verify(
     ours = logprobs(made, documents)
     device = made.ranks.device.type
     result = out / "probe.safetensors"
-    request = {"documents": documents, "model": str(out), "base": source, "quantisation": quantisation,
-               "dtype": str(dtype).removeprefix("torch."), "device": device, "out": str(result)}  # fmt: skip
+    rows = made.network.model.get_input_embeddings().weight.shape[0]
+    request = {"documents": documents, "model": str(out), "base": source, "rows": rows, "quantisation": quantisation,
+               "dtype": str(dtype).removeprefix("torch."), "device": device, "out": str(result),
+               "beneath": [entry.model_dump() for entry in made.config.model.beneath],
+               "ours": of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
+               }  # fmt: skip
     ran = subprocess.run(
-        [sys.executable, reload.__file__], input=json.dumps(request), capture_output=True, text=True,
+        [sys.executable, "-P", reload.__file__], input=json.dumps(request), capture_output=True, text=True,
         env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     if ran.returncode or not result.exists():
@@ -282,7 +312,7 @@ def verify(
         "compared_tokens": len(ours),
     }
     if isinstance(made.config.trainable, Adapting):
-        with surgery.adapters_off(made.network.model):
+        with surgery.adapters_off(made.network.model, {saved.TRAINED}):
             to_base = (logprobs(made, documents) - ours).abs()
         compared["difference_to_base"] = to_base.max().item()
         # An adapter that loads and does nothing would be as far away as the base: rounding must not hide that.
@@ -298,82 +328,3 @@ def verify(
 
 def _base_dtype(made: Assembled) -> torch.dtype:
     return made.network.model.get_input_embeddings().weight.dtype
-
-
-# ---------------------------------------------------------------------------- the card
-
-
-def card(config: Config, run: Path, kind: str, base: str | None, compared: dict) -> str:
-    """README.md: what it is, from which data and settings, and what was measured."""
-    report = json.loads((run / "report.json").read_text()) if (run / "report.json").exists() else {}
-    base_name = config.model.name if not config.model.name.endswith(".gguf") else Path(config.model.name).name
-    random = config.model.starts_at_random  # then it has no base model
-    title = f"{run.name} ({config.method})" if random else f"{base_name}, fine-tuned ({config.method})"
-    named = [] if random else [f"base_model: {base_name}"]
-    front = ["---", *named, "library_name: " + ("peft" if kind == "adapter" else "transformers"),
-             "pipeline_tag: text-generation", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
-    lines = [
-        *front, "", f"# {title}", "",
-        f"Made with Luthier {__version__} from `{config.data.train}`.", "", "## Figures", "",
-    ]  # fmt: skip
-    if "held_out_loss" in report:
-        lines += [
-            f"- held-out loss: base {report['held_out_loss']['base']:.4f}, tuned {report['held_out_loss']['tuned']:.4f}"
-        ]
-    if "answers" in report:
-        base_figures, tuned = report["answers"]["base"], report["answers"]["tuned"]
-        low, high = tuned["exact_match_interval"]
-        lines += [
-            f"- exact match on {tuned['rows']} held-out rows: base {base_figures['exact_match']:.3f}, tuned "
-            f"{tuned['exact_match']:.3f} (95% interval {low:.3f} to {high:.3f})"
-        ]
-    lines += [
-        f"- steps {report.get('steps', 'unknown')}, tokens {report.get('tokens', 'unknown')}",
-        f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens "
-        f"differ by at most {compared['largest_difference']:.2e} from the trained model's",
-        "", "## Loading", "", "```python", *_loading(config, kind, base), "```", "", *_numbers(config, kind),
-        "## Configuration", "", "```yaml",
-        config.dump().rstrip(), "```", "",
-    ]  # fmt: skip
-    return "\n".join([*lines])
-
-
-def _numbers(config: Config, kind: str) -> list[str]:
-    """What is to be known of a model that was trained over weights in fewer bits."""
-    precision = config.precision
-    if not isinstance(precision, Reduced):
-        return []
-    if kind == "merged":
-        return [f"Its weights are those in {precision.kind} that it was trained over, dequantised, with the adapter.", ""]
-    return [
-        f"The adapter was trained over weights in {precision.kind}, and was compared over the same. Over weights in 16 "
-        "or 32 bits it answers a little differently.", "",
-    ]  # fmt: skip
-
-
-def _loading(config: Config, kind: str, base: str | None) -> list[str]:
-    precision = config.precision
-    if kind == "adapter" and isinstance(precision, NF4) and precision.block_size == 64 and not ready_made(config.model):
-        return [
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig", "",
-            "four_bits = BitsAndBytesConfig(",
-            f'    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant={precision.double_quant},',
-            "    bnb_4bit_compute_dtype=\"bfloat16\",",
-            ")",
-            f'base = AutoModelForCausalLM.from_pretrained("{base}", quantization_config=four_bits)',
-            'model = PeftModel.from_pretrained(base, "path/of/this/folder")',
-            'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
-        ]  # fmt: skip
-    if kind == "adapter":
-        return [
-            "from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-            'model = PeftModel.from_pretrained(base, "path/of/this/folder")',
-            'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
-        ]  # fmt: skip
-    return [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-        'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")',
-        'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
-    ]  # fmt: skip

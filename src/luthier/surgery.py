@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from .errors import ModelError
 
 
 def freeze(model: nn.Module) -> None:
@@ -121,6 +123,42 @@ class Switched(nn.Module):
 
     enabled: bool = True
     name: str = "default"
+    digest: str | None = None
+    """SHA-256 of the files that it was loaded from, if it was, and its settings."""
+    settings: Any = None
+
+
+class VirtualTokens(Switched):
+    """Learnt positions before every document, a child of the transformers model; `Network` puts them there.
+
+    They are kept in float32. A kind gives embeddings or a prefix.
+    """
+
+    length: int
+    """P."""
+
+    def embeddings(self) -> Tensor | None:
+        """[P, H] what the first layer takes in at these positions."""
+        return None
+
+    def prefix(self) -> Tensor | None:
+        """[layers, 2, K, P, d] keys and values of these positions in each layer, for K heads of width d."""
+        return None
+
+
+def untrained(model: nn.Module) -> set[str]:
+    """Names of virtual tokens that move: what is measured before the first step, as the base, is without them."""
+    found = [m for m in model.children() if isinstance(m, VirtualTokens)]
+    return {m.name for m in found if any(p.requires_grad for p in m.parameters())}
+
+
+def attach(model: nn.Module, tokens: VirtualTokens, name: str) -> None:
+    """Put virtual tokens into a model, after those that are there."""
+    place = "virtual_tokens" if name == "default" else f"virtual_tokens_{name.replace('.', '_')}"
+    if hasattr(model, place):
+        raise ModelError(f"two adapters of the name {name!r}: give one of them another")
+    tokens.name = name
+    model.add_module(place, tokens)
 
 
 class Rule(Protocol):
@@ -142,6 +180,9 @@ class Rule(Protocol):
         """The layer's parameters under the names that they have in an adapter file."""
         ...
 
+    # Where there are any: `constants`, the names of buffers that a checkpoint needs beside what moves; and
+    # `stand_in(layer)`, a plain layer that computes the same.
+
 
 class Adapter(Switched):
     """What wraps a layer `base`, plain, quantised or wrapped itself, and changes what it gives as its `rule` says."""
@@ -155,6 +196,26 @@ class Adapter(Switched):
         self.base, self.rule, self.name = base, rule, name
         rule.start(self)
 
+    @property
+    def weight(self) -> Any:
+        """Of the layer beneath, as other libraries ask an embedding and a head for it."""
+        return self.base.weight
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    @property
+    def plain(self) -> nn.Module | None:
+        """The layer that computes the same by itself, where there is one: beneath a switched off adapter, a copy."""
+        if not self.enabled:
+            return self.base.plain if isinstance(self.base, Adapter) else self.base
+        return getattr(self.rule, "stand_in", lambda layer: None)(self)
+
     def forward(self, *inputs: Any, **more: Any) -> Any:
         return self.rule.forward(self, *inputs, **more) if self.enabled else self.base(*inputs, **more)
 
@@ -163,6 +224,12 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
     for name, module in model.named_modules():
         if isinstance(module, Adapter):
             yield name, module
+
+
+def added(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that adapters and virtual tokens brought, also those inside of other adapters."""
+    found = [module for module in model.modules() if isinstance(module, Switched)]
+    return [p for m in found for n, p in m.named_parameters() if not (isinstance(m, Adapter) and n.startswith("base."))]
 
 
 def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -175,18 +242,57 @@ def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 inside += (name + ".",)
 
 
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """What adapters drew from their base at the start and need ever after, though it does not move."""
+    return {
+        f"{name}.{leaf}": getattr(adapter, leaf)
+        for name, adapter in adapters(model)
+        for leaf in getattr(adapter.rule, "constants", ())
+        if getattr(adapter, leaf) is not None
+    }
+
+
+def switched(model: nn.Module, name: str | None = None) -> list[Switched]:
+    """The parts of the adapter of this name, or of all."""
+    return [m for m in model.modules() if isinstance(m, Switched) and name in (None, m.name)]
+
+
+def names(model: nn.Module) -> list[str]:
+    """The names of the adapters of a model, sorted."""
+    return sorted({module.name for module in switched(model)})
+
+
 @contextmanager
-def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
-    """The model as it was before its adapters, or before those of these names."""
-    found = [m for m in model.modules() if isinstance(m, Switched) and (names is None or m.name in names)]
-    before = [module.enabled for module in found]
+def _enabled(wanted: Mapping[Switched, bool]) -> Iterator[None]:
+    before = {module: module.enabled for module in wanted}
     try:
-        for module in found:
-            module.enabled = False
+        for module, state in wanted.items():
+            module.enabled = state
         yield
     finally:
-        for module, state in zip(found, before):
+        for module, state in before.items():
             module.enabled = state
+
+
+def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> AbstractContextManager[None]:
+    """The model as it was before its adapters, or before those of these names."""
+    return _enabled({m: False for m in switched(model) if names is None or m.name in names})
+
+
+def adapters_on(model: nn.Module, names: Collection[str]) -> AbstractContextManager[None]:
+    """The model with the adapters of these names on, and the others as they are."""
+    return _enabled({m: True for m in switched(model) if m.name in names})
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take the adapters of this name out again: wrapped layers come back, other parts go from where they were put."""
+    for place, module in reversed(list(model.named_modules())):  # inner ones first: names of outer ones stay true
+        if isinstance(module, Switched) and module.name == name:
+            if isinstance(module, Adapter):
+                swap(model, place, module.base)
+            else:
+                parent, _, leaf = place.rpartition(".")
+                delattr(model.get_submodule(parent), leaf)
 
 
 def dense(module: Any) -> dict[str, Tensor]:
@@ -226,7 +332,7 @@ def replaced(named: Mapping[str, Tensor], values: Mapping[str, Tensor] | None) -
 
 def base_name(name: str) -> str:
     """The name that a parameter had before adapters wrapped its layer."""
-    return name.replace(".base.", ".")
+    return re.sub(r"\.base(?=\.|$)", "", name)
 
 
 @torch.no_grad()

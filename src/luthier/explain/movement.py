@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..surgery import QuantisedLinear, blocks
+from ..surgery import QuantisedLinear, VirtualTokens, base_name, blocks
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ def moving(model: nn.Module, begins: Mapping[str, int] | None = None) -> list[Mo
     begins = begins or {}
     groups: dict[tuple, list[tuple[int | None, int]]] = {}
     for name, shape, dtype, moves in _weights(model):
-        number = re.search(r"\.(\d+)\.", name)
-        pattern = name[: number.start()] + ".{}." + name[number.end() :] if number else name
+        shown = base_name(name)
+        number = re.search(r"\.(\d+)\.", shown)
+        pattern = shown[: number.start()] + ".{}." + shown[number.end() :] if number else shown
         key = (pattern, shape, dtype, moves or name in begins, begins.get(name, 0))
         groups.setdefault(key, []).append((int(number[1]) if number else None, math.prod(shape)))
     out = []
@@ -69,7 +70,7 @@ def _span(numbers: Sequence[int]) -> str:
 def walked(model: Any, begins: Mapping[str, int] | None = None, step: int = 0) -> tuple[int, int]:
     """Through how many layers the backward pass walks at a step, and of how many.
 
-    It walks down to the lowest parameter that moves: through all layers where the embeddings do.
+    It walks down to the lowest parameter that moves: through all layers where the embeddings or virtual tokens do.
     """
     prefix, layers = blocks(model)
     names = [
@@ -78,7 +79,8 @@ def walked(model: Any, begins: Mapping[str, int] | None = None, step: int = 0) -
         if (begins[name] <= step if begins and name in begins else p.requires_grad)
     ]
     inside = [int(name[len(prefix) + 1 :].split(".")[0]) for name in names if name.startswith(prefix + ".")]
-    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
+    first = [model.get_input_embeddings(), *(m for m in model.children() if isinstance(m, VirtualTokens))]
+    embeddings = {id(p) for module in first for p in module.parameters()}
     below = any(id(model.get_parameter(name)) in embeddings for name in names)
     lowest = 0 if below else min(inside, default=len(layers))
     return len(layers) - lowest, len(layers)

@@ -194,6 +194,18 @@ def check_context(model: Any, max_length: int, tell: Callable[[str], None]) -> N
     tell(f"{what}: what stands after those is new to it; use data.max_length={limit}, or a rope_scaling")
 
 
+def check_virtual(model: Any, max_length: int, count: int) -> None:
+    """Virtual tokens take positions of the context, before those of a document."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not count or not isinstance(limit, int) or count + max_length <= limit:
+        return
+    remedy = f"data.max_length={limit - count}" if count < limit else f"fewer than {limit} virtual tokens"
+    raise ModelError(
+        f"trainable.num_virtual_tokens={count} and data.max_length={max_length} take {count + max_length} positions, "
+        f"but {type(model).__name__} has {limit}: use {remedy}"
+    )
+
+
 def options(model: Model) -> dict:
     return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
 
