@@ -76,8 +76,8 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name not in known and re.search(r"(?<!\d)[48](?!\d)", name):
         raise ExportError(
-            f"dtype={name!r}: merging into 4 or 8 bits would round the trained change away, as it is smaller than their "
-            "steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or --as "
+            f"dtype={name!r}: merging into 4 or 8 bits would round the trained change away, as it is smaller than "
+            "their steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or --as "
             "adapter; nothing was written"
         )
     if name not in known:
