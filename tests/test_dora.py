@@ -316,4 +316,5 @@ def test_stopped_and_resumed_and_exported(settings, tmp_path):
         assert compared["largest_difference"] < 1e-4
         assert compared["difference_to_base"] > 1e-2
     written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (written["use_dora"], written["r"], written["lora_alpha"]) == (True, 8, 64), "PiSSA is a LoRA of twice the rank"
+    twice = (written["use_dora"], written["r"], written["lora_alpha"])
+    assert twice == (True, 8, 64), "PiSSA is a LoRA of twice the rank"

@@ -22,6 +22,7 @@ from luthier.errors import ConfigError
 from luthier.methods import METHODS
 from luthier.precision import Precision
 from luthier.trainable import Trainable
+from luthier.trainable.saved import TRAINED
 
 
 def members(union) -> list:
@@ -100,20 +101,27 @@ def disturb(made, size: float = 0.05) -> None:
             parameter.add_(torch.randn_like(parameter) * size)
 
 
-def adapted(made) -> bool:
-    return any(isinstance(module, surgery.Switched) for module in made.network.model.modules())
+def added(made) -> list:
+    """What was put into the network to be trained; the rounding of quantisation-aware training is not."""
+    return [m for m in made.network.model.modules() if isinstance(m, surgery.Switched) and m.name == TRAINED]
+
+
+def off(made):
+    return surgery.adapters_off(made.network.model, {TRAINED})
 
 
 def test_every_cell_is_there_or_refused_by_name(settings, base):
-    """Refused are weights that would have to move in numbers that cannot, from the configuration alone."""
+    """Refused, from the configuration alone: weights that would have to move in numbers that cannot, and what stays
+    beside the layers of a model that is to be quantised as a whole."""
     refused = {}
     for trainable, precision in CELLS:
         try:
             configure(settings, {"model": str(base), "precision": {"kind": precision}}, method=row(trainable))
         except ConfigError as error:
             refused[trainable, precision] = str(error)
-    frozen = {"nf4", "int8", "fp8"} & set(PRECISIONS)
-    assert refused.keys() == {(t, p) for t in ("full", "partial") for p in frozen}
+    beside = [kind(answer) for answer in members(Trainable) if not getattr(answer, "mergeable", True)]
+    expected = {(t, p) for t in ("full", "partial") for p in ("nf4", "int8", "fp8")} | {(t, "qat") for t in beside}
+    assert refused.keys() == expected
     for names, text in refused.items():
         assert all(name in text for name in names), text
         assert "use " in text, "a refusal names the remedy"
@@ -123,24 +131,23 @@ def test_every_cell_is_there_or_refused_by_name(settings, base):
 def test_identity_at_the_start(cell, trainable, precision):
     """A fresh adapter changes no number, whatever the weights beneath are kept in; virtual tokens cannot promise it."""
     made = assemble(cell(trainable, precision), training=False)
-    switched = [m for m in made.network.model.modules() if isinstance(m, surgery.Switched)]
-    if not switched or not all(isinstance(m, surgery.Adapter) for m in switched):
+    if not added(made) or not all(isinstance(module, surgery.Adapter) for module in added(made)):
         pytest.skip("no adapter beside a layer")
     fresh = hidden(made)
-    with surgery.adapters_off(made.network.model):
+    with off(made):
         torch.testing.assert_close(hidden(made), fresh, rtol=1e-5, atol=1e-5)
 
 
 @EVERY_CELL
 def test_off_is_the_base(cell, trainable, precision):
     made = assemble(cell(trainable, precision), training=False)
-    if not adapted(made):
+    if not added(made):
         pytest.skip("no adapter")
-    with surgery.adapters_off(made.network.model):
+    with off(made):
         base = hidden(made)
     disturb(made)
     assert (hidden(made) - base).abs().max() > 1e-3, "what moves has to matter"
-    with surgery.adapters_off(made.network.model):
+    with off(made):
         assert torch.equal(hidden(made), base)
 
 

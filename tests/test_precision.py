@@ -1,21 +1,19 @@
 """Frozen weights in fewer bits: codes against bitsandbytes and by hand, loading, gradients, runs, exports, refusals."""
 
-import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import LLAMA, make_model, make_tokenizer, save_model, write_rows
-from safetensors.torch import load_file, save_file
+from conftest import make_model, make_tokenizer
 from torch import nn
 
-from luthier import surgery
+from luthier import checkpoint, steps, surgery, train
+from luthier.assemble import assemble, restore
 from luthier.config import configure
 from luthier.errors import ConfigError, ExportError, ModelError
+from luthier.export import logprobs
 from luthier.models import Model, load, streaming
+from luthier.monitor import Console
 from luthier.precision import FP8, NF4, Int8
-from luthier.trainable import LoRA
 
 CPU = torch.device("cpu")
 KINDS = {"nf4": NF4(), "int8": Int8(), "fp8": FP8()}
@@ -182,3 +180,181 @@ def test_what_is_streamed_is_what_transformers_loads(tmp_path, family, dtype):
             into = plain.get_submodule(layer)
             into.weight.copy_(weight.t() if surgery.transposed(into) else weight)
         assert torch.equal(made(tokens).logits, plain(tokens).logits)
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+def run_over(settings, kind, **changes):
+    return configure(settings, {"method": "qlora" if kind == "nf4" else "lora", "precision": kind, **changes})
+
+
+QUIET = Console(quiet=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_over_weights_in_fewer_bits(settings, kind, tmp_path):
+    """Learns, answers with a cache, and what is exported is what was trained: the adapter, and merged in two dtypes."""
+    config = run_over(settings, kind, evaluation={"generate": 2, "max_new_tokens": 4})
+    result = train(config, QUIET)
+    losses = result.report["held_out_loss"]
+    assert losses["tuned"] < losses["base"]
+    done = result.export(tmp_path / "adapter")
+    assert done["largest_difference"] < 1e-4
+    assert done["difference_to_base"] > 0.1
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == config.model.name
+    assert (tmp_path / "run" / "base").exists() == (kind != "nf4")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert ("BitsAndBytesConfig" in card) == (kind == "nf4")
+    assert f"trained over weights in {kind}" in card
+    merged = result.export(tmp_path / "merged", "merged")
+    assert merged["largest_difference"] < 1e-4
+    rounded = result.export(tmp_path / "rounded", "merged", "bfloat16")
+    assert 1e-4 < rounded["largest_difference"] < 1
+    assert json.loads((tmp_path / "rounded" / "config.json").read_text())["dtype"] == "bfloat16"
+    exact, tensors = (load_file(tmp_path / n / "model.safetensors") for n in ("merged", "rounded"))
+    made, _ = restore(tmp_path / "run")
+    for name, layer in surgery.adapters(made.network.model):
+        weight = layer.base.dequantize(torch.float32) + layer.rule.delta(layer)
+        assert torch.equal(exact[f"{name}.weight"], weight)
+        assert torch.equal(tensors[f"{name}.weight"], weight.bfloat16())
+    for bits in ("nf4", "4bit", "int8", "fp8", "Q4_0"):
+        with pytest.raises(ExportError, match="round the trained change away"):
+            result.export(tmp_path / "four", "merged", bits)
+    with pytest.raises(ExportError, match="known are float32, bfloat16"):
+        result.export(tmp_path / "four", "merged", "float64")
+    with pytest.raises(ExportError, match="is of whole models"):
+        result.export(tmp_path / "four", "adapter", "float32")
+    assert not (tmp_path / "four").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_and_resumed_ends_with_the_same_bytes(settings, kind, tmp_path):
+    whole = run_over(settings, kind, checkpoint={"every": 2})
+    train(whole, QUIET)
+    parted = run_over(settings, kind, checkpoint={"every": 2}, output_dir=str(tmp_path / "parted"))
+    for step in steps(parted, QUIET):
+        if step.step == 3:
+            break
+    torch.manual_seed(99)
+    train(parted, QUIET)
+    ends = [checkpoint.read_tensors(checkpoint.newest(tmp_path / n / "checkpoints")[0]) for n in ("run", "parted")]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+# ---------------------------------------------------------------------------- ready-made 4-bit checkpoints
+
+
+def ready_made(folder, double=True):
+    """A folder as transformers saves a model that it has quantised: written by bitsandbytes alone."""
+    import bitsandbytes.functional as functional
+
+    model = make_model("llama")
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    for name in [n for n in state if "_proj." in n]:
+        codes, kept = functional.quantize_4bit(state[name], quant_type="nf4", compress_statistics=double)
+        state[name] = codes
+        state |= {f"{name}.{leaf}": tensor for leaf, tensor in kept.as_dict(packed=True).items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": double, "bnb_4bit_compute_dtype": "float32",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_a_ready_made_checkpoint_is_used_as_it_is(tmp_path, double):
+    """Against transformers' own load of it, and against the model that it was made from, quantised here."""
+    from transformers import AutoModelForCausalLM
+
+    folder = ready_made(tmp_path / "four", double)
+    store = NF4().storage(torch.float32)
+    made = load.load_model(Model(name=str(folder)), torch.float32, CPU, store)
+    original = make_model("llama")
+    for name in store.names(original):
+        expected = NF4(double_quant=double).storage(torch.float32).layer(original.get_submodule(name))
+        for leaf, tensor in expected.named_buffers():
+            assert torch.equal(tensor, made.get_submodule(name).get_buffer(leaf)), (name, leaf)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"})
+    for module in theirs.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    tokens = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(made(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+    assert getattr(made.config, "quantization_config", None) is None
+
+
+def test_a_run_over_a_ready_made_checkpoint(settings, tmp_path):
+    folder = ready_made(tmp_path / "four")
+    with pytest.raises(ConfigError, match="is in 4 bits already .* use method=qlora"):
+        configure(settings, {"model": str(folder), "method": "lora"})
+    with pytest.raises(ModelError, match="use method=qlora"):
+        load.load_model(Model(name=str(folder)), torch.float32, CPU)
+    result = train(configure(settings, {"model": str(folder), "method": "qlora"}), QUIET)
+    for kind in ("adapter", "merged"):
+        assert result.export(tmp_path / kind, kind)["largest_difference"] < 1e-4
+    written = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert "quantization_config" not in written
+    assert not (tmp_path / "run" / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "4-bit fp4"),
+    ],
+)
+def test_other_quantised_checkpoints_are_refused_by_name(settings, tmp_path, values, named):
+    folder = save_model(tmp_path / "four")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": values}))
+    for method in ("lora", "qlora"):
+        with pytest.raises(ConfigError, match=rf"quantised already \({named}\)"):
+            configure(settings, {"model": str(folder), "method": method})
+    for store in (None, NF4().storage(torch.float32)):
+        with pytest.raises(ModelError, match=rf"quantised already \({named}\)"):
+            load.load_model(Model(name=str(folder)), torch.float32, CPU, store)
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["full", "partial", "pretrain", "continued_pretraining"])
+def test_weights_in_fewer_bits_that_are_asked_to_move_are_refused(settings, kind, method):
+    model = {"size": "tiny"} if method == "pretrain" else settings["model"]
+    with pytest.raises(ConfigError, match=rf"precision.kind={kind} keeps the weights .* use method=qlora, or precision"):
+        configure(settings | {"model": model}, {"method": method, "precision": kind})
+
+
+def test_what_is_wrong_with_the_section_is_told(settings, monkeypatch):
+    with pytest.raises(ConfigError, match="did you mean 'nf4'"):
+        configure(settings, {"method": "lora", "precision": "bitsandbytes"})
+    with pytest.raises(ConfigError, match="does not go with method=lora, .*; use method=qlora"):
+        configure(settings, {"method": "lora", "precision": "nf4"})
+    with pytest.raises(ConfigError, match=r"precision\.block_size=48"):
+        configure(settings, {"method": "qlora", "precision": {"block_size": 48}})
+    with pytest.raises(ConfigError, match=r"load_in_4bit: unknown key; did you mean 'precision\.kind'"):
+        configure(settings, {"method": "qlora", "load_in_4bit": True})
+    assert configure(settings, {"method": "qlora", "precision": {"double_quant": False}}).precision.kind == "nf4"
+    assert configure(settings, {"precision": {"dtype": "float32"}}).precision.kind == "as_loaded"
+    monkeypatch.setattr("luthier.precision.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'luthier\[quant\]'"):
+        configure(settings, {"method": "qlora"})
+    assert configure(settings, {"method": "lora", "precision": "int8"}).precision == Int8()
+
+
+def test_without_the_library_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    with pytest.raises(ModelError, match=r"pip install 'luthier\[quant\]'"):
+        layer_of(NF4(), torch.randn(4, 64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .models import load, network, skeleton, start, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
-from .trainable import Partial, Prompt
+from .trainable import Partial, Prompt, adapter_files, saved
 from .trainable.adapter import Adapting
 
 
@@ -36,11 +36,14 @@ class Assembled:
     renderer: Renderer
     ranks: Ranks
     begins: dict[str, int] = field(default_factory=dict)  # parameter -> steps taken before it moves, where not from 0
+    sources: saved.Sources | None = None  # the adapters that were loaded
+    start: dict[str, torch.Tensor] | None = None  # the first values of what moves, where a saved adapter gave them
 
     def unfreeze(self, step: int) -> None:
         """Let move what moves after `step` optimiser steps. Nothing is computed for what does not move yet."""
         for name, begin in self.begins.items():
             self.network.model.get_parameter(name).requires_grad_(begin <= step)
+        self.config.precision.begin(self.network.model, step)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All that ever moves: of the network under its own names, of the objective under `objective.`"""
@@ -64,6 +67,33 @@ def seed_everything(seed: int) -> None:
 
 
 Say = Callable[[str], None]
+
+
+def _lay_beneath(config: Config, model: Any, tell: Say, values: bool = True) -> dict[str, adapter_files.Saved]:
+    """The saved adapters that lie frozen on the base, in the order in which they are named."""
+    files: dict[str, adapter_files.Saved] = {}
+    for entry in config.model.beneath:
+        assert entry.name is not None
+        files[entry.name] = adapter_files.read(entry.path)
+        saved.load(model, files[entry.name], entry.name, entry.share, tell, values)
+    return files
+
+
+def _go_on(config: Config, model: Any, tell: Say) -> dict[str, adapter_files.Saved]:
+    """Fill what moves from the saved adapter that the run goes on with, if it does."""
+    t = config.trainable
+    if not isinstance(t, Adapting) or t.init_from is None:
+        return {}
+    source = adapter_files.read(t.init_from)
+    saved.check_base(model, source, tell)
+    saved.fill(model, source)
+    return {saved.TRAINED: source}
+
+
+def _tell_idle(net: network.Network, names: Collection[str], tell: Say) -> None:
+    with net.natively() as model:
+        for name in saved.idle(model, names):
+            tell(f"the adapter {name!r} changes nothing of what the model computes: was it trained?")
 
 
 def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tuple[Any, Renderer]:
@@ -109,7 +139,8 @@ def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.dev
 
 def _virtual(config: Config) -> int:
     """Positions before each document that hold no token."""
-    return getattr(config.trainable, "num_virtual_tokens", 0)
+    beneath = [adapter_files.read(entry.path).settings for entry in config.model.beneath]
+    return sum(getattr(settings, "num_virtual_tokens", 0) for settings in (*beneath, config.trainable))
 
 
 def _move(config: Config, model: Any, tokenizer: Any, tell: Say) -> None:
@@ -143,18 +174,33 @@ def assemble(
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
+    files = _lay_beneath(config, model, tell)
     _move(config, model, tokenizer, tell)
-    config.precision.apply(model)
+    files |= _go_on(config, model, tell)
+    if training:
+        _tell_idle(net, files, tell)
+    begins = _apply_precision(config, model)
     network.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
     vocabulary.check_moving(model, config.model.new_tokens)
-    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     objective = config.objective.build().to(ranks.device)
     if training:
         layers.choose_kernels(config.parallel, ranks.device)
         layers.checkpoint_activations(config.parallel, model)
         layers.compile_layers(config.parallel, model, ranks.device)
         net.compiled = layers.compiled(config.parallel, ranks.device)
-    return Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
+    made = Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
+    made.sources = saved.Sources(files) if files else None
+    if saved.TRAINED in files:
+        made.start = {name: p.detach().clone() for name, p in made.parameters().items()}
+    return made
+
+
+def _apply_precision(config: Config, model: Any) -> dict[str, int]:
+    """In which numbers layers compute; returns each parameter that begins to move later, and when."""
+    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
+    late = {id(model.get_parameter(name)): step for name, step in begins.items()}
+    config.precision.apply(model)  # layers that are wrapped have other names
+    return {name: late[id(p)] for name, p in model.named_parameters() if id(p) in late}
 
 
 def outline(config: Config, device: str, tell: Callable[[str], None] = lambda text: None) -> Assembled:
@@ -178,9 +224,9 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     else:
         network.pack(net)
     load.check_virtual(model, config.data.max_length, _virtual(config))
+    _lay_beneath(config, model, tell, values=False)
     _move(config, model, None, tell)
-    config.precision.apply(model)
-    begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
+    begins = _apply_precision(config, model)
     objective = config.objective.build().to(meta)
     layers.checkpoint_activations(config.parallel, model)
     net.compiled = device == "cuda" and layers.compiled(config.parallel, torch.device(device))
@@ -213,7 +259,10 @@ def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Pat
     for line in refused:
         tell(line)
     made = assemble(read_run(folder), tell, training=False)
-    load_weights(made, chosen, checkpoint.read_state(chosen)["deployed"])
+    state = checkpoint.read_state(chosen)
+    if made.sources:
+        made.sources.restore({}, state["parts"]["adapters"])
+    load_weights(made, chosen, state["deployed"])
     made.network.eval()
     return made, chosen
 

@@ -24,7 +24,8 @@ from .generate import generate
 from .measured import Documents, Measured
 from .parallel.ranks import Ranks
 from .scores import Answer, Scorer
-from .surgery import Switched, adapters, adapters_off, trainable
+from .surgery import Adapter, Switched, adapters_off, replaced, trainable
+from .trainable.saved import TRAINED
 
 Tell = Callable[[str], None]
 DOCS_ROWS, DOCS_CHARACTERS = 24, 600  # of the fixed slice of Python's documentation
@@ -237,16 +238,26 @@ def python_docs(renderer: Renderer) -> Dataset:
 
 @contextmanager
 def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
-    """The network as it was before it was trained. Where more than adapters moved, it is loaded afresh and takes the
-    place of the tuned one, whose memory is given up: measure that first."""
-    inside = {id(p) for m in made.network.model.modules() if isinstance(m, Switched) for p in m.parameters()}
-    inside -= {id(p) for _, a in adapters(made.network.model) for p in a.base.parameters()}
+    """The network as it was before it was trained, with the adapters that lie frozen beneath. Where more than adapters
+    moved, it is loaded afresh and takes the place of the tuned one, whose memory is given up: measure that first."""
+    if made.start is not None:  # a saved adapter that was trained further
+        with replaced(made.parameters(), made.start):
+            yield made
+        return
+    inside = {
+        id(p)
+        for module in made.network.model.modules()
+        if isinstance(module, Switched)
+        for name, p in module.named_parameters()
+        if not (isinstance(module, Adapter) and name.startswith("base."))
+    }
     if inside and all(id(p) in inside for p in trainable(made.network.model).values()):
-        with adapters_off(made.network.model):
+        with adapters_off(made.network.model, {TRAINED}):
             yield made
         return
     made.network.to("meta")
     tell("loading the base model again, to compare with it")
     fresh = assemble(made.config, tell, training=False)
     fresh.network.eval()
-    yield fresh
+    with adapters_off(fresh.network.model):  # where it was trained rounded, the base is not
+        yield fresh

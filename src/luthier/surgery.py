@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any, Protocol
 
@@ -121,6 +121,9 @@ class Switched(nn.Module):
 
     enabled: bool = True
     name: str = "default"
+    digest: str | None = None
+    """SHA-256 of the files that it was loaded from, if it was, and its settings."""
+    settings: Any = None
 
 
 class VirtualTokens(Switched):
@@ -175,8 +178,8 @@ class Rule(Protocol):
         """The layer's parameters under the names that they have in an adapter file."""
         ...
 
-    # Where there are any: `constants`, the names of buffers that a checkpoint needs beside what moves; `stand_in(layer)`,
-    # a plain layer that computes the same; `listed`, under which key of adapter_config.json its place stands.
+    # Where there are any: `constants`, the names of buffers that a checkpoint needs beside what moves; and
+    # `stand_in(layer)`, a plain layer that computes the same.
 
 
 class Adapter(Switched):
@@ -241,18 +244,36 @@ def constants(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def switched(model: nn.Module, name: str | None = None) -> list[Switched]:
+    """The parts of the adapter of this name, or of all."""
+    return [m for m in model.modules() if isinstance(m, Switched) and name in (None, m.name)]
+
+
+def names(model: nn.Module) -> list[str]:
+    """The names of the adapters of a model, sorted."""
+    return sorted({module.name for module in switched(model)})
+
+
 @contextmanager
-def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
-    """The model as it was before its adapters, or before those of these names."""
-    found = [m for m in model.modules() if isinstance(m, Switched) and (names is None or m.name in names)]
-    before = [module.enabled for module in found]
+def _enabled(wanted: Mapping[Switched, bool]) -> Iterator[None]:
+    before = {module: module.enabled for module in wanted}
     try:
-        for module in found:
-            module.enabled = False
+        for module, state in wanted.items():
+            module.enabled = state
         yield
     finally:
-        for module, state in zip(found, before):
+        for module, state in before.items():
             module.enabled = state
+
+
+def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> AbstractContextManager[None]:
+    """The model as it was before its adapters, or before those of these names."""
+    return _enabled({m: False for m in switched(model) if names is None or m.name in names})
+
+
+def adapters_on(model: nn.Module, names: Collection[str]) -> AbstractContextManager[None]:
+    """The model with the adapters of these names on, and the others as they are."""
+    return _enabled({m: True for m in switched(model) if m.name in names})
 
 
 def remove(model: nn.Module, name: str) -> None:
@@ -303,7 +324,7 @@ def replaced(named: Mapping[str, Tensor], values: Mapping[str, Tensor] | None) -
 
 def base_name(name: str) -> str:
     """The name that a parameter had before adapters wrapped its layer."""
-    return name.replace(".base.", ".")
+    return re.sub(r"\.base(?=\.|$)", "", name)
 
 
 @torch.no_grad()
@@ -321,7 +342,12 @@ def merged_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str
         state |= {name + leaf: tensor for leaf, tensor in _plain(module, dtype).items()}
     if dtype is None:
         return state
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    rounded: dict[tuple, Tensor] = {}  # tied tensors stay one
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            state[name] = rounded[key] if key in rounded else rounded.setdefault(key, tensor.to(dtype))
+    return state
 
 
 def _plain(module: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:

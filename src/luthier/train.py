@@ -63,9 +63,9 @@ class Result:
         made, _ = restore(self.folder)
         return Chat(made.network, made.renderer)
 
-    def export(self, out: str | Path, kind: str = "adapter") -> dict:
-        """Write the model where other tools read it: `adapter`, `merged` or `full`."""
-        return export(self.folder, Path(out), kind)
+    def export(self, out: str | Path, kind: str = "adapter", dtype: str | None = None) -> dict:
+        """Write the model where other tools read it: `adapter`, `merged` or `full`, the latter two in `dtype`."""
+        return export(self.folder, Path(out), kind, dtype)
 
 
 def train(config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None) -> Result:
@@ -157,6 +157,7 @@ class Trainer:
         parts = {
             "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
             "averaging": self.average, "early_stopping": self.patience, "nonfinite": self.guard, "alarms": self.watch,
+            "adapters": self.made.sources,
         }  # fmt: skip
         # What the next step depends on, beside the weights.
         self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
@@ -349,7 +350,8 @@ class Trainer:
         state = checkpoint.random_state()
         try:
             # What virtual tokens begin as changes the model: the base, at step 0, is without them.
-            begun = surgery.untrained(self.made.network.model) if not self.step else ()
+            first = self.step == 0 and self.made.start is None
+            begun = surgery.untrained(self.made.network.model) if first else ()
             with surgery.adapters_off(self.made.network.model, begun):
                 values = self._measure(answer, self._deployed(), self.step)
         except Stopped:
@@ -399,12 +401,14 @@ class Trainer:
     def _measure(self, answer: bool, weights: Mapping[str, torch.Tensor] | None, step: int) -> dict:
         """The figures under flat keys, as `metrics.jsonl` has them: loss, perplexity, exact_match, forgetting.loss.
 
-        Other `weights` are in place meanwhile, if there are any; they are those of `step`.
+        Other `weights` are in place meanwhile, if there are any; they are those of `step`. At step 0 it is the base
+        that is measured, without what was put beside or around its layers.
         """
         assert self.measurement is not None
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
         breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
-        with surgery.replaced(self.parameters, weights), breakable:
+        base = contextlib.nullcontext() if step else surgery.adapters_off(self.made.network.model)
+        with surgery.replaced(self.parameters, weights), base, breakable:
             found = evaluate.measure(self.made, self.measurement, answer)
         if self.ranks.first:
             measured.keep(self.folder, step, found)  # before a function of the user's can fail

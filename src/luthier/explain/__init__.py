@@ -121,7 +121,7 @@ def explain(config: Config, count: bool = True, measure: bool = False) -> Explan
     found = moving(made.network.model, made.begins)
     plan = made_plan(config, count)
     graphs = compiled(config.parallel, torch.device(device)) and device == "cuda"
-    stages = sorted({0, max(made.begins.values(), default=0)})
+    stages = sorted({0, max(made.begins.values(), default=0), getattr(config.precision, "fake_quant_after_n_steps", 0)})
     accumulate = plan.rows_per_step > int(os.environ.get("WORLD_SIZE", 1))
 
     def rehearsed(step: int) -> tuple[Memory, Work]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..surgery import VirtualTokens, blocks
+from ..surgery import VirtualTokens, base_name, blocks
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ def moving(model: nn.Module, begins: Mapping[str, int] | None = None) -> list[Mo
     begins = begins or {}
     groups: dict[tuple, list[tuple[int | None, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
-        number = re.search(r"\.(\d+)\.", name)
-        pattern = name[: number.start()] + ".{}." + name[number.end() :] if number else name
+        shown = base_name(name)
+        number = re.search(r"\.(\d+)\.", shown)
+        pattern = shown[: number.start()] + ".{}." + shown[number.end() :] if number else shown
         dtype, moves = str(parameter.dtype).removeprefix("torch."), parameter.requires_grad or name in begins
         key = (pattern, tuple(parameter.shape), dtype, moves, begins.get(name, 0))
         groups.setdefault(key, []).append((int(number[1]) if number else None, parameter))

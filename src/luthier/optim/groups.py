@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..settings import nearest
-from ..surgery import matches
+from ..surgery import base_name, matches
 from . import Muon, Optim, Optimisation
 
 
@@ -80,9 +80,9 @@ def _chosen(parameters: Mapping[str, nn.Parameter], config: Optimisation) -> dic
 
 
 def prefixes(name: str) -> list[str]:
-    """The parameter's name and the names of the modules around it."""
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+    """The parameter's name and the names of the modules around it, also as they were before layers were wrapped."""
+    names = dict.fromkeys((name, base_name(name))).keys()
+    return [".".join(parts[:i]) for parts in (n.split(".") for n in names) for i in range(1, len(parts) + 1)]
 
 
 def is_b(name: str) -> bool:

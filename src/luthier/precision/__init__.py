@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..settings import Settings
 
@@ -37,6 +37,9 @@ class Stored(Settings):
 
     def apply(self, model: nn.Module) -> None:
         """What is done to the network after it is known what moves."""
+
+    def begin(self, model: nn.Module, step: int) -> None:
+        """What changes in it after `step` optimiser steps."""
 
 
 class AsLoaded(Stored):
@@ -95,4 +98,50 @@ class FP8(Reduced):
         return InLayers(FP8Linear, self, dtype)
 
 
-Precision = Annotated[AsLoaded | NF4 | Int8 | FP8, Field(discriminator="kind")]
+WHOLE_ROW = -1
+GROUP_SIZES = {  # where none is given: weights along a row of inputs that share a scale
+    "int8-dynamic-act-int4-weight": 32, "int8-dynamic-act-int8-weight": WHOLE_ROW, "int4-weight-only": 32,
+    "fp8": WHOLE_ROW,
+}  # fmt: skip
+
+
+class QAT(Stored):
+    """Quantisation-aware training (arXiv:1712.05877): every linear layer of the blocks computes with rounded numbers.
+
+    What is trained stays in floating point; `luthier export --as quantised` rounds it for good.
+    """
+
+    kind: Literal["qat"] = "qat"
+    scheme: Literal[
+        "int8-dynamic-act-int4-weight", "int8-dynamic-act-int8-weight", "int4-weight-only", "fp8"
+    ] = "int8-dynamic-act-int4-weight"
+    """What weights become, and activations beside them: symmetric integers or float8 (e4m3) with a scale for each
+    group, and int8 or float8 with a scale for each token."""
+    group_size: int = 32
+    """Weights in a row of inputs that share a scale, or -1 for a whole row: by default 32 of 4-bit weights, -1 of
+    8-bit ones. It must divide the inputs of every layer."""
+    fake_quant_after_n_steps: int = Field(0, ge=0)
+    """Optimiser steps in full precision before training rounds; evaluations after the first always do."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_group_size(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "group_size" not in values:
+            scheme = values.get("scheme", cls.model_fields["scheme"].default)
+            if isinstance(scheme, str) and scheme in GROUP_SIZES:
+                return values | {"group_size": GROUP_SIZES[scheme]}
+        return values
+
+    def apply(self, model: nn.Module) -> None:
+        from . import qat
+
+        qat.apply(self, model)
+
+    def begin(self, model: nn.Module, step: int) -> None:
+        from . import qat
+
+        if self.fake_quant_after_n_steps:
+            qat.begin(model, step)
+
+
+Precision = Annotated[AsLoaded | NF4 | Int8 | FP8 | QAT, Field(discriminator="kind")]

@@ -9,6 +9,7 @@ from pydantic import Field
 from ..settings import Settings
 from .bottleneck import Bottleneck
 from .dora import DoRA
+from .ia3 import IA3
 from .lora import LoRA
 from .p_tuning import PTuning
 from .prefix import Prefix
@@ -84,5 +85,5 @@ class Partial(Selection):
 
 
 Trainable = Annotated[
-    Full | Partial | LoRA | DoRA | Bottleneck | Prefix | Prompt | PTuning, Field(discriminator="kind")
+    Full | Partial | LoRA | DoRA | Bottleneck | Prefix | Prompt | PTuning | IA3, Field(discriminator="kind")
 ]

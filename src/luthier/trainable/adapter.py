@@ -20,6 +20,7 @@ PREFIX = "base_model.model."  # of the names of layers in an adapter file
 ABOUT = {  # keys of adapter_config.json that say something about the file and change nothing of what is computed
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
 }  # fmt: skip
+OURS = ("kind", "init_from")  # settings that PEFT has no key for
 
 
 class Adapting(Settings):
@@ -34,6 +35,9 @@ class Adapting(Settings):
     null, false and what is empty need not be named. `...` in place of a tuple allows any value."""
     while_training: ClassVar[Collection[str]] = ()
     """Settings that may differ where a saved adapter is trained further, as its tensors do not depend on them."""
+
+    init_from: str | None = None
+    """The folder of a saved adapter to go on with: its settings, unless they are given, and its values."""
 
     def problems(self) -> list[str]:
         """What of these settings does not go together."""
@@ -70,7 +74,7 @@ class Adapting(Settings):
 
         As it stands here, keys are settings of the same name, and no others may have a value that matters.
         """
-        own = {k: v for k, v in values.items() if k in cls.model_fields and k != "kind" and v is not None}
+        own = {k: v for k, v in values.items() if k in cls.model_fields and k not in OURS and v is not None}
         return cls.understood(own, set(values) - ABOUT - set(own), values)
 
     @classmethod
@@ -149,9 +153,9 @@ class OnLayers(BesideLayers):
 
     @classmethod
     def from_peft(cls, values: Mapping[str, Any]) -> Self:
-        own = {k: v for k, v in values.items() if k in cls.model_fields and k != "kind" and v is not None}
         taken = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
-        own |= targets_of_peft(values)
+        known = set(cls.model_fields) - taken - set(OURS)
+        own = {k: v for k, v in values.items() if k in known and v is not None} | targets_of_peft(values)
         return cls.understood(own, set(values) - ABOUT - taken - set(own), values)
 
 

@@ -10,7 +10,17 @@ from torch import nn
 from ..errors import ModelError
 from ..settings import nearest
 from ..surgery import (
-    Adapter, adapters, base_name, blocks, freeze, innermost, linear_shape, matches, outer, swap, transposed,
+    Adapter,
+    adapters,
+    base_name,
+    blocks,
+    freeze,
+    innermost,
+    linear_shape,
+    matches,
+    outer,
+    swap,
+    transposed,
 )  # fmt: skip
 from . import copies, experts, wrapping
 from .embedded import LowRankEmbedding, TiedLowRank
@@ -24,7 +34,9 @@ def apply(config: LoRA, model: Any, adapter: str) -> None:
     names = wrapping.targets(config, model)
     fused = _experts(config, model)
     if double := [n for n in names if n in saved]:
-        raise ModelError(f"trainable.modules_to_save: {double[0]} is in target_modules, too: leave it out of one of them")
+        raise ModelError(
+            f"trainable.modules_to_save: {double[0]} is in target_modules, too: leave it out of one of them"
+        )
     kept = tuple(name + "." for name in saved) or "\0"
     names = [name for name in names if not name.startswith(kept)]
     fused = {name: leaves for name, leaves in fused.items() if not f"{name}.".startswith(kept)}
@@ -36,14 +48,16 @@ def apply(config: LoRA, model: Any, adapter: str) -> None:
             "nothing to adapt: name more, or exclude less"
         )
     freeze(model)
-    wrapping.wrap(config, model, [n for n in names if not (ends and config.ensure_weight_tying and n == ends[1])], adapter)
+    together = ends if config.ensure_weight_tying else None
+    alone = [n for n in names if not (together and n == together[1])]
+    wrapping.wrap(config, model, alone, adapter)
     for name, leaves in fused.items():
         weights = {leaf: config.scale(f"{name}.{leaf}") for leaf in leaves}
         rule = experts.LowRankExperts(weights, config.init, config.zero_init or "lora_B")
         swap(model, name, Adapter(model.get_submodule(name), rule, adapter))
-    copies.apply(model, [n for n in saved if not (ends and config.ensure_weight_tying and n == ends[1])], adapter)
-    if ends and config.ensure_weight_tying:
-        _tie(config, model, ends, {*names, *saved}, bool({*saved} & {*ends}), adapter)
+    copies.apply(model, [n for n in saved if not (together and n == together[1])], adapter)
+    if together:
+        _tie(config, model, together, {*names, *saved}, bool({*saved} & {*together}), adapter)
 
 
 # ---------------------------------------------------------------------------- where
@@ -93,7 +107,9 @@ def _check_patterns(config: LoRA, names: Sequence[str]) -> None:
             if pattern in taken:
                 continue
             if any(matches(name, pattern) for name in names):
-                raise ModelError(f"trainable.{setting}: patterns before {pattern!r} take all that it matches; put it first")
+                raise ModelError(
+                    f"trainable.{setting}: patterns before {pattern!r} take all that it matches; put it first"
+                )
             meant = nearest(pattern, {part for name in names for part in (name, name.rpartition(".")[2])})
             hint = f"; did you mean {meant!r}?" if meant else ""
             raise ModelError(f"trainable.{setting}: {pattern!r} matches none of the layers that are adapted{hint}")
@@ -142,17 +158,17 @@ def remarks(config: LoRA, model: Any) -> list[str]:
             which = "both" if all(adapted) else ends[0] if adapted[0] else ends[1]
             apart = "each by itself" if all(adapted) else "alone"
             told.append(
-                f"{ends[0]} and {ends[1]} are one matrix, and {which} of them {'are' if all(adapted) else 'is'} trained "
-                f"{apart}: from here on they are two, in merged exports as well; trainable.ensure_weight_tying=true keeps "
-                "them one"
+                f"{ends[0]} and {ends[1]} are one matrix, and {which} of them {'are' if all(adapted) else 'is'} "
+                f"trained {apart}: from here on they are two, in merged exports as well; "
+                "trainable.ensure_weight_tying=true keeps them one"
             )
-    plain = [(n, a) for n, a in adapters(model) if hasattr(a.rule, "r") and linear_shape(a)]
-    wide = [(n, a.rule.r, linear_shape(a)) for n, a in plain if a.rule.r > min(linear_shape(a))]  # type: ignore
+    ranks = [(n, getattr(a.rule, "r", 0), linear_shape(a) or (0, 0)) for n, a in adapters(model)]
+    wide = [(name, r, shape) for name, r, shape in ranks if r > min(shape) > 0]
     if wide:
-        name, r, shape = wide[0]
+        name, r, (inputs, outputs) = wide[0]
         told.append(
-            f"trainable: rank {r} is more than the {min(shape)} that {base_name(name)} [{shape[1]}, {shape[0]}] can have, "  # type: ignore
-            f"and so of {len(wide)} layers: a lower rank can learn the same"
+            f"trainable: rank {r} is more than the {min(inputs, outputs)} that {base_name(name)} [{outputs}, {inputs}] "
+            f"can have, and so of {len(wide)} layers: a lower rank can learn the same"
         )
     if config.lora_dropout and any(isinstance(a.rule, LowRankEmbedding) for _, a in adapters(model)):
         told.append("trainable.lora_dropout does not act on embeddings, whose inputs are numbers of tokens")
@@ -166,18 +182,19 @@ def placed(model: Any, adapter: str) -> dict[str, Any]:
     for place, a in found.items():
         leaves = a.rule.weights if isinstance(a.rule, experts.LowRankExperts) else ("",)
         listed[a.rule.listed] += [f"{place}.{leaf}" if leaf else place for leaf in leaves]  # type: ignore[attr-defined]
-    others = [place for place, module in outer(model) if linear_shape(module) or isinstance(innermost(module), nn.Embedding)]
+    others = [n for n, m in outer(model) if linear_shape(m) or isinstance(innermost(m), nn.Embedding)]
     saved = listed["modules_to_save"]
     return {
         "target_modules": list(_short(listed["target_modules"], others, 1)),
         "target_parameters": list(_short(listed["target_parameters"], experts.names(model), 2)) or None,
-        "modules_to_save": list(_short(saved, [name for name, _ in outer(model)], 1)) or None,
+        # PEFT takes any name with such an end, `input_layernorm` for `norm`.
+        "modules_to_save": list(_short(saved, [name for name, _ in outer(model)], 1, "")) or None,
         "fan_in_fan_out": any(transposed(innermost(a)) for a in found.values()),
     }
 
 
-def _short(chosen: Sequence[str], names: Sequence[str], parts: int) -> Iterator[str]:
+def _short(chosen: Sequence[str], names: Sequence[str], parts: int, dot: str = ".") -> Iterator[str]:
     """The last parts of names, where they mean the chosen and no others; else the whole names."""
     lasts = sorted({".".join(name.split(".")[-parts:]) for name in chosen})
-    others = {name for name in names if any(name == s or name.endswith("." + s) for s in lasts)} - set(chosen)
+    others = {name for name in names if any(name == s or name.endswith(dot + s) for s in lasts)} - set(chosen)
     yield from chosen if others else lasts

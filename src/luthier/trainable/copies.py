@@ -55,7 +55,7 @@ def _between(base: dict[str, Tensor], trained: dict[str, Tensor], share: float) 
 
 
 def _plain_copy(module: nn.Module) -> nn.Module:
-    """In the numbers that it computes in: layers that are kept in fewer bits become plain ones."""
+    """In the numbers that it computes in: a layer that is kept in fewer bits becomes a plain one."""
     if isinstance(module, QuantisedLinear):
         dtype, weight = module.dtype, module.dequantize(module.dtype)
         made = nn.Linear(
@@ -66,16 +66,12 @@ def _plain_copy(module: nn.Module) -> nn.Module:
             if module.bias is not None:
                 made.bias.copy_(module.bias)
         return made
-    made = copy.deepcopy(module)
-    for name, inner in list(made.named_modules()):
-        if isinstance(inner, QuantisedLinear):
-            swap(made, name, _plain_copy(inner))
-    return made
+    return copy.deepcopy(module)
 
 
 def chosen(model: nn.Module, patterns: list[str]) -> list[str]:
     """The names of the modules to train in full, each pattern with at least one; no module inside another."""
-    names = [name for name, module in outer(model) if name and any(True for _ in module.parameters())]
+    names = [n for n, m in outer(model) if n and (isinstance(m, QuantisedLinear) or any(True for _ in m.parameters()))]
     found: set[str] = set()
     for pattern in patterns:
         mine = {name for name in names if matches(name, pattern)}
@@ -90,6 +86,12 @@ def chosen(model: nn.Module, patterns: list[str]) -> list[str]:
 def apply(model: nn.Module, names: list[str], adapter: str) -> None:
     for name in names:
         module = model.get_submodule(name)
+        inside = [m for m in module.modules() if m is not module]
+        if any(isinstance(m, QuantisedLinear) for m in inside):
+            raise ModelError(
+                f"trainable.modules_to_save: {name} holds layers in fewer bits, which cannot move: name these layers, "
+                "of which copies in full are made, or use precision.kind=as_loaded"
+            )
         if any(isinstance(inner, Adapter) for inner in module.modules()):
             raise ModelError(
                 f"trainable.modules_to_save: {name} is adapted already, by another adapter or by target_modules: leave "

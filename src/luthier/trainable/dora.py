@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DoRA(LoRA):
-    """Weight-decomposed LoRA (arXiv:2402.09353): m (W + scale * B A) / |W + scale * B A|, with row lengths m trained."""
+    """Weight-decomposed LoRA (arXiv:2402.09353): m (W + scale * B A) / |W + scale * B A|, with lengths m trained."""
 
     neutral: ClassVar[Mapping[str, Any]] = {**LoRA.neutral, "use_dora": (True,)}
     fits_experts: ClassVar[bool] = False

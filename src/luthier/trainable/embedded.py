@@ -39,7 +39,7 @@ class LowRankEmbedding:
         scaling = self.scaling * layer.share * getattr(innermost(layer), "embed_scale", 1.0)
         return y + F.linear((rows * scaling).to(y.dtype), layer.lora_embedding_B.to(y.dtype))
 
-    def merge(self, layer: Adapter, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def merge(self, layer: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         change = self.scaling * layer.share * (layer.lora_embedding_B @ layer.lora_embedding_A).t()
         return tensors | {"weight": tensors["weight"] + change}
 

@@ -29,7 +29,7 @@ class LoRA(OnLayers):
     neutral: ClassVar[Mapping[str, Any]] = {
         "bias": ("none",), "megatron_core": ..., "loftq_config": ..., "eva_config": ..., "qalora_group_size": ...,
     }  # fmt: skip
-    while_training: ClassVar[Collection[str]] = ("lora_dropout", "init_lora_weights", "zero_init")
+    while_training: ClassVar[Collection[str]] = ("lora_dropout",)
     fits_experts: ClassVar[bool] = True
     kind: Literal["lora"] = "lora"
     r: int = Field(16, ge=1)
@@ -60,6 +60,28 @@ class LoRA(OnLayers):
     """Names and patterns of modules that are trained in full beside the adapter, and saved with it."""
     ensure_weight_tying: bool = False
     """Of embeddings that are tied to the head: what is trained for one of the two is the other's as well."""
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.pissa and self.zero_init:
+            found.append(
+                f"trainable.zero_init={self.zero_init} beside init_lora_weights={self.init}, where neither is zero: "
+                "leave one out"
+            )
+        if not (self.target_modules or self.target_parameters):
+            found.append("trainable.target_modules=[]: nothing is adapted; name layers, or give target_parameters")
+        if self.target_parameters and self.lora_dropout:
+            found.append(
+                f"trainable.lora_dropout={self.lora_dropout}: fused expert weights (target_parameters) have none, as "
+                "their inputs are inside the experts: use lora_dropout=0"
+            )
+        if self.target_parameters and not self.fits_experts:
+            found.append(
+                f"trainable.target_parameters: {self.kind} has no rule for fused expert weights: use method=lora"
+            )
+        if self.layers_to_transform == []:
+            found.append("trainable.layers_to_transform=[]: no layer is left; name some, or leave it out for all")
+        return found
 
     def scale(self, name: str) -> tuple[int, float]:
         """Rank and scaling of the layer, or the parameter, of this name."""

@@ -40,9 +40,9 @@ class LowRank:
             return
         if self.r > min(inputs, outputs):
             raise ModelError(
-                f"trainable.r={self.r}: with init_lora_weights={self.init} at most {min(inputs, outputs)} for a layer of "
-                f"{inputs} inputs and {outputs} outputs, which has no more principal parts; use a smaller r, or leave "
-                "the layer out by exclude_modules"
+                f"trainable.r={self.r}: with init_lora_weights={self.init} at most {min(inputs, outputs)} for a layer "
+                f"of {inputs} inputs and {outputs} outputs, which has no more principal parts; use a smaller r, or "
+                "leave the layer out by exclude_modules"
             )
         if device.type != "meta":
             a, b = first_values.principal(dense(layer.base)["weight"].detach(), self.r, self.scaling, self.init)
