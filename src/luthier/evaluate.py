@@ -24,7 +24,7 @@ from .generate import generate
 from .measured import Documents, Measured
 from .parallel.ranks import Ranks
 from .scores import Answer, Scorer
-from .surgery import Adapter, Switched, adapters_off, replaced, trainable
+from .surgery import adapters_off, added, replaced, trainable
 from .trainable.saved import TRAINED
 
 Tell = Callable[[str], None]
@@ -244,13 +244,7 @@ def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
         with replaced(made.parameters(), made.start):
             yield made
         return
-    inside = {
-        id(p)
-        for module in made.network.model.modules()
-        if isinstance(module, Switched)
-        for name, p in module.named_parameters()
-        if not (isinstance(module, Adapter) and name.startswith("base."))
-    }
+    inside = {id(p) for p in added(made.network.model)}
     if inside and all(id(p) in inside for p in trainable(made.network.model).values()):
         with adapters_off(made.network.model, {TRAINED}):
             yield made

@@ -94,7 +94,7 @@ def _check_kind(config: Config, kind: str) -> None:
     if kind == "quantised":
         _check_quantised(config)
         return
-    if isinstance(config.precision, QAT) and kind == "adapter":
+    if isinstance(config.precision, QAT) and adapted and kind == "adapter":
         raise ExportError(
             "as=adapter: the run rounded its adapter together with the weights, and would not answer so beside them: "
             "use as=quantised, or as=merged for floating-point weights that are to be rounded elsewhere"
@@ -106,7 +106,8 @@ def _check_kind(config: Config, kind: str) -> None:
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
-        raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use as=full")
+        other = "as=full, or as=quantised" if isinstance(config.precision, QAT) else "as=full"
+        raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use {other}")
 
 
 def _check_quantised(config: Config) -> None:
@@ -293,7 +294,7 @@ def verify(
                "ours": of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
                }  # fmt: skip
     ran = subprocess.run(
-        [sys.executable, reload.__file__], input=json.dumps(request), capture_output=True, text=True,
+        [sys.executable, "-P", reload.__file__], input=json.dumps(request), capture_output=True, text=True,
         env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     if ran.returncode or not result.exists():

@@ -40,28 +40,19 @@ GRIDS = {
 }
 
 
-class _Round(torch.autograd.Function):
-    """To the nearest integer, halves to even; the gradient passes."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.round()
-
-    @staticmethod
-    def backward(ctx, upstream):  # type: ignore[override]
-        return upstream
+def _through(rounded: Tensor, x: Tensor) -> Tensor:
+    """The rounded values exactly, with the gradient passed to x as if it had not been rounded."""
+    return rounded.detach() + (x - x.detach())
 
 
-class _RoundFloat8(torch.autograd.Function):
-    """To the nearest float8 e4m3, kept in float32; the gradient passes."""
+def _round(x: Tensor) -> Tensor:
+    """To the nearest integer, halves to even."""
+    return _through(x.round(), x)
 
-    @staticmethod
-    def forward(ctx, x):
-        return x.to(FLOAT8).float()
 
-    @staticmethod
-    def backward(ctx, upstream):  # type: ignore[override]
-        return upstream
+def _round_float8(x: Tensor) -> Tensor:
+    """To the nearest float8 e4m3, in float32."""
+    return _through(x.detach().to(FLOAT8).float(), x)
 
 
 def scales(weight: Tensor, grid: Grid, group: int, dtype: torch.dtype) -> Tensor:
@@ -80,9 +71,9 @@ def on_grid(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     wide = scale.float()[..., None]
     grouped = weight.unflatten(-1, (scale.shape[-1], -1))
     if grid.weights == "int":
-        values = _Round.apply(grouped * (1 / wide)).clamp(grid.lowest, grid.highest)
+        values = _round(grouped * (1 / wide)).clamp(grid.lowest, grid.highest)
     else:
-        values = _RoundFloat8.apply((grouped / wide).clamp(grid.lowest, grid.highest))
+        values = _round_float8((grouped / wide).clamp(grid.lowest, grid.highest))
     return values.flatten(-2)
 
 
@@ -106,12 +97,12 @@ def rounded_activations(x: Tensor, grid: Grid) -> Tensor:
     if grid.activations == "float8":
         largest = torch.finfo(FLOAT8).max
         scale = (wide.detach().abs().amax(-1, keepdim=True) / largest).clamp(min=SMALLEST)
-        return (_RoundFloat8.apply((wide / scale).clamp(-largest, largest)) * scale).to(x.dtype)
+        return (_round_float8((wide / scale).clamp(-largest, largest)) * scale).to(x.dtype)
     low = wide.detach().amin(-1, keepdim=True).clamp(max=0)
     high = wide.detach().amax(-1, keepdim=True).clamp(min=0)
     scale = ((high - low) / 255).clamp(min=SMALLEST)
     zero = (-128 - (low / scale).round()).clamp(-128, 127)
-    values = (_Round.apply(wide * (1 / scale)) + zero).clamp(-128, 127)
+    values = (_round(wide * (1 / scale)) + zero).clamp(-128, 127)
     return ((values - zero) * scale).to(x.dtype)
 
 
