@@ -3,6 +3,7 @@
     python benchmarks/gpu.py check                 # kernels, attention, loss and gradients against plain PyTorch
     python benchmarks/gpu.py resume                # stopped and resumed in another process: the same bytes?
     python benchmarks/gpu.py full-1b lora-8b       # tokens per second of optimiser steps, random weights
+    python benchmarks/gpu.py qlora-8b              # rows of 4,096 slots, every layer recomputed: memory
     DETERMINISTIC=0 python benchmarks/gpu.py full-1b   # with kernels that may give other bytes every time
 
 Shapes are Llama 3.2 1B and Llama 3.1 8B; documents have log-normal lengths (mean 600, 16 to 4,096) of random tokens,
@@ -30,11 +31,12 @@ from luthier import assemble, configure, kernels
 from luthier import train as _train_function  # noqa: F401
 from luthier.batch import Batch, Document
 from luthier.data import dataset as datasets
-from luthier.models import network
+from luthier.methods import METHODS
+from luthier.models import network, streaming
 from luthier.monitor import Console, memory_gb
 from luthier.objectives import NextToken
 from luthier.parallel import Parallel, layers
-from luthier.surgery import adapters
+from luthier.surgery import adapters, swap
 from luthier.trainable import Full, LoRA
 
 loop = sys.modules["luthier.train"]
@@ -60,11 +62,13 @@ OPTIONS = {  # what else a run can keep between steps
 }  # fmt: skip
 EIGHT_BIT = {"optim": {"kind": "adamw_8bit", "rounding": "stochastic", "learning_rate": 1e-4}}
 WORKLOADS = {"full-1b": ("1b", "full"), "lora-8b": ("8b", "lora"), "lora-1b": ("1b", "lora"),
-             "options-1b": ("1b", "options"), "8-bit-1b": ("1b", "8-bit")}  # fmt: skip
+             "options-1b": ("1b", "options"), "8-bit-1b": ("1b", "8-bit"), "qlora-8b": ("8b", "qlora"),
+             "qdora-8b": ("8b", "qdora")}  # fmt: skip
+LEAN = {"qlora-8b": {"MICRO": "4096", "RECOMPUTE": "1"}, "qdora-8b": {"MICRO": "4096", "RECOMPUTE": "1"}}
 
 
-def llama(shape: str, dtype: torch.dtype = torch.bfloat16, **changes):
-    """A Llama of random weights, made on the GPU."""
+def llama(shape: str, dtype: torch.dtype = torch.bfloat16, store=None, **changes):
+    """A Llama of random weights, made on the GPU; with a `store`, each layer goes into its bits as it is drawn."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -73,11 +77,22 @@ def llama(shape: str, dtype: torch.dtype = torch.bfloat16, **changes):
     )  # fmt: skip
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    with torch.device(DEVICE):
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    return model
+    if store is None:
+        torch.set_default_dtype(dtype)
+        with torch.device(DEVICE):
+            model = LlamaForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+        return model
+    model = streaming.skeleton(config, dtype)
+    layers_of = set(store.names(model))
+    for name, module in list(model.named_modules()):
+        if own := list(module.parameters(recurse=False)):
+            module.to_empty(device=DEVICE, recurse=False)
+            for parameter in module.parameters(recurse=False):
+                torch.nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else torch.nn.init.ones_(parameter)
+        if name in layers_of and own:
+            swap(model, name, store.layer(module))
+    return model.to(DEVICE)
 
 
 def documents(count: int, vocabulary: int, longest: int = 4096, mean: float = 600.0) -> list[Document]:
@@ -254,10 +269,14 @@ def check() -> None:
 
 def trainer_of(shape: str, method: str, steps: int, folder: str, checkpoint: int | None = None, **changes):
     """The trainer itself, on random weights and made documents instead of files."""
+    for key, value in LEAN.get(f"{method}-{shape}", {}).items():
+        os.environ.setdefault(key, value)
     micro = int(os.environ.get("MICRO", 16384))
     docs = documents(700, SHAPES[shape]["vocab_size"])
     made = datasets.Dataset(docs, [], [], "made", "made", None)  # type: ignore[arg-type]
-    assemble._model = lambda config, tokenizer, dtype, device, tell: llama(shape, dtype, **changes)
+    assemble._model = lambda config, tokenizer, dtype, device, tell: llama(
+        shape, dtype, config.precision.storage(dtype), **changes
+    )
     loop.tokenizer_and_renderer = lambda config, say: (None, None)
     datasets.open_rows = lambda *_: (made, None)
     config = configure(
@@ -271,9 +290,9 @@ def trainer_of(shape: str, method: str, steps: int, folder: str, checkpoint: int
             },
         },
         {"optim": {"learning_rate": 1e-5 if method == "full" else 1e-4}},
-        {"trainable": {"r": 16}} if method == "lora" else {},
+        {"trainable": {"r": 16}} if "lora" in method or "dora" in method else {},
         {"options": OPTIONS, "8-bit": EIGHT_BIT}.get(method, {}),
-        method=method if method in ("full", "lora") else "full",
+        method=method if method in METHODS else "full",
     )  # fmt: skip
     return loop.Trainer(config, Console(quiet=True))
 

@@ -40,6 +40,8 @@ SMALLER: dict[str, Any] = {
     "trainable.last_layers": 1,
     "trainable.unfreeze": [{"step": 1, "last_layers": 2, "norms": True}],
     "trainable.r": 4,
+    "trainable.modules_to_save": ["embed_tokens", "lm_head"],
+    "trainable.ensure_weight_tying": False,  # the small model's head is not tied
     "schedule.warmup": 1,
     "schedule.decay": 1,
     "schedule.num_cycles": 1,
@@ -86,6 +88,27 @@ def write_data(example: dict, folder: Path) -> None:
                 write_file(folder / name.replace("**/", "").replace("*", "part"), kind)
 
 
+def write_adapters(example: dict, folder: Path, model: Path) -> None:
+    """The adapters that an example names: small LoRAs of the small model."""
+    entries = example["model"].get("adapters", [])
+    named = [entry if isinstance(entry, str) else entry["path"] for entry in entries]
+    for name in [*named, example.get("trainable", {}).get("init_from")]:
+        if name is None:
+            continue
+        from transformers import AutoModelForCausalLM
+
+        from luthier.trainable import saved
+        from luthier.trainable.lora import LoRA
+
+        base, config = AutoModelForCausalLM.from_pretrained(model), LoRA(r=2)  # type: ignore[call-arg]
+        config.apply(base)
+        with torch.no_grad():
+            for tensor in config.saved(base).values():
+                tensor.add_(0.01)
+        (folder / name).mkdir(parents=True)
+        saved.write(folder / name, base, config)
+
+
 def write_file(path: Path, kind: str | None) -> None:
     assert kind in (None, "auto", "text", "messages", "prompt_completion"), f"no small rows of data.format={kind} here"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,9 +148,10 @@ def smaller(example: dict, model: Path) -> dict:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
-def test_it_is_a_configuration(path, tmp_path, monkeypatch):
+def test_it_is_a_configuration(path, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_data(read(path), tmp_path)
+    write_adapters(read(path), tmp_path, tiny_model)
     config = configure(path)
     assert config.output_dir.startswith("runs/"), "each example has a folder of its own"
 
@@ -140,6 +164,7 @@ def test_it_runs(path, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     example = read(path)
     write_data(example, tmp_path)
+    write_adapters(example, tmp_path, tiny_model)
     config = configure(path, ALWAYS, smaller(example, tiny_model))
     result = train(config, Console(quiet=True))
     assert result.report["steps"] == 2
@@ -208,7 +233,7 @@ def test_a_command_in_the_documents_is_one(page, command):
     try:
         configure({"data": {"train": "owner/rows"}}, *known, method=method)
     except ConfigError as error:  # data and models are not there; all else must be right
-        absent = r"does not exist|matches no file|^model(\.name)?: required"
+        absent = r"does not exist|there is no such folder|matches no file|^model(\.name)?: required"
         wrong = [p for p in error.problems if not re.search(absent, p)]
         assert not wrong, "\n".join(wrong)
 

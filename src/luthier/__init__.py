@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import adapters
     from .config import Config, configure
     from .errors import LuthierError
     from .explain import Explanation, explain
@@ -30,14 +31,19 @@ _HOMES = {
     "steps": "train",
     "train": "train",
 }
+_MODULES = ("adapters",)  # several adapters on one model
 __all__ = [
-    "METHODS", "Config", "Explanation", "LuthierError", "Result", "Step", "configure", "explain", "export", "open_run",
-    "steps", "train",
+    "METHODS", "Config", "Explanation", "LuthierError", "Result", "Step", "adapters", "configure", "explain", "export",
+    "open_run", "steps", "train",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """The public names, each imported when it is first asked for, so that importing luthier costs nothing."""
+    if name in _MODULES:
+        from importlib import import_module
+
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'luthier' has no attribute {name!r}")
     from importlib import import_module

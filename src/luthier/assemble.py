@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from .models import load, network, skeleton, start, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
-from .trainable import Partial
+from .trainable import Partial, Prompt, adapter_files, saved
+from .trainable.adapter import Adapting
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Assembled:
     renderer: Renderer
     ranks: Ranks
     begins: dict[str, int] = field(default_factory=dict)  # parameter -> steps taken before it moves, where not from 0
+    sources: saved.Sources | None = None  # the adapters that were loaded
+    start: dict[str, torch.Tensor] | None = None  # the first values of what moves, where a saved adapter gave them
 
     def unfreeze(self, step: int) -> None:
         """Let move what moves after `step` optimiser steps. Nothing is computed for what does not move yet."""
@@ -66,6 +69,33 @@ def seed_everything(seed: int) -> None:
 Say = Callable[[str], None]
 
 
+def _lay_beneath(config: Config, model: Any, tell: Say, values: bool = True) -> dict[str, adapter_files.Saved]:
+    """The saved adapters that lie frozen on the base, in the order in which they are named."""
+    files: dict[str, adapter_files.Saved] = {}
+    for entry in config.model.beneath:
+        assert entry.name is not None
+        files[entry.name] = adapter_files.read(entry.path)
+        saved.load(model, files[entry.name], entry.name, entry.share, tell, values)
+    return files
+
+
+def _go_on(config: Config, model: Any, tell: Say) -> dict[str, adapter_files.Saved]:
+    """Fill what moves from the saved adapter that the run goes on with, if it does."""
+    t = config.trainable
+    if not isinstance(t, Adapting) or t.init_from is None:
+        return {}
+    source = adapter_files.read(t.init_from)
+    saved.check_base(model, source, tell)
+    saved.fill(model, source)
+    return {saved.TRAINED: source}
+
+
+def _tell_idle(net: network.Network, names: Collection[str], tell: Say) -> None:
+    with net.natively() as model:
+        for name in saved.idle(model, names):
+            tell(f"the adapter {name!r} changes nothing of what the model computes: was it trained?")
+
+
 def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tuple[Any, Renderer]:
     """The tokenizer of the run, trained first on the training rows where that is asked for."""
     quietly()
@@ -90,19 +120,37 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
 
 def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say) -> Any:
     """Loaded, or drawn; with a vocabulary that fits the tokenizer."""
-    name = config.model
+    name, store = config.model, config.precision.storage(dtype)
     if name.starts_at_random:
-        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length).to(device)
+        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length)
+        model = model.to(device) if store is None else load.stored(model, store, device, tell)
         if name.name:
             tell(
                 f"a random start from the configuration of {name.name}: none of its weights are used "
                 "(to go on from them, method=continued_pretraining)"
             )
     else:
-        model = load.load_model(name, dtype, device)
+        model = load.load_model(name, dtype, device, store, tell)
     vocabulary.fit(model, tokenizer, name.new_tokens)
     load.check_context(model, config.data.max_length, tell)
+    load.check_virtual(model, config.data.max_length, _virtual(config))
     return model
+
+
+def _virtual(config: Config) -> int:
+    """Positions before each document that hold no token."""
+    beneath = [adapter_files.read(entry.path).settings for entry in config.model.beneath]
+    return sum(getattr(settings, "num_virtual_tokens", 0) for settings in (*beneath, config.trainable))
+
+
+def _move(config: Config, model: Any, tokenizer: Any, tell: Say) -> None:
+    """Choose what moves. A prompt that begins as a text is told its tokens, but where there are no values."""
+    if isinstance(config.trainable, Prompt):
+        config.trainable.apply(model, tokenize=lambda text: tokenizer(text)["input_ids"])
+    else:
+        config.trainable.apply(model)
+    for line in config.trainable.remarks(model) if isinstance(config.trainable, Adapting) else ():
+        tell(line)
 
 
 def assemble(
@@ -126,19 +174,29 @@ def assemble(
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
-    begins = _transform(config, model)
+    files = _lay_beneath(config, model, tell)
+    _move(config, model, tokenizer, tell)
+    files |= _go_on(config, model, tell)
+    if training:
+        _tell_idle(net, files, tell)
+    begins = _apply_precision(config, model)
+    network.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
     vocabulary.check_moving(model, config.model.new_tokens)
     objective = config.objective.build().to(ranks.device)
     if training:
         layers.choose_kernels(config.parallel, ranks.device)
         layers.checkpoint_activations(config.parallel, model)
         layers.compile_layers(config.parallel, model, ranks.device)
-    return Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
+        net.compiled = layers.compiled(config.parallel, ranks.device)
+    made = Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
+    made.sources = saved.Sources(files) if files else None
+    if saved.TRAINED in files:
+        made.start = {name: p.detach().clone() for name, p in made.parameters().items()}
+    return made
 
 
-def _transform(config: Config, model: Any) -> dict[str, int]:
-    """What moves, and in which numbers; returns each parameter that begins to move later, and when."""
-    config.trainable.apply(model)
+def _apply_precision(config: Config, model: Any) -> dict[str, int]:
+    """In which numbers layers compute; returns each parameter that begins to move later, and when."""
     begins = config.trainable.begins(model) if isinstance(config.trainable, Partial) else {}
     late = {id(model.get_parameter(name)): step for name, step in begins.items()}
     config.precision.apply(model)  # layers that are wrapped have other names
@@ -154,6 +212,8 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     available = device == "cpu" or torch.cuda.is_available()
     dtype = config.precision.resolve(torch.device(device)) if available else _of_absent_gpu(config.precision.dtype)
     model = skeleton.outline(config.model, dtype, config.data.max_length)
+    if store := config.precision.storage(dtype):
+        model = load.stored(model, store, meta, tell)
     model.train()
     net = network.Network(model)
     net.longest = config.data.max_length
@@ -163,7 +223,10 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         tell(f"rows run padded: {reason}")
     else:
         network.pack(net)
-    begins = _transform(config, model)
+    load.check_virtual(model, config.data.max_length, _virtual(config))
+    _lay_beneath(config, model, tell, values=False)
+    _move(config, model, None, tell)
+    begins = _apply_precision(config, model)
     objective = config.objective.build().to(meta)
     layers.checkpoint_activations(config.parallel, model)
     return Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
@@ -195,7 +258,10 @@ def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Pat
     for line in refused:
         tell(line)
     made = assemble(read_run(folder), tell, training=False)
-    load_weights(made, chosen, checkpoint.read_state(chosen)["deployed"])
+    state = checkpoint.read_state(chosen)
+    if made.sources:
+        made.sources.restore({}, state["parts"]["adapters"])
+    load_weights(made, chosen, state["deployed"])
     made.network.eval()
     return made, chosen
 
@@ -203,3 +269,5 @@ def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Pat
 def load_weights(made: Assembled, folder: Path, group: str = "weights") -> None:
     """What moves, from a checkpoint: the weights of its step, or the group of its tensors that is to be deployed."""
     checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, group), str(folder))
+    constants = surgery.constants(made.network.model)
+    checkpoint.load_into(constants, checkpoint.read_tensors(folder, "constants"), str(folder))

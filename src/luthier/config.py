@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from .data import Data, sources
-from .errors import CheckpointError, ConfigError
+from .errors import AdapterError, CheckpointError, ConfigError
 from .methods import METHODS
 from .models import Model, names
 from .monitor.alarms import Alarms
@@ -35,9 +35,10 @@ from .optim import (
 )
 from .optim import schedule as schedules
 from .parallel import Parallel
-from .precision import QAT, WHOLE_ROW, Precision
+from .precision import QAT, WHOLE_ROW, Precision, Reduced
 from .settings import Settings, merged, nearest, parse_override, read_yaml
-from .trainable import Partial, Selection, Trainable
+from .trainable import Partial, Selection, Trainable, adapter_files
+from .trainable.adapter import Adapting, BesideLayers
 
 
 class BatchSize(Settings):
@@ -166,7 +167,9 @@ SHORT = {
     "model": "name", "data": "train", "trainable": "kind", "objective": "kind", "precision": "kind", "optim": "kind",
     "schedule": "kind", "clipping": "kind", "averaging": "kind",
 }  # fmt: skip
-DEFAULT_KINDS = {"optim": "adamw", "schedule": "linear", "clipping": "norm"}  # of sections that name no kind
+DEFAULT_KINDS = {  # of sections that name no kind
+    "optim": "adamw", "schedule": "linear", "clipping": "norm", "precision": "as_loaded",
+}  # fmt: skip
 
 
 def _expanded(values: Mapping) -> dict:
@@ -214,8 +217,12 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
         values["method"] = name = "lora"
     for axis, kind in METHODS[name].kinds.items():
         given = values.get(axis)
+        if kind == "as_loaded":  # what any method is without a word about precision
+            continue
         if isinstance(given, Mapping) and given.get("kind", kind) != kind:
-            fitting = [m.name for m in METHODS.values() if m.kinds.get(axis) == given["kind"]]
+            fitting = _named(METHODS[name].kinds, values, axis)
+            if axis == "precision" and not fitting:
+                continue  # any method over any precision, where that has no name of its own
             remedy = (
                 f"use method={fitting[0]}"
                 if fitting
@@ -233,11 +240,20 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
         raise ConfigError(problems + _explained(faults) + _contradictions_of_the_rest(values, faults)) from None
     if config.batch.examples is None and config.batch.tokens is None:
         config = config.model_copy(update={"batch": config.batch.model_copy(update={"examples": 16})})
-    config = config.model_copy(update={"model": names.resolved(config.model)})
+    followed = {"model": names.resolved(config.model), "trainable": adapter_files.resolved(config.trainable)}
+    config = config.model_copy(update=followed)
     problems += contradictions(config, weights)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _named(kinds: dict[str, str], values: Mapping, axis: str) -> list[str]:
+    """The methods that are what `values` ask for instead of `kinds`; of a precision those of this very point only."""
+    point = {a: (values.get(a) or {}).get("kind", kind) for a, kind in kinds.items()}
+    if axis == "precision":
+        return [m.name for m in METHODS.values() if m.kinds == point]
+    return [m.name for m in METHODS.values() if m.kinds.get(axis) == point[axis]]
 
 
 def read_run(folder: Path) -> Config:
@@ -276,8 +292,16 @@ ELSEWHERE = {  # what other libraries call it
     "model_name_or_path": "model.name", "dataset": "data.train", "train_file": "data.train",
     "validation_file": "data.validation", "val_size": "data.validation", "eval_steps": "evaluation.every",
     "save_steps": "checkpoint.every", "save_total_limit": "checkpoint.keep", "bf16": "precision.dtype",
+    "bnb_4bit_compute_dtype": "precision.dtype", "bnb_4bit_use_double_quant": "precision.double_quant",
+    "double_quantization": "precision.double_quant", "bnb_4bit_blocksize": "precision.block_size",
+    "bnb_4bit_quant_type": "precision.kind", "load_in_4bit": "precision.kind", "load_in_8bit": "precision.kind",
+    "quantization_bit": "precision.kind", "quantization": "precision.kind",
     "gradient_checkpointing": "parallel.activation_checkpointing", "torch_compile": "parallel.compile",
     "packing": "batch.packing", "output": "output_dir", "finetuning_type": "method",
+    "additional_target": "trainable.modules_to_save", "lora_modules_to_save": "trainable.modules_to_save",
+    "use_dora": "method", "pissa_init": "trainable.init_lora_weights", "init_weights": "trainable.init_lora_weights",
+    "lora_target_parameters": "trainable.target_parameters", "apply_lora_to_output": "trainable.target_modules",
+    "apply_lora_to_mlp": "trainable.target_modules", "lora_attn_modules": "trainable.target_modules",
     "additional_special_tokens": "model.new_tokens", "new_special_tokens": "model.new_tokens",
     "add_tokens": "model.new_tokens", "add_special_tokens": "model.new_tokens", "config_name": "model.name",
     "tokenizer_name": "model.tokenizer", "tokenizer_name_or_path": "model.tokenizer",
@@ -295,7 +319,13 @@ ELSEWHERE = {  # what other libraries call it
     "lr_scheduler_kwargs": "schedule", "num_warmup_steps": "schedule.warmup", "num_decay_steps": "schedule.decay",
     "num_stable_steps": "schedule.decay", "min_lr": "schedule.min_ratio", "min_lr_ratio": "schedule.min_ratio",
     "min_lr_rate": "schedule.min_ratio", "lr_end": "schedule.min_ratio", "loraplus_lr_embedding": "optim.groups",
+    "adapter_name_or_path": "model.adapters", "adapters": "model.adapters", "lora_model_dir": "trainable.init_from",
+    "create_new_adapter": "trainable.init_from", "resume_from_adapter": "trainable.init_from",
     "optimizer_in_bwd": "optim.fused_backward", "stochastic_rounding": "optim.rounding",
+    "num_prompt_tokens": "trainable.num_virtual_tokens", "prefix_length": "trainable.num_virtual_tokens",
+    "pre_seq_len": "trainable.num_virtual_tokens", "prompt_length": "trainable.num_virtual_tokens",
+    "num_prefix": "trainable.num_virtual_tokens", "prefix_projection": "trainable.prefix_projection",
+    "prompt_init_text": "trainable.prompt_tuning_init_text", "prompt_init": "trainable.prompt_tuning_init",
     "lr_reduce_factor": "schedule.factor", "param_groups": "optim.groups",
     "groupsize": "precision.group_size", "weight_dtype": "precision.scheme", "activation_dtype": "precision.scheme",
     "quantizer": "precision.scheme", "quantization_aware_training": "precision.kind", "qat": "precision.kind",
@@ -315,6 +345,14 @@ KINDS_ELSEWHERE = {  # what other libraries call a kind
         "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_warmup_with_min_lr": "cosine",
         "wsd": "warmup_stable_decay", "plateau": "reduce_lr_on_plateau", "reduce_on_plateau": "reduce_lr_on_plateau",
         "cosine_with_hard_restarts": "cosine_with_restarts",
+    },
+    "trainable.kind": {
+        "prefix_tuning": "prefix", "prompt_tuning": "prompt", "ptuning": "p_tuning", "prompt_encoder": "p_tuning",
+    },
+    "precision.kind": {
+        "4bit": "nf4", "int4": "nf4", "bnb": "nf4", "bitsandbytes": "nf4", "fp4": "nf4", "8bit": "int8",
+        "llm_int8": "int8", "float8": "fp8", "float8_e4m3fn": "fp8", "e4m3": "fp8", "bf16": "as_loaded",
+        "bfloat16": "as_loaded", "float32": "as_loaded", "none": "as_loaded",
     },
     "clipping.kind": {"agc": "adaptive", "max_grad_norm": "norm", "clip_value": "value"},
     "precision.scheme": {
@@ -469,6 +507,14 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     t = config.trainable
     if isinstance(t, Partial):
         found += _faults_of_unfreezing(t, config.max_steps)
+    if isinstance(t, Adapting):
+        found += t.problems()
+    if t.kind == "prefix" and config.parallel.activation_checkpointing and not batch.packing:
+        found.append(
+            f"parallel.activation_checkpointing={config.parallel.activation_checkpointing}: with batch.packing=false a "
+            "prefix lies in the cache, which layers that are recomputed do without: use one of the two"
+        )
+    found += _faults_of_adapters(config)
     for columns in [data.columns, *(source.columns or {} for source in data.sources())]:
         if columns:
             from .data import formats
@@ -483,7 +529,25 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
         found += contradictions_of_data(config)
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
+    found += _contradictions_of_precision(config)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
+
+
+def _contradictions_of_precision(config: Config) -> list[str]:
+    """Weights in fewer bits cannot move, need their library, and may be so in the model's files already."""
+    precision, trainable, found = config.precision, config.trainable, []
+    if isinstance(precision, Reduced) and not isinstance(trainable, Adapting):
+        found.append(
+            f"precision.kind={precision.kind} keeps the weights in {'4' if precision.kind == 'nf4' else '8'} bits, "
+            f"where they cannot move, and trainable.kind={trainable.kind} moves them: use method=qlora, or "
+            "precision.kind=as_loaded"
+        )
+    if text := precision.lacking():
+        found.append(f"precision.kind={precision.kind}: {text}")
+    model = names.resolved(config.model)
+    if text := names.ready_made_problem(model.name, names.ready_made(model), precision.kind):
+        found.append(text)
+    return found
 
 
 def _contradictions_of_the_start(config: Config) -> list[str]:
@@ -498,10 +562,12 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             f"model.init=random, but method={config.method} freezes weights, which would stay random: "
             "use method=pretrain, or method=full"
         )
-    if model.new_tokens and t.kind != "full" and not (isinstance(t, Partial) and (t.embeddings or t.patterns)):
+    moves = (isinstance(t, Partial) and (t.embeddings or t.patterns)) or getattr(t, "modules_to_save", [])
+    if model.new_tokens and t.kind != "full" and not moves:
         found.append(
             f"model.new_tokens: {model.new_tokens[0]!r} has to be learnt, but method={config.method} freezes the "
-            "embeddings: use method=full, or method=partial with trainable.embeddings=true"
+            "embeddings: use method=full, method=partial with trainable.embeddings=true, or method=lora with the "
+            "embeddings and the head in trainable.modules_to_save"
         )
     return found
 
@@ -515,6 +581,11 @@ def _contradictions_of_qat(config: Config, qat: QAT) -> list[str]:
         found.append(
             f"precision.fake_quant_after_n_steps={late} is never reached in max_steps={config.max_steps}: nothing "
             "would be trained for the rounding; use a smaller number"
+        )
+    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable:
+        found.append(
+            f"precision.kind=qat ends in a quantised model that has no place for what trainable.kind="
+            f"{config.trainable.kind} adds beside its layers: use method=qat-lora, or precision.kind=as_loaded"  # type: ignore
         )
     if dropout := getattr(config.trainable, "lora_dropout", 0.0):
         found.append(
@@ -671,6 +742,38 @@ def _contradictions_of_evaluation(config: Config) -> list[str]:
                 f"evaluation.tasks: {path} is a file or folder of task files, which may run Python of their own: read "
                 "them, then set evaluation.trust_task_files=true"
             )
+    return found
+
+
+def _faults_of_adapters(config: Config) -> list[str]:
+    """What is wrong with saved adapters: those beneath what is trained, and the one that a run goes on with."""
+    found = adapter_files.problems(config.trainable)
+    entries = config.model.beneath
+    for entry in entries:
+        try:
+            saved = adapter_files.read(entry.path)
+        except AdapterError as error:
+            found.append(f"model.adapters: {error}")
+            continue
+        if not entry.share:
+            found.append(f"model.adapters: share=0 of {entry.path!r} leaves nothing of it: leave the adapter out")
+        elif entry.share != 1 and not isinstance(saved.settings, BesideLayers):
+            found.append(
+                f"model.adapters: share={entry.share:g} of {entry.path!r}, but virtual tokens are there or not: leave "
+                "share out"
+            )
+    called = [entry.name for entry in entries]
+    if twice := sorted({str(name) for name in called if called.count(name) > 1}):
+        found.append(f"model.adapters: two adapters of the name {twice[0]!r}: give one of them another `name`")
+    if "default" in called:
+        found.append("model.adapters: the name 'default' is that of the adapter that is trained: give another `name`")
+    if entries and not isinstance(config.trainable, Adapting):
+        found.append(
+            f"model.adapters lie frozen beneath a new adapter, and method={config.method} trains the model itself: "
+            "merge them into it first (luthier.adapters.merge), or use method=lora"
+        )
+    if entries and config.model.starts_at_random:
+        found.append("model.adapters of a random start: an adapter belongs to loaded weights; leave one of them out")
     return found
 
 

@@ -4,6 +4,7 @@
     ├── ConfigError             2   a key, a value or a combination of them
     ├── DataError               3   a file or a row
     ├── ModelError              4   weights, tokenizer or template of the base model
+    │   └── AdapterError        4   a saved adapter: damaged, unknown, or of another base
     ├── CheckpointError         5   nothing to resume from, or not from there
     ├── NonFiniteError          6   a loss or a gradient that is not a number
     ├── ExportError             7   what was written does not answer as what was trained
@@ -37,6 +38,10 @@ class DataError(LuthierError):
 
 class ModelError(LuthierError):
     exit_code = 4
+
+
+class AdapterError(ModelError):
+    """A saved adapter that cannot be read, or does not fit the model at hand."""
 
 
 class CheckpointError(LuthierError):

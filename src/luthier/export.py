@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,19 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from . import __version__, reload, surgery
+from . import reload, surgery
 from .assemble import Assembled, restore
 from .batch import Batch, Document
+from .card import card, of_luthier_alone
 from .config import Config, read_run
 from .errors import ExportError
-from .files import write_atomically
+from .files import new_folder, write_atomically
 from .logprobs import scored
-from .precision import QAT, converted
-from .precision.qat import NAME as ROUNDING
-from .trainable.adapter import Adapting, OnLayers
+from .models.names import ready_made
+from .precision import NF4, QAT, ROUNDING, Reduced, converted
+from .surgery import QuantisedLinear
+from .trainable import adapter_files, saved
+from .trainable.adapter import Adapting
 
 KINDS = ("adapter", "merged", "full", "quantised")
 PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
@@ -35,57 +38,70 @@ PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
 TOLERANCE = {torch.float32: (5e-3, 5e-4), torch.bfloat16: (1.0, 0.05), torch.float16: (0.5, 0.02)}
 
 
-def export(run: Path, out: Path, kind: str) -> dict:
-    """Export a run's best checkpoint; returns what was compared: differences, tolerance, files."""
+def export(run: Path, out: Path, kind: str, dtype: str | None = None) -> dict:
+    """Export a run's best checkpoint; returns what was compared: differences, tolerance, files.
+
+    `dtype` is float32 or bfloat16, of a whole model's tensors; without it they stay in those they compute in.
+    """
     if kind not in KINDS:
         raise ExportError(f"as={kind!r}: known are {', '.join(KINDS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} exists: give another folder, or remove it; nothing was written")
-    if kind == "adapter" and importlib.util.find_spec("peft") is None:
+    wanted = _dtype(dtype, kind)
+    if kind == "adapter" and not of_luthier_alone(read_run(run)) and importlib.util.find_spec("peft") is None:
         raise ExportError(
             "an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written"
         )
     _check_kind(read_run(run), kind)
-    made, chosen = restore(run)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    rounded = {"dtype": wanted} if wanted else {}
+    with new_folder(out) as aside:
+        made, chosen = restore(run)
         base = _base(made, run) if kind == "adapter" else None
-        WRITERS[kind](made, aside, base)
+        WRITERS[kind](made, aside, base, **rounded)
         made.tokenizer.save_pretrained(aside)
         _generation_config(made, aside)
         with _as_written(made, kind):
-            compared = verify(made, run, aside, base)
+            compared = verify(made, run, aside, base, **rounded)
         (aside / "README.md").write_text(card(made.config, run, kind, base, compared))
-        _readable(aside)
-        if out.exists():
-            out.rmdir()
-        os.rename(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     files = sorted(p.name for p in out.iterdir())
     return {"out": str(out), "as": kind, "checkpoint": str(chosen), **compared, "files": files}
 
 
-def _readable(folder: Path) -> None:
-    """The permissions that a plain `open` would have given: safetensors files are made for their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~mask)
+def _kind(settings: Any) -> str:
+    return settings.kind
+
+
+def _dtype(name: str | None, kind: str) -> torch.dtype | None:
+    if name is None:
+        return None
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known and re.search(r"(?<!\d)[48](?!\d)", name):
+        raise ExportError(
+            f"dtype={name!r}: merging into 4 or 8 bits would round the trained change away, as it is smaller than their "
+            "steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or --as "
+            "adapter; nothing was written"
+        )
+    if name not in known:
+        raise ExportError(f"dtype={name!r}: known are {', '.join(known)}; nothing was written")
+    if kind == "adapter":
+        raise ExportError(
+            f"dtype={name!r} is of whole models, and an adapter keeps its own: leave it out, or use --as merged"
+        )
+    return known[name]
 
 
 def _check_kind(config: Config, kind: str) -> None:
-    adapted = isinstance(config.trainable, Adapting)
-    rounded = isinstance(config.precision, QAT)
+    adapted, rounded = isinstance(config.trainable, Adapting), isinstance(config.precision, QAT)
     if kind == "quantised":
-        return _check_quantised(config)
+        _check_quantised(config)
+        return
     if rounded and adapted and kind == "adapter":
         raise ExportError(
             "as=adapter: the run rounded its adapter together with the weights, and would not answer so beside them: "
             "use as=quantised, or as=merged for floating-point weights that are to be rounded elsewhere"
         )
+    beneath = [adapter_files.read(entry.path).settings for entry in config.model.beneath]
+    lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
+    if lasting and kind != "adapter":
+        raise ExportError(f"as={kind}: no plain weights compute what {_kind(lasting[0])} adds: use as=adapter")
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
@@ -112,53 +128,35 @@ def _check_quantised(config: Config) -> None:
 
 
 def _write_adapter(made: Assembled, out: Path, base: str | None) -> None:
-    config, model = made.config.trainable, made.network.model
-    assert isinstance(config, OnLayers)
-    found = dict(surgery.adapters(model))
-    tensors = {
-        f"base_model.model.{surgery.base_name(name)}.{leaf}": tensor.detach().contiguous().cpu()
-        for name, adapter in found.items()
-        for leaf, tensor in adapter.rule.saved(adapter).items()
-    }
-    save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
-    written = {
-        "peft_type": config.peft_type,
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": made.config.model.revision,
-        **config.peft(),
-        "target_modules": _short_names(model, list(found)),
-        "fan_in_fan_out": any(surgery.transposed(a.base) for a in found.values()),
-        "inference_mode": True,
-    }
-    (out / "adapter_config.json").write_text(json.dumps(written, indent=2))
+    config = made.config.trainable
+    assert isinstance(config, Adapting)
+    saved.write(out, made.network.model, config, base=base, revision=made.config.model.revision)
 
 
-def _short_names(model: torch.nn.Module, chosen: Sequence[str]) -> list[str]:
-    """Last names, where they mean the chosen layers and no others; else the whole names."""
-    linear = [n for n, m in surgery.outer(model) if surgery.linear_shape(m)]
-    lasts = sorted({n.rpartition(".")[2] for n in chosen})
-    others = [n for n in linear if n not in chosen and n.rpartition(".")[2] in lasts]
-    return list(chosen) if others else lasts
-
-
-def _write_merged(made: Assembled, out: Path, base: str | None) -> None:
+def _write_merged(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
     model: Any = made.network.model
     config = model.config.get_text_config()
     tied = config.tie_word_embeddings
-    if isinstance(model.get_output_embeddings(), surgery.Adapter):
-        config.tie_word_embeddings = False  # an adapted head is no longer the embedding
+    state = surgery.merged_state(model, dtype)
+    if tied:
+        config.tie_word_embeddings = _still_tied(model, state)
     try:
-        _write_model(made, out, surgery.merged_state(model))
+        _write_model(made, out, state, dtype)
     finally:
         config.tie_word_embeddings = tied
 
 
-def _write_full(made: Assembled, out: Path, base: str | None) -> None:
-    _write_model(made, out, surgery.merged_state(made.network.model) if _rounded(made) else None)
+def _still_tied(model: Any, state: dict[str, Tensor]) -> bool:
+    """Whether head and embeddings are one matrix with their adapters merged; then they are one in `state`, too."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    table, head = (next(f"{n}.weight" for n, m in surgery.outer(model) if m is end) for end in ends)
+    if head in state and not torch.equal(state[table], state[head]):
+        return False
+    state[head] = state[table]
+    return True
 
 
-def _write_quantised(made: Assembled, out: Path, base: str | None) -> None:
+def _write_quantised(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
     model: Any = made.network.model
     assert isinstance(made.config.precision, QAT)
     model.config.quantization_config = converted.quantization_config(made.config.precision, model)
@@ -172,10 +170,20 @@ def _rounded(made: Assembled) -> bool:
     return isinstance(made.config.precision, QAT)
 
 
-def _write_model(made: Assembled, out: Path, state: dict[str, Tensor] | None) -> None:
+def _write_full(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
+    _write_model(made, out, surgery.merged_state(made.network.model, dtype) if dtype or _rounded(made) else None, dtype)
+
+
+def _write_model(
+    made: Assembled, out: Path, state: dict[str, Tensor] | None, dtype: torch.dtype | None = None
+) -> None:
     """Shards with their index; tied weights once."""
     with made.network.natively() as model:
         model.save_pretrained(out, state_dict=state)
+    if dtype is not None:
+        path = out / "config.json"
+        written = json.loads(path.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
 WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full, "quantised": _write_quantised}
@@ -187,18 +195,48 @@ def _base(made: Assembled, run: Path) -> str:
     if not name.endswith(".gguf"):
         path = Path(name).expanduser()
         return str(path.resolve()) if path.is_dir() else name
+    return _dequantised(made, run)
+
+
+def _dequantised(made: Assembled, run: Path) -> str:
+    """The base model that an adapter was trained over, in plain numbers; kept in the run's folder."""
     folder = run / "base"
     if not folder.exists():
         aside = run / f".base.{os.getpid()}"
-        unadapted = {
-            surgery.base_name(n): t.detach()
-            for n, t in made.network.model.state_dict().items()
-            if ".lora_" not in n
-        }  # fmt: skip
-        _write_model(made, aside, unadapted)
+        with surgery.adapters_off(made.network.model):
+            _write_model(made, aside, surgery.merged_state(made.network.model))
         made.tokenizer.save_pretrained(aside)
         os.rename(aside, folder)
     return str(folder.resolve())
+
+
+def _trained_over(made: Assembled, run: Path, base: str) -> tuple[str, dict | None]:
+    """The base model in the numbers that the adapter was trained over: where it is, and how transformers quantises it.
+
+    It knows bitsandbytes' 4 bits in blocks of 64; otherwise it is given what the layers multiply with.
+    """
+    precision = made.config.precision
+    if isinstance(precision, Reduced) and (made.config.model.beneath or of_luthier_alone(made.config)):
+        return _dequantised(made, run), None
+    if not isinstance(precision, Reduced) or made.config.model.name.endswith(".gguf"):
+        return base, None
+    ready = ready_made(made.config.model)
+    known = isinstance(precision, NF4) and importlib.util.find_spec("accelerate")
+    if known and (ready or precision.block_size == 64):
+        return base, None if ready else _as_transformers_has_it(made)
+    return _dequantised(made, run), None
+
+
+def _as_transformers_has_it(made: Assembled) -> dict:
+    """The arguments of its BitsAndBytesConfig that quantise the same layers in the same way."""
+    named = list(surgery.outer(made.network.model))
+    plain = [n for n, m in named if surgery.linear_shape(m) and not isinstance(surgery.innermost(m), QuantisedLinear)]
+    layer = next(m for m in map(surgery.innermost, dict(named).values()) if isinstance(m, QuantisedLinear))
+    return {
+        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": getattr(made.config.precision, "double_quant", False),
+        "bnb_4bit_compute_dtype": str(layer.dtype).removeprefix("torch."), "llm_int8_skip_modules": plain,
+    }  # fmt: skip
 
 
 def _generation_config(made: Assembled, out: Path) -> None:
@@ -237,15 +275,23 @@ def logprobs(made: Assembled, documents: Sequence[Sequence[int]]) -> Tensor:
         return scored(hidden, made.network.head, targets)[0].float().cpu()
 
 
-def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
+def verify(
+    made: Assembled, run: Path, out: Path, base: str | None, dtype: torch.dtype | None = None
+) -> dict:  # fmt: skip
     """Load `out` in a fresh process that knows nothing of Luthier, and compare log-probabilities."""
     documents = [d for d in json.loads((run / "probe.json").read_text()) if len(d) > 1]
-    dtype = next(made.network.model.parameters()).dtype if base is None else _base_dtype(made)
+    computed = next(made.network.model.parameters()).dtype if base is None else _base_dtype(made)
+    dtype = dtype or computed
+    source, quantisation = _trained_over(made, run, base) if base is not None else (None, None)
     ours = logprobs(made, documents)
     device = made.ranks.device.type
     result = out / "probe.safetensors"
-    request = {"documents": documents, "model": str(out), "base": base, "dtype": str(dtype).removeprefix("torch."),
-               "device": device, "out": str(result)}  # fmt: skip
+    rows = made.network.model.get_input_embeddings().weight.shape[0]
+    request = {"documents": documents, "model": str(out), "base": source, "rows": rows, "quantisation": quantisation,
+               "dtype": str(dtype).removeprefix("torch."), "device": device, "out": str(result),
+               "beneath": [entry.model_dump() for entry in made.config.model.beneath],
+               "ours": of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
+               }  # fmt: skip
     ran = subprocess.run(
         [sys.executable, reload.__file__], input=json.dumps(request), capture_output=True, text=True,
         env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
@@ -257,7 +303,7 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
     loaded = load_file(result)["logprobs"]
     result.unlink()
     difference = (loaded - ours).abs()
-    worst, mean = TOLERANCE[dtype]
+    worst, mean = max(TOLERANCE[dtype], TOLERANCE[computed])
     compared = {
         "largest_difference": difference.max().item(),
         "mean_difference": difference.mean().item(),
@@ -265,7 +311,7 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
         "compared_tokens": len(ours),
     }
     if isinstance(made.config.trainable, Adapting):
-        with surgery.adapters_off(made.network.model):
+        with surgery.adapters_off(made.network.model, {saved.TRAINED}):
             to_base = (logprobs(made, documents) - ours).abs()
         compared["difference_to_base"] = to_base.max().item()
         # An adapter that loads and does nothing would be as far away as the base: rounding must not hide that.
@@ -281,55 +327,3 @@ def verify(made: Assembled, run: Path, out: Path, base: str | None) -> dict:
 
 def _base_dtype(made: Assembled) -> torch.dtype:
     return made.network.model.get_input_embeddings().weight.dtype
-
-
-# ---------------------------------------------------------------------------- the card
-
-
-def card(config: Config, run: Path, kind: str, base: str | None, compared: dict) -> str:
-    """README.md: what it is, from which data and settings, and what was measured."""
-    report = json.loads((run / "report.json").read_text()) if (run / "report.json").exists() else {}
-    base_name = config.model.name if not config.model.name.endswith(".gguf") else Path(config.model.name).name
-    random = config.model.starts_at_random  # then it has no base model
-    title = f"{run.name} ({config.method})" if random else f"{base_name}, fine-tuned ({config.method})"
-    named = [] if random else [f"base_model: {base_name}"]
-    front = ["---", *named, "library_name: " + ("peft" if kind == "adapter" else "transformers"),
-             "pipeline_tag: text-generation", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
-    lines = [
-        *front, "", f"# {title}", "",
-        f"Made with Luthier {__version__} from `{config.data.train}`.", "", "## Figures", "",
-    ]  # fmt: skip
-    if "held_out_loss" in report:
-        lines += [
-            f"- held-out loss: base {report['held_out_loss']['base']:.4f}, tuned {report['held_out_loss']['tuned']:.4f}"
-        ]
-    if "answers" in report:
-        base_figures, tuned = report["answers"]["base"], report["answers"]["tuned"]
-        low, high = tuned["exact_match_interval"]
-        lines += [
-            f"- exact match on {tuned['rows']} held-out rows: base {base_figures['exact_match']:.3f}, tuned "
-            f"{tuned['exact_match']:.3f} (95% interval {low:.3f} to {high:.3f})"
-        ]
-    lines += [
-        f"- steps {report.get('steps', 'unknown')}, tokens {report.get('tokens', 'unknown')}",
-        f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens "
-        f"differ by at most {compared['largest_difference']:.2e} from the trained model's",
-        "", "## Loading", "", "```python", *_loading(kind, base), "```", "", "## Configuration", "", "```yaml",
-        config.dump().rstrip(), "```", "",
-    ]  # fmt: skip
-    return "\n".join([*lines])
-
-
-def _loading(kind: str, base: str | None) -> list[str]:
-    if kind == "adapter":
-        return [
-            "from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-            'model = PeftModel.from_pretrained(base, "path/of/this/folder")',
-            'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
-        ]  # fmt: skip
-    return [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-        'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")',
-        'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")',
-    ]  # fmt: skip

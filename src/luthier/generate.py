@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from .data.formats import Conversation
 from .data.masks import Renderer
 from .logprobs import Head
+from .models import virtual
 from .models.network import Network
 
 SHRINK = 0.75  # share of unfinished rows under which the finished ones are taken out of the cache
@@ -54,8 +54,7 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with network.natively() as model:
-        for start in range(0, len(order), batch_size):
-            members = order[start : start + batch_size]
+        for members in _batches(model, [len(p) for p in prompts], order, batch_size):
             decode = _Decode(model, network.head, [prompts[i] for i in members])
             for _ in range(max_new_tokens):
                 chosen = choose(decode.logits(), temperature, top_p, generator).tolist()
@@ -71,12 +70,22 @@ def generate(
     return answers
 
 
+def _batches(model: Any, lengths: Sequence[int], order: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Prompts that are answered together: neighbours in `order`, of one length where padding would come between."""
+    found = virtual.of(model)
+    alike = found is not None and found.prefix is not None and virtual.slides(model)
+    made: list[list[int]] = []
+    for i in order:
+        if not made or len(made[-1]) == batch_size or (alike and lengths[made[-1][0]] != lengths[i]):
+            made.append([])
+        made[-1].append(i)
+    return made
+
+
 class _Decode:
     """One batch on its way: the cache, the mask, and which prompts are still unfinished."""
 
     def __init__(self, model: Any, head: Head, prompts: Sequence[Sequence[int]]):
-        from transformers import DynamicCache
-
         self.model, self.head = model, head
         device = model.get_input_embeddings().weight.device
         longest = max(len(p) for p in prompts)
@@ -85,14 +94,21 @@ class _Decode:
         self.tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        self.cache = DynamicCache(config=model.config)
-        named = inspect.signature(model.base_model.forward).parameters
-        self.keyword = "cache" if "cache" in named else "past_key_values"  # its name until transformers 5.23
+        self.given = {"input_ids": self.tokens}
+        found = virtual.of(model)
+        if found is not None:
+            starts = [longest - len(p) for p in prompts]
+            given = virtual.padded(model, found, self.tokens, self.mask, starts)
+            self.positions, self.mask = given.pop("position_ids"), given.pop("attention_mask")
+            self.given = given
+        dtype = model.get_input_embeddings().weight.dtype
+        self.cache = virtual.cache(model, found, len(prompts), dtype)
+        self.keyword = virtual.cache_keyword(model)
 
     def logits(self) -> Tensor:
         """[B, V] after the last token of each row."""
         out = self.model.base_model(
-            input_ids=self.tokens, attention_mask=self.mask, position_ids=self.positions, use_cache=True,
+            **self.given, attention_mask=self.mask, position_ids=self.positions, use_cache=True,
             **{self.keyword: self.cache},
         )  # fmt: skip
         return self.head(out.last_hidden_state[:, -1])
@@ -111,6 +127,7 @@ class _Decode:
             self.cache.batch_select_indices(index)
             self.tokens, self.positions, self.mask = (t[index] for t in (self.tokens, self.positions, self.mask))
             self.slots = [self.slots[i] for i in keep]
+        self.given = {"input_ids": self.tokens}
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         return True
 

@@ -7,6 +7,7 @@ arXiv:2411.09009, and Liger Kernel, arXiv:2410.10989): the logits are written ov
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,14 @@ class Head:
     softcap: float | None = None  # Gemma 2: cap * tanh(logits / cap)
 
     @property
+    def layer(self) -> nn.Module:
+        """The module, or the plain one that an adapter around it comes to."""
+        return getattr(self.module, "plain", None) or self.module
+
+    @property
     def linear(self) -> bool:
         """Whether the module is a plain product, which can be fused with the loss."""
-        return type(self.module) is nn.Linear
+        return type(self.layer) is nn.Linear
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return self.shape(self.module(hidden))
@@ -52,7 +58,8 @@ def nll_sum(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, smooth
     Label smoothing (arXiv:1512.00567) by e makes it (1 - e) * -log p(target) + e * the mean over v of -log p(v).
     """
     if head.linear:
-        return _LinearNLL.apply(hidden, head.module.weight, head.module.bias, targets, weights, head, smoothing)
+        layer: Any = head.layer
+        return _LinearNLL.apply(hidden, layer.weight, layer.bias, targets, weights, head, smoothing)
     total = hidden.new_zeros((), dtype=torch.float32)
     size = chunk_rows(int(getattr(head.module, "out_features", 1 << 17)), hidden)
     for start in range(0, len(hidden), size):

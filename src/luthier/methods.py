@@ -43,6 +43,41 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 2e-4},
         ),
         row(
+            "qlora", "a low-rank update beside linear layers that are frozen in 4 bits", "arXiv:2305.14314",
+            trainable={"kind": "lora"}, objective={"kind": "next_token"}, precision={"kind": "nf4"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
+            "qdora", "DoRA beside linear layers that are frozen in 4 bits", "arXiv:2402.09353",
+            trainable={"kind": "dora"}, objective={"kind": "next_token"}, precision={"kind": "nf4"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
+            "bottleneck", "small networks at the ends of frozen sublayers", "arXiv:1902.00751",
+            trainable={"kind": "bottleneck"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 3e-4},
+        ),
+        row(
+            "dora", "LoRA for the directions of a weight's rows, and their lengths trained apart", "arXiv:2402.09353",
+            trainable={"kind": "dora"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
+            "prefix", "learnt keys and values before every document, in each layer", "arXiv:2101.00190",
+            trainable={"kind": "prefix"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 1e-2},
+        ),
+        row(
+            "prompt", "learnt embeddings before every document", "arXiv:2104.08691",
+            trainable={"kind": "prompt"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 1e-2},
+        ),
+        row(
+            "p_tuning", "embeddings before every document that a small network makes", "arXiv:2103.10385",
+            trainable={"kind": "p_tuning"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 1e-3},
+        ),
+        row(
             "qat", "every weight moves, and layers compute with rounded numbers", "arXiv:1712.05877",
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "qat"},
             optim={"learning_rate": 1e-5},
@@ -51,6 +86,11 @@ METHODS: dict[str, Method] = {
             "qat-lora", "a low-rank update, rounded together with the layer that it is merged into", "arXiv:2406.06385",
             trainable={"kind": "lora"}, objective={"kind": "next_token"}, precision={"kind": "qat"},
             optim={"learning_rate": 2e-4},
+        ),
+        row(
+            "ia3", "learnt scales of keys, values and feed-forward inputs", "arXiv:2205.05638",
+            trainable={"kind": "ia3"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 3e-3},
         ),
         row(
             "pretrain", "every weight moves, from a random start, on plain text", "",

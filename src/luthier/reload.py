@@ -1,31 +1,90 @@
-"""The other half of an export's check: a program that knows transformers and peft only, run in a fresh process."""
+"""The other half of an export's check, in a fresh process: by transformers and PEFT, or by Luthier's own loader."""
+
+from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main() -> None:
     """Reads a request from the standard input; writes the log-probabilities of its documents to a file."""
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
 
     request = json.load(sys.stdin)
+    with torch.no_grad():
+        model = loaded(request)
+        found = by_luthier(model, request) if request["ours"] else by_transformers(model, request)
+    save_file({"logprobs": found}, request["out"])
+
+
+def loaded(request: dict) -> Any:
+    """The base of an adapter, or a whole model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     dtype = getattr(torch, request["dtype"])
     source = request["base"] or request["model"]
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    given: dict[str, Any] = {}
+    if request["quantisation"]:
+        from transformers import BitsAndBytesConfig
+
+        given = {"quantization_config": BitsAndBytesConfig(**request["quantisation"])}
+        given["device_map"] = {"": request["device"]}
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **given)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would round its scales to 16 bits on this CPU
+            module.support_avx512bf16_for_cpu = False
+    return model.to(request["device"]).eval()
+
+
+def by_transformers(model: Any, request: dict) -> Tensor:
+    """With the adapter as PEFT loads it, on a base into which those beneath it are merged."""
+    import torch
+
     if request["base"]:
+        if request["rows"] != model.get_input_embeddings().weight.shape[0]:  # the run added tokens
+            model.resize_token_embeddings(request["rows"], mean_resizing=False)
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, request["model"])
-    model = model.to(request["device"]).eval()
+        if request["beneath"]:
+            from luthier import adapters
+
+            for entry in request["beneath"]:
+                adapters.load(model, entry["path"], entry["name"], entry["share"])
+            adapters.merge(model)
+        model = PeftModel.from_pretrained(model, request["model"]).to(request["device"]).eval()
     out = []
-    with torch.no_grad():
-        for document in request["documents"]:
-            tokens = torch.tensor([document], device=request["device"])
-            logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-            out.append(logits.log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0].cpu())
-    save_file({"logprobs": torch.cat(out)}, request["out"])
+    for document in request["documents"]:
+        tokens = torch.tensor([document], device=request["device"])
+        logits = model(input_ids=tokens, use_cache=False).logits[0, -len(document) :-1].float()
+        out.append(logits.log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0].cpu())
+    return torch.cat(out)
+
+
+def by_luthier(model: Any, request: dict) -> Tensor:
+    """With adapters that PEFT does not know, or that cannot be merged beneath one that it does."""
+    import numpy as np
+
+    from luthier.batch import Batch, Document
+    from luthier.logprobs import scored
+    from luthier.models import network
+    from luthier.trainable import adapter_files, saved
+
+    last: dict[str, Any] = {"path": request["model"], "name": saved.TRAINED, "share": 1.0}
+    for entry in [*request["beneath"], last]:
+        saved.load(model, adapter_files.read(entry["path"]), entry["name"], entry["share"])
+    net = network.Network(model).eval()
+    network.prepare(net, "padded")
+    documents = [Document(np.asarray(d, np.int32), np.r_[0.0, np.ones(len(d) - 1)].astype(np.float32), 0)
+                 for d in request["documents"]]  # fmt: skip
+    batch = Batch.pack(documents).to(request["device"])
+    hidden, targets, _ = net.predictions(batch, net.hidden(batch))
+    return scored(hidden, net.head, targets)[0].float().cpu()
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from .errors import ModelError
 
 
 def freeze(model: nn.Module) -> None:
@@ -41,8 +44,13 @@ def linear_shape(module: Any) -> tuple[int, int] | None:
 
 
 def transposed(module: nn.Module) -> bool:
-    """Whether a linear layer keeps its weight as [in, out]."""
-    return type(module).__name__ == "Conv1D"
+    """Whether a linear layer, or the plain one that it was made from, keeps its weight as [in, out]."""
+    return type(module).__name__ == "Conv1D" or (isinstance(module, QuantisedLinear) and module.turned)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a layer is; one in fewer bits may have no parameters."""
+    return next(chain(module.parameters(), module.buffers())).device
 
 
 def roles(model: Any) -> dict[str, str]:
@@ -82,10 +90,30 @@ class QuantisedLinear(nn.Module):
     dtype: torch.dtype
     """In which the weight is multiplied."""
     bias: Tensor | None
+    turned: bool = False
+    """Whether the plain layer that it was made from keeps its weight as [in, out]."""
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in] that the layer multiplies with."""
         raise NotImplementedError
+
+
+class Storage(Protocol):
+    """How frozen layers are kept in fewer bits, for those who load them."""
+
+    kind: str
+
+    def names(self, model: nn.Module) -> list[str]:
+        """The layers of a plain model that are kept so."""
+        ...
+
+    def layer(self, plain: nn.Module) -> QuantisedLinear:
+        """In place of a plain layer, on the device that this is on."""
+        ...
+
+    def ready(self, plain: nn.Module, stored: Mapping[str, Tensor]) -> QuantisedLinear:
+        """In place of a plain layer whose weight a checkpoint keeps so already: its tensors by the ends of their names."""
+        ...
 
 
 class Switched(nn.Module):
@@ -93,6 +121,42 @@ class Switched(nn.Module):
 
     enabled: bool = True
     name: str = "default"
+    digest: str | None = None
+    """SHA-256 of the files that it was loaded from, if it was, and its settings."""
+    settings: Any = None
+
+
+class VirtualTokens(Switched):
+    """Learnt positions before every document, a child of the transformers model; `Network` puts them there.
+
+    They are kept in float32. A kind gives embeddings or a prefix.
+    """
+
+    length: int
+    """P."""
+
+    def embeddings(self) -> Tensor | None:
+        """[P, H] what the first layer takes in at these positions."""
+        return None
+
+    def prefix(self) -> Tensor | None:
+        """[layers, 2, K, P, d] keys and values of these positions in each layer, for K heads of width d."""
+        return None
+
+
+def untrained(model: nn.Module) -> set[str]:
+    """Names of virtual tokens that move: what is measured before the first step, as the base, is without them."""
+    found = [m for m in model.children() if isinstance(m, VirtualTokens)]
+    return {m.name for m in found if any(p.requires_grad for p in m.parameters())}
+
+
+def attach(model: nn.Module, tokens: VirtualTokens, name: str) -> None:
+    """Put virtual tokens into a model, after those that are there."""
+    place = "virtual_tokens" if name == "default" else f"virtual_tokens_{name.replace('.', '_')}"
+    if hasattr(model, place):
+        raise ModelError(f"two adapters of the name {name!r}: give one of them another")
+    tokens.name = name
+    model.add_module(place, tokens)
 
 
 class Rule(Protocol):
@@ -114,6 +178,9 @@ class Rule(Protocol):
         """The layer's parameters under the names that they have in an adapter file."""
         ...
 
+    # Where there are any: `constants`, the names of buffers that a checkpoint needs beside what moves; and
+    # `stand_in(layer)`, a plain layer that computes the same.
+
 
 class Adapter(Switched):
     """What wraps a layer `base`, plain, quantised or wrapped itself, and changes what it gives as its `rule` says."""
@@ -127,6 +194,26 @@ class Adapter(Switched):
         self.base, self.rule, self.name = base, rule, name
         rule.start(self)
 
+    @property
+    def weight(self) -> Any:
+        """Of the layer beneath, as other libraries ask an embedding and a head for it."""
+        return self.base.weight
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    @property
+    def plain(self) -> nn.Module | None:
+        """The layer that computes the same by itself, where there is one: beneath a switched off adapter, a copy."""
+        if not self.enabled:
+            return self.base.plain if isinstance(self.base, Adapter) else self.base
+        return getattr(self.rule, "stand_in", lambda layer: None)(self)
+
     def forward(self, *inputs: Any, **more: Any) -> Any:
         return self.rule.forward(self, *inputs, **more) if self.enabled else self.base(*inputs, **more)
 
@@ -138,9 +225,14 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
 
 
 def added(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that adapters brought, also those inside of other adapters."""
-    named = (item for _, adapter in adapters(model) for item in adapter.named_parameters())
-    return [parameter for name, parameter in named if not name.startswith("base.")]
+    """The parameters that came with adapters and virtual tokens, also those inside of other adapters."""
+    return [
+        parameter
+        for module in model.modules()
+        if isinstance(module, Switched)
+        for name, parameter in module.named_parameters()
+        if not (isinstance(module, Adapter) and name.startswith("base."))
+    ]
 
 
 def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -153,18 +245,57 @@ def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 inside += (name + ".",)
 
 
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """What adapters drew from their base at the start and need ever after, though it does not move."""
+    return {
+        f"{name}.{leaf}": getattr(adapter, leaf)
+        for name, adapter in adapters(model)
+        for leaf in getattr(adapter.rule, "constants", ())
+        if getattr(adapter, leaf) is not None
+    }
+
+
+def switched(model: nn.Module, name: str | None = None) -> list[Switched]:
+    """The parts of the adapter of this name, or of all."""
+    return [m for m in model.modules() if isinstance(m, Switched) and name in (None, m.name)]
+
+
+def names(model: nn.Module) -> list[str]:
+    """The names of the adapters of a model, sorted."""
+    return sorted({module.name for module in switched(model)})
+
+
 @contextmanager
-def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
-    """The model as it was before its adapters, or before those of these names."""
-    found = [m for m in model.modules() if isinstance(m, Switched) and (names is None or m.name in names)]
-    before = [module.enabled for module in found]
+def _enabled(wanted: Mapping[Switched, bool]) -> Iterator[None]:
+    before = {module: module.enabled for module in wanted}
     try:
-        for module in found:
-            module.enabled = False
+        for module, state in wanted.items():
+            module.enabled = state
         yield
     finally:
-        for module, state in zip(found, before):
+        for module, state in before.items():
             module.enabled = state
+
+
+def adapters_off(model: nn.Module, names: Collection[str] | None = None) -> AbstractContextManager[None]:
+    """The model as it was before its adapters, or before those of these names."""
+    return _enabled({m: False for m in switched(model) if names is None or m.name in names})
+
+
+def adapters_on(model: nn.Module, names: Collection[str]) -> AbstractContextManager[None]:
+    """The model with the adapters of these names on, and the others as they are."""
+    return _enabled({m: True for m in switched(model) if m.name in names})
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take the adapters of this name out again: wrapped layers come back, other parts go from where they were put."""
+    for place, module in reversed(list(model.named_modules())):  # inner ones first: names of outer ones stay true
+        if isinstance(module, Switched) and module.name == name:
+            if isinstance(module, Adapter):
+                swap(model, place, module.base)
+            else:
+                parent, _, leaf = place.rpartition(".")
+                delattr(model.get_submodule(parent), leaf)
 
 
 def dense(module: Any) -> dict[str, Tensor]:
@@ -208,25 +339,35 @@ def base_name(name: str) -> str:
 
 
 @torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
+def merged_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The state of the network with its adapters merged into copies; the live weights stay as they are.
 
-    Weights that are kept in fewer bits come out in the dtype that they compute in.
+    Floating point comes out in `dtype`; without one in that of each tensor, and weights that are kept in fewer bits in
+    the dtype that they compute in.
     """
     changed = {n + ".": m for n, m in outer(model) if isinstance(m, Adapter | QuantisedLinear)}
     added = tuple(name + "." for name, module in model.named_children() if isinstance(module, Switched))
     skipped = tuple(changed) + added
     state = {n: t.detach() for n, t in model.state_dict(keep_vars=True).items() if not n.startswith(skipped or "\0")}
     for name, module in changed.items():
-        state |= {name + leaf: tensor for leaf, tensor in _plain(module).items()}
+        state |= {name + leaf: tensor for leaf, tensor in _plain(module, dtype).items()}
+    if dtype is None:
+        return state
+    rounded: dict[tuple, Tensor] = {}  # tied tensors stay one
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            state[name] = rounded[key] if key in rounded else rounded.setdefault(key, tensor.to(dtype))
     return state
 
 
-def _plain(module: Any) -> dict[str, Tensor]:
+def _plain(module: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The state of a plain layer in place of one that is wrapped or kept in fewer bits."""
     layer, tensors = innermost(module), dense(module)
-    if isinstance(layer, QuantisedLinear):
-        return {leaf: t.to(layer.dtype) for leaf, t in tensors.items()}
     if transposed(layer):
         tensors["weight"] = tensors["weight"].t()
-    return {leaf: tensors[leaf].to(t.dtype) if leaf in tensors else t for leaf, t in layer.state_dict().items()}
+    if isinstance(layer, QuantisedLinear):
+        return {leaf: t.to(dtype or layer.dtype).contiguous() for leaf, t in tensors.items()}
+    return {
+        leaf: tensors[leaf].to(dtype or t.dtype) if leaf in tensors else t for leaf, t in layer.state_dict().items()
+    }

@@ -33,6 +33,7 @@ from .optim.optimizer import Optimizer
 from .optim.schedule import Scheduler
 from .parallel.layers import compiled
 from .parallel.ranks import Ranks
+from .precision import ROUNDING
 from .scores import Scorer
 from .signals import Signals, Stopped
 
@@ -63,9 +64,9 @@ class Result:
         made, _ = restore(self.folder)
         return Chat(made.network, made.renderer)
 
-    def export(self, out: str | Path, kind: str = "adapter") -> dict:
-        """Write the model where other tools read it: `adapter`, `merged` or `full`."""
-        return export(self.folder, Path(out), kind)
+    def export(self, out: str | Path, kind: str = "adapter", dtype: str | None = None) -> dict:
+        """Write the model where other tools read it: `adapter`, `merged` or `full`, the latter two in `dtype`."""
+        return export(self.folder, Path(out), kind, dtype)
 
 
 def train(config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None) -> Result:
@@ -157,6 +158,7 @@ class Trainer:
         parts = {
             "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
             "averaging": self.average, "early_stopping": self.patience, "nonfinite": self.guard, "alarms": self.watch,
+            "adapters": self.made.sources,
         }  # fmt: skip
         # What the next step depends on, beside the weights.
         self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
@@ -348,7 +350,12 @@ class Trainer:
             return
         state = checkpoint.random_state()
         try:
-            values = self._measure(answer, self._deployed(), self.step)
+            # Rounding changes the model, as does what virtual tokens begin as: the base, at step 0, is without them.
+            first = self.step == 0 and self.made.start is None
+            begun = surgery.untrained(self.made.network.model) if first else set()
+            begun |= set() if self.step else {ROUNDING}
+            with surgery.adapters_off(self.made.network.model, begun):
+                values = self._measure(answer, self._deployed(), self.step)
         except Stopped:
             checkpoint.restore_random_state(state)
             self.save()
@@ -396,14 +403,12 @@ class Trainer:
     def _measure(self, answer: bool, weights: Mapping[str, torch.Tensor] | None, step: int) -> dict:
         """The figures under flat keys, as `metrics.jsonl` has them: loss, perplexity, exact_match, forgetting.loss.
 
-        Other `weights` are in place meanwhile, if there are any; they are those of `step`. At step 0 it is the base
-        that is measured, without what was put beside or around its layers.
+        Other `weights` are in place meanwhile, if there are any; they are those of `step`.
         """
         assert self.measurement is not None
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
         breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
-        base = contextlib.nullcontext() if step else surgery.adapters_off(self.made.network.model)
-        with surgery.replaced(self.parameters, weights), base, breakable:
+        with surgery.replaced(self.parameters, weights), breakable:
             found = evaluate.measure(self.made, self.measurement, answer)
         if self.ranks.first:
             measured.keep(self.folder, step, found)  # before a function of the user's can fail
@@ -427,7 +432,7 @@ class Trainer:
         if self.ranks.first:
             checkpoint.write_folder(
                 folder,
-                {"weights": self.parameters, "random": random}
+                {"weights": self.parameters, "random": random, "constants": surgery.constants(self.made.network.model)}
                 | {name: part.tensors() for name, part in self.parts.items()}
                 | ({"deployed": deployed} if deployed and group == "deployed" else {}),
                 {

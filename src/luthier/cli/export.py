@@ -18,6 +18,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
         help="adapter: in PEFT's layout; merged: base and adapter in one; full: a model trained whole or in part; "
              "quantised: of a run with precision.kind=qat, in 4 or 8 bits",
     )  # fmt: skip
+    made.add_argument(
+        "--dtype", help="float32 or bfloat16, of the tensors of merged and full; by default those they compute in"
+    )
     made.set_defaults(run=run)
 
 
@@ -27,7 +30,7 @@ def run(options: argparse.Namespace) -> Any:
     read_run(Path(options.run_folder))
     from ..export import export
 
-    done = export(Path(options.run_folder), Path(options.out), options.kind)
+    done = export(Path(options.run_folder), Path(options.out), options.kind, options.dtype)
     if not options.json:
         print(
             f"{done['out']}: {', '.join(done['files'])}\nloaded again in a fresh process: log-probabilities of "

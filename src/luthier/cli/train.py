@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> Any:
     from ..monitor import Console
     from ..scores import load_function
     from ..train import train
+    from ..trainable.adapter import Adapting
     from .figures import show_report
 
     console = Console(options.quiet)
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> Any:
         return None
     if not options.json:
         show_report(result.report)
-        kind = "adapter" if config.trainable.kind == "lora" else "full"
+        kind = "adapter" if isinstance(config.trainable, Adapting) else "full"
         print(f"\nrun   {result.folder}\nnext  luthier generate {result.folder}")
         print(f"      luthier export {result.folder} OUT --as {kind}")
     return {"output_dir": str(result.folder), **result.report}

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..surgery import base_name, blocks
+from ..surgery import VirtualTokens, base_name, blocks
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _span(numbers: Sequence[int]) -> str:
 def walked(model: Any, begins: Mapping[str, int] | None = None, step: int = 0) -> tuple[int, int]:
     """Through how many layers the backward pass walks at a step, and of how many.
 
-    It walks down to the lowest parameter that moves: through all layers where the embeddings do.
+    It walks down to the lowest parameter that moves: through all layers where the embeddings or virtual tokens do.
     """
     prefix, layers = blocks(model)
     names = [
@@ -68,7 +68,8 @@ def walked(model: Any, begins: Mapping[str, int] | None = None, step: int = 0) -
         if (begins[name] <= step if begins and name in begins else p.requires_grad)
     ]
     inside = [int(name[len(prefix) + 1 :].split(".")[0]) for name in names if name.startswith(prefix + ".")]
-    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
+    first = [model.get_input_embeddings(), *(m for m in model.children() if isinstance(m, VirtualTokens))]
+    embeddings = {id(p) for module in first for p in module.parameters()}
     below = any(id(model.get_parameter(name)) in embeddings for name in names)
     lowest = 0 if below else min(inside, default=len(layers))
     return len(layers) - lowest, len(layers)

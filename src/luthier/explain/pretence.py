@@ -27,7 +27,7 @@ class _Answers(TorchFunctionMode):
         if meta and func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
             return self.device == "cuda"
         if meta and func is Tensor.tolist:  # the borders of documents are the only numbers that are asked for
-            return list(self.ends)
+            return list(getattr(args[0], "ends", self.ends))
         if meta and func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         if meta and func == Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:

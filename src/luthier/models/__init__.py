@@ -1,10 +1,23 @@
 """Step 2, models: load or start a network and its tokenizer; packed attention, heads and the fast path."""
 
+import re
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field
 
 from ..settings import Settings
+
+
+class Beneath(Settings):
+    """A saved adapter that lies frozen on the base."""
+
+    path: str = Field(min_length=1)
+    """Its folder, as `luthier export RUN OUT --as adapter` or PEFT's `save_pretrained` wrote it."""
+    name: str | None = Field(None, pattern=r"^[\w-]+$")
+    """By default the last part of its path."""
+    share: float = 1.0
+    """Factor of what it changes."""
 
 
 class Model(Settings):
@@ -36,6 +49,15 @@ class Model(Settings):
     """Run the Python code that comes with the model."""
     attention: Literal["auto", "packed", "padded"] = "auto"
     """`packed` refuses a family whose attention cannot be packed exactly; `auto` runs it padded and says so."""
+
+    adapters: list[str | Beneath] = []
+    """Saved adapters that lie frozen on the base, beneath what is trained: folders, or `{path, name, share}`."""
+
+    @property
+    def beneath(self) -> list[Beneath]:
+        """The adapters, each with its name."""
+        entries = [Beneath(path=e) if isinstance(e, str) else e for e in self.adapters]  # type: ignore[call-arg]
+        return [e.model_copy(update={"name": e.name or re.sub(r"[^\w-]", "-", PurePath(e.path).name)}) for e in entries]
 
     @property
     def starts_at_random(self) -> bool:

@@ -3,6 +3,8 @@
 On a GPU in 16 bits the variable-length FlashAttention kernels that PyTorch ships (arXiv:2307.08691), elsewhere one
 call of `scaled_dot_product_attention` for each group of documents of similar length. There, too, all documents of a
 row may begin with the same tokens, which then stand in the row once: `ends[0]` of them, before the first document.
+
+A prefix (arXiv:2101.00190) is P keys and values that every token of every document sees, as if they stood before it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import inspect
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +39,12 @@ def cumulative(ends: tuple[int, ...], device: torch.device) -> Tensor:
     size = max(16, 1 << (len(ends) - 1).bit_length())
     padded = [*ends, *[ends[-1]] * (size - len(ends))]
     made = torch.tensor(padded, dtype=torch.int32)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+    if device.type == "cuda":
+        return made.pin_memory().to(device, non_blocking=True)
+    made = made.to(device)
+    if device.type == "meta":
+        made.ends = tuple(padded)  # type: ignore[attr-defined]  # for whoever reckons with shapes alone
+    return made
 
 
 def packed_attention(
@@ -50,9 +57,13 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int = 0,
+    max_length_k: int = 0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    virtual_prefix: Tensor | None = None,  # [layers, 2, K, P, d] float32
+    virtual_places: Any = None,  # where copies of it stand among the keys, for kernels that want them there
     **_: object,
 ) -> tuple[Tensor, None]:
     """[1, T, H, d]; the signature is that of transformers' attention functions."""
@@ -60,10 +71,14 @@ def packed_attention(
         raise Unsupported("soft caps, sinks, a mask, or no document borders")
     if getattr(module, "is_causal", True) is False:
         raise Unsupported("attention in both directions")
+    # By a tensor, not by the number `layer_idx`, of which a compiled graph would be made for each layer.
+    prefix = None if virtual_prefix is None else virtual_prefix.index_select(0, module.virtual_layer)[0]  # type: ignore
     if on_flash(query):
         if dropout:
             raise Unsupported("attention dropout")
         q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
+        if prefix is not None:
+            k, v = (before(p.transpose(0, 1), t, virtual_places) for p, t in zip(prefix, (k, v)))
         window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
         extra: dict[str, Any] = {"enable_gqa": True} if GQA_FLAG and q.shape[1] != k.shape[1] else {}
         out = varlen_attn(
@@ -71,30 +86,40 @@ def packed_attention(
             k,
             v,
             cu_seq_lens_q,
-            cu_seq_lens_q,
+            cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k,
             max_length_q,
-            max_length_q,
+            max_length_k,
             scale=scaling,
             window_size=window,
             **extra,
         )
         return out[None], None  # type: ignore[index]
-    return _grouped(query, key, value, tuple(cu_seq_lens_q.tolist()), scaling, dropout, sliding_window), None
+    ends = tuple(cu_seq_lens_q.tolist())
+    return _grouped(query, key, value, ends, scaling, dropout, sliding_window, prefix), None
 
 
 def on_flash(t: Tensor) -> bool:
     return t.is_cuda and t.dtype in (torch.bfloat16, torch.float16) and t.shape[-1] % 8 == 0 and t.shape[-1] <= 256
 
 
-def _grouped(query, key, value, ends, scaling, dropout, window) -> Tensor:
+def apart(tokens: Tensor) -> bool:
+    """Whether each document of a row needs its own copy of what all begin with, as a GPU's kernels do."""
+    return tokens.is_cuda
+
+
+def _grouped(query, key, value, ends, scaling, dropout, window, prefix=None) -> Tensor:
     heads, total = query.shape[1], query.shape[2]
+    virtual = 0 if prefix is None else prefix.shape[2]
     groups, restore = _groups(ends)
     outs = []
     for places, longest in groups:
         index = places.to(query.device)
         q, k, v = (t[0].index_select(1, index).view(t.shape[1], -1, longest, t.shape[-1]).transpose(0, 1)
                    for t in (query, key, value))  # fmt: skip
-        mask = _band(longest, window, query.device) if window is not None and longest > window else None
+        near = None if window is None or virtual + longest <= window else window
+        mask = _band(longest, near, virtual, query.device) if near is not None or virtual else None
+        if prefix is not None:
+            k, v = (torch.cat([p.to(t.dtype).expand(len(t), -1, -1, -1), t], 2) for p, t in zip(prefix, (k, v)))
         # A document shorter than its group is filled up at its end, where causal attention never looks.
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling,
@@ -134,7 +159,69 @@ def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[Tensor, int]], Tensor | N
 
 
 @lru_cache(maxsize=16)
-def _band(length: int, window: int, device: torch.device) -> Tensor:
-    """[L, L] True where a token may look: at itself and the `window` - 1 before it."""
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-    return (distance >= 0) & (distance < window)
+def _band(length: int, window: int | None, virtual: int, device: torch.device) -> Tensor:
+    """[L, P + L] True where a token may look: at itself and what stands before it, no further than `window` - 1."""
+    own = torch.arange(length, device=device)[:, None] + virtual
+    distance = own - torch.arange(virtual + length, device=device)
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+class Places(NamedTuple):
+    """Where P virtual tokens and the T tokens of a row stand in a longer row, in which each document has a copy of them.
+
+    What the row is filled up with is not read, and has no gradient.
+    """
+
+    row: Tensor  # [N] which virtual token stands in a slot, or P + the number of a token
+    tokens: Tensor  # [T] the slot of each token
+    copies: Tensor  # [C, P] the slots of each copy
+    live: Tensor  # [C] whether there is such a copy
+
+    def to(self, device: torch.device) -> Places:
+        return Places(*(t.to(device, non_blocking=True) for t in self))
+
+
+def places(ends: tuple[int, ...], virtual: int, copies: int | None = None) -> tuple[Places, tuple[int, ...]]:
+    """The places of `virtual` tokens before each document of a row, and the ends of what comes out.
+
+    With `copies`, the row is as long as if it had so many documents.
+    """
+    documents, total = len(ends) - 1, ends[-1]
+    copies = documents if copies is None else copies
+    starts, numbers = torch.tensor(ends[:-1]), torch.arange(documents)
+    document = numbers.repeat_interleave(torch.tensor(ends).diff(), output_size=total)
+    tokens = torch.arange(total) + (document + 1) * virtual
+    slots = torch.zeros(copies, virtual, dtype=torch.int64)
+    slots[:documents] = (starts + numbers * virtual)[:, None] + torch.arange(virtual)
+    row = torch.zeros(total + copies * virtual, dtype=torch.int64)
+    row[tokens] = virtual + torch.arange(total)
+    row[slots[:documents].flatten()] = torch.arange(virtual).repeat(documents)
+    made = Places(row, tokens, slots, torch.arange(copies) < documents)
+    return made, tuple(end + i * virtual for i, end in enumerate(ends))
+
+
+def before(virtual: Tensor, tokens: Tensor, where: Places) -> Tensor:
+    """[N, ...] the row of virtual tokens [P, ...] and tokens [T, ...]."""
+    return _Before.apply(virtual, tokens, *where)  # type: ignore[return-value]
+
+
+class _Before(torch.autograd.Function):
+    """A gather whose backward pass is gathers, too: the same every time, and blind to what the row is filled with."""
+
+    @staticmethod
+    def forward(ctx, virtual, tokens, row, slots, copies, live):
+        ctx.save_for_backward(slots, copies, live)
+        ctx.dtype = virtual.dtype
+        return torch.cat([virtual.to(tokens.dtype), tokens]).index_select(0, row)
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[override]
+        slots, copies, live = ctx.saved_tensors
+        of_virtual = of_tokens = None
+        if ctx.needs_input_grad[0]:
+            each = upstream.index_select(0, copies.flatten()).unflatten(0, copies.shape)
+            each = torch.where(live.view(-1, *[1] * (each.ndim - 1)), each, 0)
+            of_virtual = each.sum(0, dtype=torch.float32).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            of_tokens = upstream.index_select(0, slots)
+        return of_virtual, of_tokens, None, None, None, None

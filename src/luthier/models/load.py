@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,9 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
-from . import Model, gguf, vocabulary
-from .names import CHATML, TRAIN, conversion, problem, resaving
+from ..surgery import Storage
+from . import Model, gguf, streaming, vocabulary
+from .names import CHATML, TRAIN, conversion, problem, ready_made_problem, resaving
 
 
 def load_tokenizer(model: Model, trained: Path | None = None) -> Any:
@@ -50,13 +53,20 @@ def _read_tokenizer(model: Model, trained: Path | None) -> Any:
     return explained(named, lambda: AutoTokenizer.from_pretrained(name, **own))
 
 
-def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The network with its weights in `dtype` on `device`, every tensor read, converted and placed one by one."""
+def load_model(
+    model: Model, dtype: torch.dtype, device: torch.device, store: Storage | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> nn.Module:  # fmt: skip
+    """The network with its weights in `dtype` on `device`, every tensor read, converted and placed one by one.
+
+    With `store`, linear layers go to fewer bits as they are read.
+    """
     if text := problem(model):
         raise ModelError(f"model.name: {text}")
     if model.name.endswith(".gguf"):
-        return gguf.read_model(Path(model.name).expanduser(), dtype).to(device)
-    from transformers import AutoConfig, AutoModelForCausalLM
+        made = gguf.read_model(Path(model.name).expanduser(), dtype)
+        return made.to(device) if store is None else stored(made, store, device, tell)
+    from transformers import AutoConfig
 
     given: dict[str, Any] = options(model)
     config = explained(model, lambda: AutoConfig.from_pretrained(model.name, **given))
@@ -64,6 +74,32 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> nn.Mod
         raise ModelError(
             f"model.name={model.name!r} is an encoder with a decoder ({config.model_type}), no causal language model"
         )
+    ready = getattr(config, "quantization_config", None)
+    ready = ready if isinstance(ready, dict | None) else ready.to_dict()
+    if text := ready_made_problem(model.name, ready, store.kind if store else "as_loaded"):
+        raise ModelError(text)
+    if store is None:
+        return _read(model, dtype, device)
+    try:
+        made = explained(model, lambda: _streamed(model, config, dtype, device, store))
+    except streaming.Unfit as reason:
+        if ready:
+            raise ModelError(f"model.name={model.name!r}: its 4-bit weights cannot be read: {reason}") from None
+        tell(
+            f"weights are read whole, in {str(dtype).removeprefix('torch.')} into the host's memory, and then go to "
+            f"{store.kind} layer by layer: {reason}"
+        )
+        return stored(_read(model, dtype, torch.device("cpu")), store, device, tell)
+    if text := streaming.sixteen_bit_experts(made, store):
+        tell(text)
+    return made
+
+
+def _read(model: Model, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Through transformers, plain."""
+    from transformers import AutoModelForCausalLM
+
+    given: dict[str, Any] = options(model)
     if device.type != "cpu" and importlib.util.find_spec("accelerate"):
         given["device_map"] = {"": device}  # straight there; without accelerate, by way of the host's memory
 
@@ -75,6 +111,55 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> nn.Mod
     made, info = explained(model, read)
     _check_keys(model, made, info)
     return made.to(device)
+
+
+def _streamed(model: Model, config: Any, dtype: torch.dtype, device: torch.device, store: Storage) -> nn.Module:
+    """Tensor by tensor, so that hardly more is ever in memory than the result."""
+    from transformers import GenerationConfig
+
+    if model.trust_remote_code:
+        raise streaming.Unfit("the model brings its own code")
+    found = streaming.entries(_files(model))
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # nothing downstream may read its layers as another library's
+    made = streaming.skeleton(config, dtype)
+    streaming.check_straight(made, dtype)
+    streaming.fill(made, found, device, store)
+    with contextlib.suppress(OSError):
+        made.generation_config = GenerationConfig.from_pretrained(model.name, revision=options(model)["revision"])
+    return made.eval()
+
+
+def _files(model: Model) -> list[Path]:
+    """The safetensors files of a model, fetched if it is on the hub."""
+    from transformers.utils.hub import cached_file
+
+    def file(name: str) -> Path | None:
+        found = cached_file(
+            model.name, name, revision=options(model)["revision"], _raise_exceptions_for_missing_entries=False
+        )
+        return Path(found) if found else None
+
+    if single := file("model.safetensors"):
+        return [single]
+    index = file("model.safetensors.index.json")
+    if index is None:
+        raise streaming.Unfit("there is neither a model.safetensors nor an index of several")
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    found = [file(name) for name in names]
+    if None in found:
+        raise OSError(f"{names[found.index(None)]} is in the index and is missing")
+    return [path for path in found if path]
+
+
+def stored(
+    made: nn.Module, store: Storage, device: torch.device, tell: Callable[[str], None] = lambda text: None
+) -> nn.Module:
+    """A plain network on `device`, its layers in the precision of `store`."""
+    streaming.convert(made, store, device)
+    if text := streaming.sixteen_bit_experts(made, store):
+        tell(text)
+    return made
 
 
 def _check_keys(model: Model, made: Any, info: dict) -> None:
@@ -108,6 +193,18 @@ def check_context(model: Any, max_length: int, tell: Callable[[str], None]) -> N
     if learnt:
         raise ModelError(f"{what}: use data.max_length={limit}")
     tell(f"{what}: what stands after those is new to it; use data.max_length={limit}, or a rope_scaling")
+
+
+def check_virtual(model: Any, max_length: int, count: int) -> None:
+    """Virtual tokens take positions of the context, before those of a document."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not count or not isinstance(limit, int) or count + max_length <= limit:
+        return
+    remedy = f"data.max_length={limit - count}" if count < limit else f"fewer than {limit} virtual tokens"
+    raise ModelError(
+        f"trainable.num_virtual_tokens={count} and data.max_length={max_length} take {count + max_length} positions, but "
+        f"{type(model).__name__} has {limit}: use {remedy}"
+    )
 
 
 def options(model: Model) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from . import Model
@@ -117,6 +118,39 @@ def problem(model: Model, weights: bool = True) -> str | None:
     if path.suffix == ".gguf" or _is_path(model.name):
         return f"{model.name!r} does not exist"
     return None
+
+
+def ready_made(model: Model) -> dict | None:
+    """What a folder's configuration says of weights that are kept in fewer bits; None where they are plain."""
+    path = Path(model.name).expanduser() / "config.json"
+    if model.starts_at_random or not model.name or not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text()).get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return None  # told by what reads it
+    return found if isinstance(found, dict) else None
+
+
+def ready_made_problem(name: str, found: dict | None, kind: str) -> str | None:
+    """Why weights that are kept as `found` says cannot be used as precision.kind=`kind`."""
+    if found is None:
+        return None
+    given = str(found.get("quant_method", "an unnamed method"))
+    four = found.get("load_in_4bit") or found.get("_load_in_4bit")
+    if given != "bitsandbytes" or not four or found.get("bnb_4bit_quant_type") != "nf4":
+        if given == "bitsandbytes":
+            given += " " + (f"4-bit {found.get('bnb_4bit_quant_type')}" if four else "8-bit")
+        return (
+            f"model.name={name!r} is quantised already ({given}), and only bitsandbytes' 4-bit NF4 is read so: give "
+            "the model that it was made from"
+        )
+    if kind == "nf4":
+        return None
+    return (
+        f"model.name={name!r} is in 4 bits already (bitsandbytes NF4), and precision.kind is {kind}: use method=qlora, "
+        "or give the model that it was made from"
+    )
 
 
 def template_problem(model: Model) -> str | None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..errors import ModelError
 from ..logprobs import Head
-from . import attention
+from ..surgery import adapters_off
+from . import attention, virtual
 
 
 class Network(nn.Module):
@@ -27,6 +28,7 @@ class Network(nn.Module):
         self.packed = False
         self.noise = 0.0  # NEFTune's alpha
         self.longest = 0  # an upper bound of document lengths that stays the same, so that graphs do
+        self.compiled = False  # then rows have few shapes
         if self.model.get_output_embeddings() is None:
             raise ModelError(f"{type(model).__name__} has no output layer: it is no causal language model")
 
@@ -37,6 +39,11 @@ class Network(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes."""
+        return self.model.get_input_embeddings().weight.dtype
 
     @property
     def head(self) -> Head:
@@ -90,18 +97,32 @@ class Network(nn.Module):
         if tokens.device.type == "cpu" and not self._disturbed and (shared := batch.shared_start()):
             kept, copies, ends = _once(batch, shared)
             tokens, positions = tokens[kept], positions[kept]
-        borders = attention.cumulative(ends, self.device)
         longest = max(self.longest, *batch.lengths)
-        out = self.model.base_model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False,
-            cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest,
-        )  # fmt: skip
-        return out.last_hidden_state[0] if copies is None else out.last_hidden_state[0, copies]
+        found = virtual.of(self.model)
+        if found is None:
+            borders = attention.cumulative(ends, self.device)
+            out = self.model.base_model(
+                input_ids=tokens[None], position_ids=positions[None], use_cache=False,
+                cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest,
+            )  # fmt: skip
+            hidden = out.last_hidden_state[0]
+        else:
+            row = virtual.row(self.model, found, tokens, positions, ends, longest, self.compiled)
+            hidden = self.model.base_model(**row.given, use_cache=False).last_hidden_state[0][row.tokens]
+        return hidden if copies is None else hidden[copies]
 
     def _padded(self, batch: Batch) -> Tensor:
         lengths = torch.tensor(batch.lengths, device=self.device)
         inside = torch.arange(max(batch.lengths), device=self.device) < lengths[:, None]  # [D, L]
         tokens = torch.zeros_like(inside, dtype=torch.int64).masked_scatter(inside, batch.tokens)
+        found = virtual.of(self.model)
+        if found is not None:
+            given = virtual.padded(self.model, found, tokens, inside.long(), [0] * len(inside))
+            if found.prefix is not None:
+                kept = virtual.cache(self.model, found, len(inside), self.dtype)
+                given[virtual.cache_keyword(self.model)] = kept
+            out = self.model.base_model(**given, use_cache=False)
+            return out.last_hidden_state[:, found.rows :][inside]
         positions = torch.zeros_like(tokens).masked_scatter(inside, batch.positions)
         out = self.model.base_model(
             input_ids=tokens, attention_mask=inside.long(), position_ids=positions, use_cache=False
@@ -237,6 +258,44 @@ def _probe(network: Network) -> str | None:
     if not torch.equal(network._packed(other.to(network.device))[5:], packed[5:]):
         return "a document changes with its neighbour"
     return None
+
+
+@torch.no_grad()
+def check_virtual(network: Network, checkpointed: bool = False) -> None:
+    """Virtual tokens must reach every layer: packed rows against the model's own attention, and against none at all."""
+    found = virtual.of(network.model)
+    if found is None:
+        return
+    what = f"{type(network.model).__name__} with virtual tokens"
+    if found.prefix is not None and checkpointed and not network.packed:
+        raise ModelError(
+            f"{what}: in padded rows a prefix lies in the cache, which layers that are recomputed do without: use "
+            "parallel.activation_checkpointing=0"
+        )
+    tokens = torch.arange(12) + 5
+    rest = {"positions": torch.cat([torch.arange(5), torch.arange(7)]), "ends": (0, 5, 12), "targets": tokens,
+            "weights": torch.ones(12), "trained": torch.arange(12)}  # fmt: skip
+    batch = Batch(tokens, **rest).to(network.device)
+    training = network.model.training
+    try:
+        with network.natively():
+            plain = network._padded(batch)
+            with adapters_off(network.model):
+                without = network._padded(batch)
+        network.model.eval()
+        hidden = network._packed(batch) if network.packed else plain
+    except (attention.Unsupported, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise ModelError(f"{what} does not run: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    finally:
+        network.model.train(training)
+    if torch.equal(plain, without):
+        raise ModelError(f"{what} computes what it computes without them")
+    tolerance = 1e-3 if hidden.dtype == torch.float32 else 6e-2
+    if (hidden - plain).abs().max() > tolerance * plain.abs().max():
+        raise ModelError(
+            f"{what}: packed and padded rows give different hidden states: use model.attention=padded, and please "
+            "report the family"
+        )
 
 
 @torch.no_grad()

@@ -222,9 +222,10 @@ def check_moving(model: Any, new_tokens: Sequence[str]) -> None:
         remedy = " ".join(f"trainable.{name}=true" for name in frozen)
         raise ModelError(
             f"model.new_tokens: {new_tokens[0]!r} has to be learnt, but the {' and the '.join(frozen)} would not move: "
-            f"use method=full, or method=partial with {remedy}"
+            f"use method=full, method=partial with {remedy}, or an adapter with both in trainable.modules_to_save"
         )
 
 
 def _moves(module: nn.Module) -> bool:
-    return all(p.requires_grad for p in module.parameters())
+    plain = getattr(module, "plain", None) or module  # of an adapter that trains a copy, the copy
+    return all(p.requires_grad for p in plain.parameters())

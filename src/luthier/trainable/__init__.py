@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from ..settings import Settings
+from .bottleneck import Bottleneck
+from .dora import DoRA
+from .ia3 import IA3
 from .lora import LoRA
+from .p_tuning import PTuning
+from .prefix import Prefix
+from .prompt import Prompt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,4 +84,6 @@ class Partial(Selection):
         return partial.begins(self, model)
 
 
-Trainable = Annotated[Full | Partial | LoRA, Field(discriminator="kind")]
+Trainable = Annotated[
+    Full | Partial | LoRA | DoRA | Bottleneck | Prefix | Prompt | PTuning | IA3, Field(discriminator="kind")
+]

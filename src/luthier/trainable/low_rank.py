@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..surgery import Adapter, innermost, linear_shape
+from ..errors import ModelError
+from ..surgery import Adapter, dense, device_of, linear_shape
+from . import first_values
 
 
 class LowRank:
-    """base(x) + scaling * B A dropout(x); A and B are kept in float32 and computed in the dtype of x."""
+    """base(x) + scaling * B A dropout(x); A and B are kept in float32 and computed in the dtype of x.
+
+    With `pissa` the update is scaling * (B A - B0 A0), where A0 and B0 are the first values of A and B. PiSSA takes
+    scaling * B0 A0 out of the base's weight once for all; here it is taken out in each product, so that the base stays
+    as it is, in any precision, and what is saved is a LoRA of twice the rank beside it.
+    """
 
     mergeable = True
+    listed = "target_modules"
+    constants: ClassVar[tuple[str, ...]] = ("lora_A_start", "lora_B_start")
 
-    def __init__(self, r: int, scaling: float, dropout: float = 0.0):
-        self.r, self.scaling, self.dropout = r, scaling, dropout
+    def __init__(self, r: int, scaling: float, dropout: float = 0.0, init: str = "kaiming", zero: str = "lora_B"):
+        self.r, self.scaling, self.dropout, self.init, self.zero = r, scaling, dropout, init, zero
 
     def start(self, layer: Any) -> None:
         inputs, outputs = linear_shape(layer.base)  # type: ignore[misc]
-        device = next(innermost(layer).parameters()).device
+        device = device_of(layer.base)
         layer.lora_A = nn.Parameter(torch.empty(self.r, inputs, device=device))
-        layer.lora_B = nn.Parameter(torch.zeros(outputs, self.r, device=device))
-        nn.init.kaiming_uniform_(layer.lora_A, a=math.sqrt(5))
+        layer.lora_B = nn.Parameter(torch.empty(outputs, self.r, device=device))
+        for name in self.constants:
+            layer.register_buffer(name, None)
+        if not self.init.startswith("pissa"):
+            first_values.draw(layer.lora_A, layer.lora_B, self.init, self.zero)
+            return
+        if self.r > min(inputs, outputs):
+            raise ModelError(
+                f"trainable.r={self.r}: with init_lora_weights={self.init} at most {min(inputs, outputs)} for a layer "
+                f"of {inputs} inputs and {outputs} outputs, which has no more principal parts; use a smaller r, or "
+                "leave the layer out by exclude_modules"
+            )
+        if device.type != "meta":
+            a, b = first_values.principal(dense(layer.base)["weight"].detach(), self.r, self.scaling, self.init)
+            with torch.no_grad():
+                layer.lora_A.copy_(a)
+                layer.lora_B.copy_(b)
+        layer.lora_A_start, layer.lora_B_start = layer.lora_A.detach().clone(), layer.lora_B.detach().clone()
+
+    def factors(self, layer: Any) -> tuple[Tensor, Tensor]:
+        """`down` [k, in] and `up` [out, k] with the update scaling * up down; k is r, and 2 r with PiSSA."""
+        if layer.lora_A_start is None:
+            return layer.lora_A, layer.lora_B
+        return torch.cat([layer.lora_A, layer.lora_A_start]), torch.cat([layer.lora_B, -layer.lora_B_start], 1)
 
     def forward(self, layer: Any, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
         y = layer.base(x)
         if self.dropout and layer.training:
             x = F.dropout(x, self.dropout)
-        down, up, scaling = layer.lora_A.to(x.dtype), layer.lora_B.to(x.dtype), self.scaling * layer.share
+        down, up = (factor.to(x.dtype) for factor in self.factors(layer))
+        scaling = self.scaling * layer.share
         if torch.compiler.is_compiling():  # a product that is added later fuses with what comes next
             return y + F.linear(F.linear(x, down) * scaling, up)
         return _Update.apply(y, x, down, up, scaling)
@@ -41,10 +72,12 @@ class LowRank:
 
     def delta(self, layer: Any) -> Tensor:
         """What is added to the weight, [out, in]."""
-        return self.scaling * layer.share * (layer.lora_B @ layer.lora_A)
+        down, up = self.factors(layer)
+        return self.scaling * layer.share * (up @ down)
 
     def saved(self, layer: Any) -> dict[str, Tensor]:
-        return {"lora_A.weight": layer.lora_A, "lora_B.weight": layer.lora_B}
+        down, up = self.factors(layer)
+        return {"lora_A.weight": down, "lora_B.weight": up}
 
 
 class _Update(torch.autograd.Function):

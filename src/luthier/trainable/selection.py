@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from ..errors import ModelError
 from ..settings import nearest
-from ..surgery import blocks, matches
+from ..surgery import blocks, linear_shape, matches, outer
 from . import Selection
 
 ROLES = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward")}
@@ -84,3 +85,22 @@ def _of_module(model: nn.Module, wanted: nn.Module) -> set[str]:
     """Names, as `named_parameters` gives them, of a module's parameters, also where they are tied to another's."""
     inside = {id(p) for p in wanted.parameters()}
     return {name for name, p in model.named_parameters() if id(p) in inside}
+
+
+def ends_of_sublayers(model: Any, roles: Collection[str]) -> list[str]:
+    """Where the attention or the feed-forward part of each layer is at its end: its last linear layer that gives the
+    width of the stream, or, of experts, the part as a whole."""
+    prefix, layers = blocks(model)
+    width = model.config.get_text_config().hidden_size
+    found = []
+    for i, block in enumerate(layers):
+        for role in roles:
+            parts = [name for name, _ in block.named_children() if any(word in name.lower() for word in ROLES[role])]
+            parts = [name for name in parts if "norm" not in name.lower()]
+            if not parts:
+                raise ModelError(f"layer {i} of {type(model).__name__} has no {role} that is known by its name")
+            part = block.get_submodule(parts[-1])
+            ends = [name for name, module in outer(part) if name and (linear_shape(module) or (0, 0))[1] == width]
+            experts = any("expert" in name for name, _ in part.named_children())
+            found.append(f"{prefix}.{i}.{parts[-1]}" + (f".{ends[-1]}" if ends and not experts else ""))
+    return found
