@@ -12,6 +12,7 @@ each of which is learnt; a step is 16,384 token slots. Each workload prints one 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -36,8 +38,10 @@ from luthier.models import network, streaming
 from luthier.monitor import Console, memory_gb
 from luthier.objectives import NextToken
 from luthier.parallel import Parallel, layers
+from luthier.precision import FP8, NF4, Int8
 from luthier.surgery import adapters, swap
-from luthier.trainable import Full, LoRA
+from luthier.trainable import Full, LoRA, Trainable
+from luthier.trainable.adapter import Adapting
 
 loop = sys.modules["luthier.train"]
 SHAPES = {
@@ -51,7 +55,8 @@ SHAPES = {
     },
 }  # fmt: skip
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # a CPU for a try of this script, with TINY=1
-if os.environ.get("TINY"):
+TINY = bool(os.environ.get("TINY"))
+if TINY:
     for shape in SHAPES.values():
         shape |= {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4,
                   "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512}  # fmt: skip
@@ -255,7 +260,70 @@ def check_windows() -> None:
     check_loss("sliding window", model, Full())
 
 
+def check_adapters() -> None:
+    """Every adapter of the union: packed, and compiled with recomputation, against padded."""
+    for cls in get_args(get_args(Trainable)[0]):
+        if not issubclass(cls, Adapting):
+            continue
+        found = {}
+        for way in ("padded", "packed", "recomputed"):
+            model = llama("1b", num_hidden_layers=4)
+            vocabulary, longest, mean = (500, 90, 20) if TINY else (30000, 900, 200)
+            batch = Batch.pack(documents(12, vocabulary, longest, mean)).to(torch.device(DEVICE))
+            model.train()
+            net = network.Network(model)
+            net.longest = 1024
+            assert network.prepare(net, "padded" if way == "padded" else "packed") is None or way == "padded"
+            torch.manual_seed(1)
+            cls().apply(model)
+            moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
+            with torch.no_grad():
+                for p in moving.values():
+                    p.add_(torch.randn_like(p) * 0.02)
+            if way == "recomputed":
+                layers.checkpoint_activations(Parallel(activation_checkpointing=1), model)
+            if way == "recomputed":
+                net.compiled = True
+                layers.compile_layers(Parallel(compile=True), model, torch.device(DEVICE))
+            loss = NextToken().build()(net, batch)
+            loss.total.backward()
+            found[way] = loss.total.item(), {n: p.grad.float() for n, p in moving.items()}
+        total, exact = found.pop("padded")
+        for way, (value, gradients) in found.items():
+            cosines = {n: torch.nn.functional.cosine_similarity(g.flatten(), exact[n].flatten(), 0).item()
+                       for n, g in gradients.items()}  # fmt: skip
+            name = min(cosines, key=cosines.__getitem__)
+            print(f"check: {cls.__name__} {way}: loss {value / total - 1:+.1e} from the padded path's, gradients' "
+                  f"least cosine {cosines[name]:.5f} ({name})", flush=True)  # fmt: skip
+            assert abs(value / total - 1) < 2e-3
+            assert cosines[name] > 0.98
+
+
+def check_storage() -> None:
+    """Weights in fewer bits: the same numbers made on a GPU as on a CPU, and products as of the dequantised weight."""
+    for config in (NF4(), NF4(double_quant=False), Int8(), FP8()):
+        torch.manual_seed(0)
+        plain = torch.nn.Linear(512, 768, dtype=torch.bfloat16)
+        store = config.storage(torch.bfloat16)
+        there = store.layer(plain)
+        here = store.layer(copy.deepcopy(plain).to(DEVICE))
+        parts = {n: (t.float() - here.get_buffer(n).cpu().float()).abs().max().item() for n, t in there.named_buffers()}
+        x = torch.randn(64, 512, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+        weight = here.dequantize(torch.bfloat16)
+        expected = torch.nn.functional.linear(x, weight, here.bias)
+        upstream = torch.randn_like(expected)
+        (dx,) = torch.autograd.grad(expected, x, upstream)
+        for way in (here, torch.compile(here, fullgraph=True)):
+            y = way(x)
+            torch.testing.assert_close(y, expected)
+            torch.testing.assert_close(torch.autograd.grad(y, x, upstream)[0], dx, rtol=2e-2, atol=2e-2)
+        print(f"check: {config.kind}: GPU and CPU differ by {parts}", flush=True)
+        assert max(parts.values()) < 1e-6
+
+
 def check() -> None:
+    check_storage()
+    check_adapters()
     check_kernels()
     check_rounding()
     check_optimisers()
@@ -320,7 +388,8 @@ def resume(methods: Sequence[str]) -> None:
         assert all(same) or os.environ.get("DETERMINISTIC") == "0"
 
 
-def workload(name: str, steps: int = 12, warmup: int = 4, profile: str | None = None) -> dict:
+def workload(name: str, profile: str | None = None) -> dict:
+    steps, warmup = (3, 1) if TINY else (12, 4)
     shape, method = WORKLOADS[name]
     trainer = trainer_of(shape, method, steps, tempfile.mkdtemp())
     speeds, losses = [], []

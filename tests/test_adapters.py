@@ -34,7 +34,7 @@ def name_of(cls) -> str:
 
 
 def logits(model) -> torch.Tensor:
-    """[1, T - 1, V] as the model gives them itself, or, where virtual tokens are laid before it, by way of `Network`."""
+    """[1, T - 1, V] as the model gives them itself, or, with virtual tokens before it, by way of `Network`."""
     with torch.no_grad():
         if not any(isinstance(m, surgery.VirtualTokens) for m in model.modules()):
             return model(input_ids=TOKENS, use_cache=False).logits[:, -TOKENS.shape[1] : -1]
@@ -540,6 +540,26 @@ def trained(settings, folder: Path, *more):
     return train(configure(settings, {"output_dir": str(folder)}, *more), Console(quiet=True))
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The other half of an export's check without a process of its own, which takes seconds to import everything."""
+    import io
+    import subprocess
+    import sys
+
+    from luthier import reload
+    from luthier.export import export
+
+    def run(arguments, input, **_):
+        assert arguments[-1] == reload.__file__
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.stdin", io.StringIO(input))
+            reload.main()
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(sys.modules[export.__module__].subprocess, "run", run)
+
+
 @pytest.fixture(scope="module")
 def beneath(tiny_model, tmp_path_factory) -> Path:
     """A LoRA of the small model that runs load, of two layers' queries and values."""
@@ -595,7 +615,7 @@ def test_a_run_stacks_a_new_adapter_on_a_frozen_one(settings, tiny_model, beneat
     assert (logits(on_base(tmp_path / "merged")) - tuned).abs().max() < 1e-5
 
 
-def test_a_run_goes_on_with_a_saved_adapter(settings, tiny_model, beneath, tmp_path):
+def test_a_run_goes_on_with_a_saved_adapter(settings, tiny_model, beneath, tmp_path, in_this_process):
     """Its settings are the adapter's, its base what it began with, and what lies beneath stays."""
     from luthier.config import configure
     from luthier.export import export
@@ -643,13 +663,14 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(settings, beneath, tmp_
 
 
 @pytest.mark.parametrize("cls", [cls for cls in KINDS if cls is not LoRA], ids=name_of)
-def test_every_kind_is_exported_gone_on_with_and_laid_beneath(cls, settings, tiny_model, tmp_path):
+def test_every_kind_is_exported_gone_on_with_and_laid_beneath(cls, settings, tiny_model, tmp_path, in_this_process):
     """Trained, exported as a file, trained further from it, and frozen beneath a LoRA."""
     from luthier.assemble import restore
     from luthier.evaluate import base_of
     from luthier.export import export
 
-    method = next(m.name for m in METHODS.values() if m.kinds["trainable"] == name_of(cls))
+    point = {"trainable": name_of(cls), "precision": "as_loaded"}
+    method = next(m.name for m in METHODS.values() if point.items() <= m.kinds.items())
     small = {"method": method, "max_steps": 3, "data": {"max_length": 48}}
     if "num_virtual_tokens" in cls.model_fields:
         small["trainable"] = {"num_virtual_tokens": 3}
@@ -683,7 +704,7 @@ def hidden(made) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
-def test_over_weights_in_fewer_bits(kind, settings, tiny_model, beneath, tmp_path):
+def test_over_weights_in_fewer_bits(kind, settings, tiny_model, beneath, tmp_path, in_this_process):
     """A frozen adapter of the plain base, and a new one, over weights kept in fewer bits; exported and loaded."""
     from luthier.assemble import restore
     from luthier.export import export

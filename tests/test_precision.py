@@ -1,19 +1,27 @@
 """Frozen weights in fewer bits: codes against bitsandbytes and by hand, loading, gradients, runs, exports, refusals."""
 
+import io
+import json
+import subprocess
+import sys
+import warnings
 
+import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import LLAMA, make_model, make_tokenizer, save_model, write_rows
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from luthier import checkpoint, steps, surgery, train
+from luthier import checkpoint, reload, steps, surgery, train
 from luthier.assemble import assemble, restore
+from luthier.batch import Batch, Document
 from luthier.config import configure
 from luthier.errors import ConfigError, ExportError, ModelError
-from luthier.export import logprobs
 from luthier.models import Model, load, streaming
 from luthier.monitor import Console
 from luthier.precision import FP8, NF4, Int8
+from luthier.trainable import LoRA
 
 CPU = torch.device("cpu")
 KINDS = {"nf4": NF4(), "int8": Int8(), "fp8": FP8()}
@@ -192,8 +200,22 @@ def run_over(settings, kind, **changes):
 QUIET = Console(quiet=True)
 
 
+@pytest.fixture
+def at_hand(monkeypatch):
+    """The check of an export in this process: a fresh one takes ten seconds, and one test has it."""
+
+    def run(command, input, **more):
+        monkeypatch.setattr("sys.stdin", io.StringIO(input))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reload.main()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_over_weights_in_fewer_bits(settings, kind, tmp_path):
+def test_a_run_over_weights_in_fewer_bits(settings, kind, tmp_path, at_hand):
     """Learns, answers with a cache, and what is exported is what was trained: the adapter, and merged in two dtypes."""
     config = run_over(settings, kind, evaluation={"generate": 2, "max_new_tokens": 4})
     result = train(config, QUIET)
@@ -239,7 +261,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(settings, kind, tmp_path):
             break
     torch.manual_seed(99)
     train(parted, QUIET)
-    ends = [checkpoint.read_tensors(checkpoint.newest(tmp_path / n / "checkpoints")[0]) for n in ("run", "parted")]
+    ends = [checkpoint.read_tensors(checkpoint.newest(tmp_path / n / "checkpoints")[0], "weights") for n in ("run", "parted")]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
@@ -292,7 +314,12 @@ def test_a_ready_made_checkpoint_is_used_as_it_is(tmp_path, double):
     assert getattr(made.config, "quantization_config", None) is None
 
 
-def test_a_run_over_a_ready_made_checkpoint(settings, tmp_path):
+def test_an_adapter_over_four_bits_is_checked_in_a_fresh_process(settings, tmp_path):
+    result = train(run_over(settings, "nf4"), QUIET)
+    assert result.export(tmp_path / "adapter")["largest_difference"] < 1e-4
+
+
+def test_a_run_over_a_ready_made_checkpoint(settings, tmp_path, at_hand):
     folder = ready_made(tmp_path / "four")
     with pytest.raises(ConfigError, match="is in 4 bits already .* use method=qlora"):
         configure(settings, {"model": str(folder), "method": "lora"})
@@ -311,7 +338,7 @@ def test_a_run_over_a_ready_made_checkpoint(settings, tmp_path):
     [
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "4-bit fp4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bitsandbytes 4-bit fp4"),
     ],
 )
 def test_other_quantised_checkpoints_are_refused_by_name(settings, tmp_path, values, named):
@@ -358,3 +385,207 @@ def test_without_the_library_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
     with pytest.raises(ModelError, match=r"pip install 'luthier\[quant\]'"):
         layer_of(NF4(), torch.randn(4, 64))
+
+
+# ---------------------------------------------------------------------------- memory and speed of loading
+
+PEAK = """
+import json, resource, sys, torch
+from luthier.models import Model, load
+from luthier.precision import FP8, NF4, Int8
+import transformers.models.llama.modeling_llama, bitsandbytes.functional
+
+def resident(key):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
+
+folder, dtype, kind = sys.argv[1:]
+torch.set_num_threads(1)
+store = {"nf4": NF4(), "int8": Int8(), "fp8": FP8()}[kind].storage(getattr(torch, dtype))
+small = torch.nn.Linear(64, 64)
+store.layer(small)
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+made = load.load_model(Model(name=folder), getattr(torch, dtype), torch.device("cpu"), store, sys.exit)
+size = sum(t.numel() * t.element_size() for t in (*made.parameters(), *made.buffers()))
+print(json.dumps({"size": size, "peak": resident("VmHWM") - before, "held": resident("VmRSS") - before}))
+"""
+
+
+def peak(folder, dtype, kind):
+    ran = subprocess.run([sys.executable, "-c", PEAK, str(folder), dtype, kind], capture_output=True, text=True)
+    assert not ran.returncode, ran.stderr[-2000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def random_llama(folder, layers, hidden, saved, **changes):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": 4 * hidden, "vocab_size": 8192}
+    config = LlamaConfig(**LLAMA | sizes | changes)
+    LlamaForCausalLM(config).to(saved).save_pretrained(folder, max_shard_size="64MB")
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("saved", "dtype", "kind"), [(torch.float32, "bfloat16", "nf4")])
+def test_loading_takes_hardly_more_memory_than_what_is_loaded(tmp_path, saved, dtype, kind):
+    """Peak of the process beyond its libraries; the files have 3.6 times as many bytes as what becomes of them."""
+    folder = random_llama(tmp_path / "m", 8, 512, saved, vocab_size=32768)
+    found = peak(folder, dtype, kind)
+    assert found["size"] > 75e6
+    assert found["peak"] < 1.15 * found["size"], found
+
+
+def test_a_random_network_is_drawn_straight_into_its_precision():
+    """The same values as a plain draw from the same seed has, quantised."""
+    from transformers import GPT2Config, LlamaConfig
+
+    configs = (LlamaConfig(**LLAMA, attention_bias=True), GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4))
+    for config in configs:
+        plain = streaming.draw(config, torch.float32, CPU, None, 5)
+        store = NF4().storage(torch.float32)
+        made = streaming.draw(config, torch.float32, CPU, store, 5)
+        assert not [n for n, t in (*made.named_parameters(), *made.named_buffers()) if t.is_meta]
+        for name in store.names(plain):
+            expected = store.layer(plain.get_submodule(name))
+            assert torch.equal(expected.dequantize(torch.float32), made.get_submodule(name).dequantize(torch.float32))
+        assert torch.equal(plain.get_input_embeddings().weight, made.get_input_embeddings().weight)
+        assert made(torch.arange(5)[None]).logits.isfinite().all()
+
+
+# ---------------------------------------------------------------------------- what cannot be streamed
+
+
+def small_mixtral():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    return MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2)).eval()
+
+
+def test_fused_experts_and_routers_stay_and_it_is_told(tmp_path):
+    """Their files name tensors otherwise, so they come through transformers, which is told, too."""
+    small_mixtral().save_pretrained(tmp_path / "m")
+    told = []
+    made = load.load_model(Model(name=str(tmp_path / "m")), torch.float32, CPU, NF4().storage(torch.float32), told.append)
+    assert [text.partition(":")[0] for text in told] == [
+        "weights are read whole, in float32 into the host's memory, and then go to nf4 layer by layer",
+        "precision.kind=nf4",
+    ]
+    assert "fused experts" in told[1]
+    kept = {n.rpartition(".")[2] for n, m in made.named_modules() if isinstance(m, surgery.QuantisedLinear)}
+    assert kept == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert made(torch.arange(5)[None]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "short"])
+def test_files_that_do_not_fit_are_errors(tmp_path, fault):
+    folder = save_model(tmp_path / "m")
+    state = load_file(folder / "model.safetensors")
+    if fault == "missing":
+        del state["model.layers.1.mlp.up_proj.weight"]
+    elif fault == "unexpected":
+        state["model.layers.1.mlp.other.weight"] = torch.zeros(2)
+    elif fault == "shape":
+        state["model.layers.1.mlp.up_proj.weight"] = torch.zeros(2, 2)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    if fault == "short":
+        data = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(data[:-1000])
+    named = {"missing": "lacks 1 tensors", "unexpected": "has 1 tensors", "shape": "cannot be loaded", "short": "ends too early"}
+    with pytest.raises(ModelError, match=named[fault]):
+        load.load_model(Model(name=str(folder)), torch.float32, CPU, NF4().storage(torch.float32))
+
+
+def test_a_network_in_memory_is_converted_in_place(settings):
+    """A random start, whose layers are converted in place; what is evaluated first is the quantised network."""
+    asked = {"model": {"size": "tiny", "tokenizer": settings["model"]}, "method": "pretrain"}
+    made = assemble(configure(settings | asked), training=False)
+    before = {n: p.detach().clone() for n, p in made.network.model.named_parameters()}
+    load.stored(made.network.model, store := Int8().storage(torch.float32), CPU)
+    for name, module in made.network.model.named_modules():
+        if isinstance(module, surgery.QuantisedLinear):
+            codes = Int8().storage(torch.float32).cls.encode(before[f"{name}.weight"], None)[0]["codes"]
+            assert torch.equal(module.codes, codes)
+    assert store.kind == "int8"
+
+
+# ---------------------------------------------------------------------------- gradients and what is told beforehand
+
+
+def test_gradients_of_qlora_are_those_of_lora_over_the_dequantised_weights(settings):
+    """The same adapters over plain layers with the weights that the quantised ones multiply with."""
+    for kind, config in KINDS.items():
+        torch.manual_seed(3)
+        quantised, plain = make_model("gpt2"), make_model("gpt2")
+        load.stored(quantised, config.storage(torch.float32), CPU)
+        for name, module in quantised.named_modules():
+            if isinstance(module, surgery.QuantisedLinear):
+                plain.get_submodule(name).weight.data = module.dequantize(torch.float32).t()
+        gradients = []
+        for model in (quantised, plain):
+            torch.manual_seed(4)
+            LoRA(r=4).apply(model)
+            for _, adapter in surgery.adapters(model):
+                nn.init.normal_(adapter.lora_B, std=0.1)
+            logits = model(torch.arange(3, 40)[None]).logits
+            logits.log_softmax(-1).square().mean().backward()
+            gradients.append({n: p.grad for n, p in surgery.trainable(model).items()})
+        assert gradients[0].keys() == gradients[1].keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-6, msg=f"{kind} {name}")
+
+
+def test_gradients_are_those_of_peft_over_bitsandbytes(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = ready_made(tmp_path / "four")
+    ours = load.load_model(Model(name=str(folder)), torch.float32, CPU, NF4().storage(torch.float32))
+    LoRA(r=4, lora_alpha=8).apply(ours)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"})
+    theirs = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    theirs.train()
+    ours.train()
+    state = dict(theirs.named_parameters())
+    pairs = []
+    for name, adapter in surgery.adapters(ours):
+        nn.init.normal_(adapter.lora_B, std=0.1)
+        for leaf in ("lora_A", "lora_B"):
+            other = state[f"base_model.model.{name}.{leaf}.default.weight"]
+            other.data.copy_(getattr(adapter, leaf).data)
+            pairs.append((getattr(adapter, leaf), other))
+    for model in (ours, theirs):
+        model(input_ids=torch.arange(3, 40)[None]).logits.log_softmax(-1).square().mean().backward()
+    assert len(pairs) == 28
+    for mine, other in pairs:
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explain_counts_what_a_run_has(settings, kind):
+    """Bytes of the weights as loaded, all elements in the table, and a peak below that of plain weights."""
+    from luthier.explain import explain
+
+    config = run_over(settings, kind, precision={"kind": kind, "dtype": "float32"}, parallel={"device": "cpu"})
+    told = explain(config)
+    made = assemble(config).network.model
+    own = {id(p) for p in surgery.trainable(made).values()}
+    tensors = [*(p for p in made.parameters() if id(p) not in own), *(b for m in made.modules()
+               if isinstance(m, surgery.QuantisedLinear) for b in m.buffers())]  # fmt: skip
+    assert told.memory.weights == sum(t.numel() * t.element_size() for t in tensors)
+    plain = explain(configure(settings, {"method": "lora", "parallel": {"device": "cpu"}}))
+    assert sum(m.total for m in told.moving) == sum(m.total for m in plain.moving)
+    assert told.memory.weights < plain.memory.weights
+    assert {m.dtype for m in told.moving if "q_proj.base.weight" in m.name} == {kind}
+
+
+def test_recomputed_activations_change_nothing(settings):
+    found = []
+    for every in (0, 1):
+        config = run_over(settings, "nf4", parallel={"activation_checkpointing": every, "device": "cpu"})
+        made = assemble(config)
+        document = Document(np.arange(3, 30, dtype=np.int32), np.r_[0, np.ones(26)].astype(np.float32), 0)
+        made.objective(made.network, Batch.pack([document])).total.backward()
+        found.append({n: p.grad for n, p in made.parameters().items()})
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])

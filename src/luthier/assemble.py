@@ -229,6 +229,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     begins = _apply_precision(config, model)
     objective = config.objective.build().to(meta)
     layers.checkpoint_activations(config.parallel, model)
+    net.compiled = device == "cuda" and layers.compiled(config.parallel, torch.device(device))
     return Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
 
 

@@ -90,10 +90,7 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
 
 def _check_kind(config: Config, kind: str) -> None:
     adapted, rounded = isinstance(config.trainable, Adapting), isinstance(config.precision, QAT)
-    if kind == "quantised":
-        _check_quantised(config)
-        return
-    if rounded and adapted and kind == "adapter":
+    if isinstance(config.precision, QAT) and adapted and kind == "adapter":
         raise ExportError(
             "as=adapter: the run rounded its adapter together with the weights, and would not answer so beside them: "
             "use as=quantised, or as=merged for floating-point weights that are to be rounded elsewhere"
@@ -102,21 +99,19 @@ def _check_kind(config: Config, kind: str) -> None:
     lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
     if lasting and kind != "adapter":
         raise ExportError(f"as={kind}: no plain weights compute what {_kind(lasting[0])} adds: use as=adapter")
+    if kind == "quantised":
+        _check_quantised(config)
+        return
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
-        other = "as=full, or as=quantised" if rounded else "as=full"
+        other = "as=full, or as=quantised" if isinstance(config.precision, QAT) else "as=full"
         raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use {other}")
 
 
 def _check_quantised(config: Config) -> None:
     if not isinstance(config.precision, QAT):
         raise ExportError("as=quantised: the run was not trained for it; train with method=qat or method=qat-lora")
-    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable:
-        raise ExportError(
-            f"as=quantised: an adapter of trainable.kind={config.trainable.kind} stays beside the layers, "  # type: ignore[attr-defined]
-            "and a file of a quantised model has no place for it: use trainable.kind=lora or full"
-        )
     if importlib.util.find_spec("compressed_tensors") is None:
         raise ExportError(
             "a quantised model is checked by loading it with transformers and compressed-tensors: "
@@ -293,7 +288,7 @@ def verify(
                "ours": of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
                }  # fmt: skip
     ran = subprocess.run(
-        [sys.executable, reload.__file__], input=json.dumps(request), capture_output=True, text=True,
+        [sys.executable, "-P", reload.__file__], input=json.dumps(request), capture_output=True, text=True,
         env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     if ran.returncode or not result.exists():

@@ -48,6 +48,11 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 2e-4},
         ),
         row(
+            "dora", "LoRA for the directions of a weight's rows, and their lengths trained apart", "arXiv:2402.09353",
+            trainable={"kind": "dora"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
             "qdora", "DoRA beside linear layers that are frozen in 4 bits", "arXiv:2402.09353",
             trainable={"kind": "dora"}, objective={"kind": "next_token"}, precision={"kind": "nf4"},
             optim={"learning_rate": 2e-4},
@@ -56,11 +61,6 @@ METHODS: dict[str, Method] = {
             "bottleneck", "small networks at the ends of frozen sublayers", "arXiv:1902.00751",
             trainable={"kind": "bottleneck"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
             optim={"learning_rate": 3e-4},
-        ),
-        row(
-            "dora", "LoRA for the directions of a weight's rows, and their lengths trained apart", "arXiv:2402.09353",
-            trainable={"kind": "dora"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
-            optim={"learning_rate": 2e-4},
         ),
         row(
             "prefix", "learnt keys and values before every document, in each layer", "arXiv:2101.00190",

@@ -54,8 +54,7 @@ def by_transformers(model: Any, request: dict) -> Tensor:
         if request["beneath"]:
             from luthier import adapters
 
-            for entry in request["beneath"]:
-                adapters.load(model, entry["path"], entry["name"], entry["share"])
+            laid(model, request["beneath"])
             adapters.merge(model)
         model = PeftModel.from_pretrained(model, request["model"]).to(request["device"]).eval()
     out = []
@@ -66,23 +65,29 @@ def by_transformers(model: Any, request: dict) -> Tensor:
     return torch.cat(out)
 
 
+def laid(model: Any, entries: list[dict[str, Any]]) -> None:
+    """Saved adapters on their base, which may hold what its weights in fewer bits stand for: it is not checked again."""
+    from luthier.trainable import adapter_files, saved
+
+    for entry in entries:
+        saved.load(model, adapter_files.read(entry["path"]), entry["name"], entry["share"], check=False)
+
+
 def by_luthier(model: Any, request: dict) -> Tensor:
     """With adapters that PEFT does not know, or that cannot be merged beneath one that it does."""
     import numpy as np
+    import torch
 
     from luthier.batch import Batch, Document
     from luthier.logprobs import scored
     from luthier.models import network
-    from luthier.trainable import adapter_files, saved
 
-    last: dict[str, Any] = {"path": request["model"], "name": saved.TRAINED, "share": 1.0}
-    for entry in [*request["beneath"], last]:
-        saved.load(model, adapter_files.read(entry["path"]), entry["name"], entry["share"])
+    laid(model, [*request["beneath"], {"path": request["model"], "name": "default", "share": 1.0}])
     net = network.Network(model).eval()
     network.prepare(net, "padded")
     documents = [Document(np.asarray(d, np.int32), np.r_[0.0, np.ones(len(d) - 1)].astype(np.float32), 0)
                  for d in request["documents"]]  # fmt: skip
-    batch = Batch.pack(documents).to(request["device"])
+    batch = Batch.pack(documents).to(torch.device(request["device"]))
     hidden, targets, _ = net.predictions(batch, net.hidden(batch))
     return scored(hidden, net.head, targets)[0].float().cpu()
 

@@ -85,6 +85,8 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 class QuantisedLinear(nn.Module):
     """A frozen linear layer whose weight is kept in fewer bits than it computes in; its parts are buffers."""
 
+    kind: str = ""
+    """Of its numbers, as precision.kind has it."""
     in_features: int
     out_features: int
     dtype: torch.dtype
@@ -225,14 +227,9 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
 
 
 def added(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that came with adapters and virtual tokens, also those inside of other adapters."""
-    return [
-        parameter
-        for module in model.modules()
-        if isinstance(module, Switched)
-        for name, parameter in module.named_parameters()
-        if not (isinstance(module, Adapter) and name.startswith("base."))
-    ]
+    """The parameters that adapters and virtual tokens brought, also those inside of other adapters."""
+    found = [module for module in model.modules() if isinstance(module, Switched)]
+    return [p for m in found for n, p in m.named_parameters() if not (isinstance(m, Adapter) and n.startswith("base."))]
 
 
 def outer(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

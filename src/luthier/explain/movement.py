@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ..surgery import VirtualTokens, base_name, blocks
+from ..surgery import QuantisedLinear, VirtualTokens, base_name, blocks
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,31 @@ def moving(model: nn.Module, begins: Mapping[str, int] | None = None) -> list[Mo
     `begins` gives the step of those that move later.
     """
     begins = begins or {}
-    groups: dict[tuple, list[tuple[int | None, nn.Parameter]]] = {}
-    for name, parameter in model.named_parameters():
+    groups: dict[tuple, list[tuple[int | None, int]]] = {}
+    for name, shape, dtype, moves in _weights(model):
         shown = base_name(name)
         number = re.search(r"\.(\d+)\.", shown)
         pattern = shown[: number.start()] + ".{}." + shown[number.end() :] if number else shown
-        dtype, moves = str(parameter.dtype).removeprefix("torch."), parameter.requires_grad or name in begins
-        key = (pattern, tuple(parameter.shape), dtype, moves, begins.get(name, 0))
-        groups.setdefault(key, []).append((int(number[1]) if number else None, parameter))
+        key = (pattern, shape, dtype, moves or name in begins, begins.get(name, 0))
+        groups.setdefault(key, []).append((int(number[1]) if number else None, math.prod(shape)))
     out = []
     for (pattern, shape, dtype, trainable, begin), members in groups.items():
         layers = [n for n, _ in members if n is not None]
         name = pattern.replace("{}", _span(layers)) if layers else pattern
-        total = sum(p.numel() for _, p in members)
+        total = sum(count for _, count in members)
         out.append(Moving(name, len(members), shape, dtype, total if trainable else 0, total, begin))
     return out
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...], str, bool]]:
+    """Name, shape, numbers and whether it moves; a layer in fewer bits has its weight, although that is no parameter."""
+    for name, parameter in model.named_parameters():
+        yield name, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."), parameter.requires_grad
+    for name, module in model.named_modules():
+        if isinstance(module, QuantisedLinear):
+            yield f"{name}.weight", (module.out_features, module.in_features), module.kind, False
+            if module.bias is not None:
+                yield f"{name}.bias", tuple(module.bias.shape), str(module.bias.dtype).removeprefix("torch."), False
 
 
 def _span(numbers: Sequence[int]) -> str:

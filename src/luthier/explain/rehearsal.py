@@ -17,7 +17,7 @@ from torch import Tensor
 from ..assemble import Assembled
 from ..batch import Batch
 from ..optim.optimizer import Optimizer
-from ..surgery import added, blocks, roles
+from ..surgery import QuantisedLinear, added, blocks, roles
 from . import compiled as compiled_layers
 from .heap import Heap
 from .ledger import Ledger, size_of
@@ -129,11 +129,12 @@ def rehearse(
 
 
 def _weights(made: Assembled) -> tuple[int, int]:
-    """Bytes of the network, and of adapters and the objective."""
+    """Bytes of the network, parts of layers in fewer bits among them, and of adapters and the objective."""
     own = {id(p) for p in added(made.network.model)}
     parameters = list(made.network.model.parameters())
+    parts = [part for m in made.network.model.modules() if isinstance(m, QuantisedLinear) for part in m.buffers()]
     extra = [p for p in parameters if id(p) in own]
-    return size_of(p for p in parameters if id(p) not in own), size_of([*extra, *made.objective.parameters()])
+    return size_of([*(p for p in parameters if id(p) not in own), *parts]), size_of([*extra, *made.objective.parameters()])
 
 
 class _Pass:

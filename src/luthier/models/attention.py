@@ -167,7 +167,7 @@ def _band(length: int, window: int | None, virtual: int, device: torch.device) -
 
 
 class Places(NamedTuple):
-    """Where P virtual tokens and the T tokens of a row stand in a longer row, in which each document has a copy of them.
+    """Where P virtual tokens and the T tokens of a row stand in a longer row, where each document has a copy of them.
 
     What the row is filled up with is not read, and has no gradient.
     """

@@ -202,8 +202,8 @@ def check_virtual(model: Any, max_length: int, count: int) -> None:
         return
     remedy = f"data.max_length={limit - count}" if count < limit else f"fewer than {limit} virtual tokens"
     raise ModelError(
-        f"trainable.num_virtual_tokens={count} and data.max_length={max_length} take {count + max_length} positions, but "
-        f"{type(model).__name__} has {limit}: use {remedy}"
+        f"trainable.num_virtual_tokens={count} and data.max_length={max_length} take {count + max_length} positions, "
+        f"but {type(model).__name__} has {limit}: use {remedy}"
     )
 
 

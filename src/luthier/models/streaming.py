@@ -5,6 +5,8 @@ Format: https://huggingface.co/docs/safetensors. The files are read, not mapped,
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 CHUNK = 8 << 20  # bytes that are converted at once
+CPU = torch.device("cpu")
 READY = ".quant_state.bitsandbytes__"  # in the name of a tensor that describes a layer in 4 bits
 
 
@@ -43,22 +46,31 @@ class Entry:
     def bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
-    def read(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """In `dtype`, converted a piece at a time; without one as it is in the file."""
-        there = torch.device(device)
-        made = torch.empty(self.shape, dtype=self.dtype if there.type != "cpu" else dtype or self.dtype)
+    def read(self, scratch: Tensor, dtype: torch.dtype | None = None, device: torch.device = CPU) -> Tensor:
+        """In `dtype` on `device`, by way of `scratch`, a piece at a time; without a dtype as it is in the file."""
+        made = torch.empty(self.shape, dtype=dtype or self.dtype, device=device)
         flat = made.reshape(-1)
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.start)
-            if made.dtype == self.dtype:
+            if made.dtype == self.dtype and made.device == CPU:
                 _fill(file, flat, self.path)
-            else:
-                piece = torch.empty(min(CHUNK // self.dtype.itemsize, len(flat)), dtype=self.dtype)
-                for begin in range(0, len(flat), len(piece) or 1):
-                    part = piece[: len(flat) - begin]
-                    _fill(file, part, self.path)
-                    flat[begin : begin + len(part)] = part
-        return made.to(there, dtype or self.dtype)
+                return made
+            piece = scratch[:CHUNK].view(self.dtype)
+            for begin in range(0, len(flat), len(piece)):
+                part = piece[: len(flat) - begin]
+                _fill(file, part, self.path)
+                flat[begin : begin + len(part)] = part
+        return made
+
+    def lent(self, scratch: Tensor, device: torch.device = CPU) -> Tensor:
+        """As it is in the file, on `device`; on the CPU in `scratch` itself, until that is used again."""
+        if device != CPU:
+            return self.read(scratch, None, device)
+        made = scratch[: self.bytes].view(self.dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.start)
+            _fill(file, made, self.path)
+        return made.view(self.shape)
 
 
 def _fill(file: Any, tensor: Tensor, path: Path) -> None:
@@ -154,26 +166,46 @@ def fill(model: Any, found: dict[str, Entry], device: torch.device, store: Stora
     for name, owner in owned.items():
         layer = owner if owner in ready else name.rpartition(".")[0]
         units.setdefault(layer if layer in layers else name, []).append(name)
-    for unit in sorted(units, key=lambda unit: -sum(found[name].bytes for name in units[unit])):
-        stored = {n: found[n].read(device=device) for n in units[unit] if owned[n] != n}
-        for name in sorted(set(units[unit]) - set(stored)):
-            wanted = None if unit in layers and name == f"{unit}.weight" else places[name][0][1].dtype
-            _place(model, places[name], found[name].read(wanted, device))
+    # One buffer for all that is read and given up again, as a heap that had a new one for each would grow.
+    largest = max((found[n].bytes for n in found if n.rpartition(".")[0] in layers), default=0)
+    scratch = torch.empty(max(CHUNK, largest), dtype=torch.uint8)
+    sizes = {unit: sum(found[name].bytes for name in names) for unit, names in units.items()}
+    for unit in sorted(units, key=lambda unit: -sizes[unit]):
+        own = {name: found[name] for name in units[unit]}
         if unit in layers:
-            layer = model.get_submodule(unit)
-            if unit in ready:
-                weight = f"{unit}.weight"
-                ends = {"weight" if n == weight else n.removeprefix(weight + "."): t for n, t in stored.items()}
-                swap(model, unit, store.ready(layer, ends))
-            else:
-                swap(model, unit, store.layer(layer))
-                del layer
+            _read_layer(model, unit, own, unit in ready, places, store, scratch, device)
+        else:
+            _place(model, places[unit], own[unit].read(scratch, places[unit][0][1].dtype, device))
+        _trim()
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.device != device:  # only what no file holds, which was compared
                 raise AssertionError(f"{type(module).__name__}.{name} was not read")
+
+
+def _trim() -> None:
+    """Give back what the C library keeps of freed memory between what stays; nothing where it is not glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _read_layer(
+    model: Any, unit: str, found: dict[str, Entry], ready: bool, places: dict[str, list[tuple[str, Tensor]]],
+    store: Storage, scratch: Tensor, device: torch.device,
+) -> None:  # fmt: skip
+    """All tensors of a layer that goes to fewer bits, or is in them already."""
+    weight, layer = f"{unit}.weight", model.get_submodule(unit)
+    for name in found.keys() & places.keys() - {weight}:
+        _place(model, places[name], found[name].read(scratch, places[name][0][1].dtype, device))
+    if ready:
+        kept = {n: entry.read(scratch, None, device) for n, entry in found.items() if n.startswith(weight)}
+        ends = {"weight" if n == weight else n.removeprefix(weight + "."): tensor for n, tensor in kept.items()}
+        swap(model, unit, store.ready(layer, ends))
+    else:
+        layer._parameters["weight"] = nn.Parameter(found[weight].lent(scratch, device), requires_grad=False)
+        swap(model, unit, store.layer(layer))
 
 
 def _ready_layer(name: str, ready: set[str]) -> str | None:
@@ -215,6 +247,33 @@ def _place(model: Any, names: list[tuple[str, Tensor]], tensor: Tensor) -> None:
         parent, _, leaf = name.rpartition(".")
         module = model.get_submodule(parent)
         (module._parameters if leaf in module._parameters else module._buffers)[leaf] = value  # type: ignore[index]
+
+
+@torch.no_grad()
+def draw(config: Any, dtype: torch.dtype, device: torch.device, store: Storage | None, seed: int = 0) -> Any:
+    """A network of random weights made on `device` a matrix at a time, layers of `store` in their precision at once.
+
+    For measurements: such a network never exists in 16 bits. Matrices have a standard deviation of 0.02, biases are 0.
+    """
+    made = skeleton(config, dtype)
+    layers = set(store.names(made)) if store else set()
+    generator = torch.Generator(device).manual_seed(seed)
+    places = _places(made)
+    for name in sorted(places, key=lambda name: -places[name][0][1].numel()):
+        if name not in places or name != places[name][0][0] or not places[name][0][1].is_meta:
+            continue
+        tensor = places[name][0][1]
+        value = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        _place(made, places[name], value.normal_(0, 0.02, generator=generator) if value.ndim > 1 else value.zero_())
+        layer = name.rpartition(".")[0]
+        if store and layer in layers and name.endswith(".weight"):
+            del value
+            plain = made.get_submodule(layer)
+            if plain.bias is not None and plain.bias.is_meta:
+                plain.bias = nn.Parameter(torch.zeros(plain.bias.shape, dtype=plain.bias.dtype, device=device))
+            swap(made, layer, store.layer(plain))
+            places = {other: tied for other, tied in places.items() if not other.startswith(layer + ".")}
+    return made.to(device).eval()
 
 
 def convert(model: Any, store: Storage, device: torch.device) -> None:

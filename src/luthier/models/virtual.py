@@ -37,7 +37,7 @@ class Virtual:
 
 
 def of(model: Any) -> Virtual | None:
-    """The virtual tokens of a model, in the order in which they were added; None where there are none, or all are off."""
+    """The virtual tokens of a model, in the order in which they were added; None where none are on."""
     found = [child for child in model.children() if isinstance(child, VirtualTokens) and child.enabled]
     if not found:
         return None
@@ -137,7 +137,8 @@ def cache(model: Any, virtual: Virtual | None, batch: int, dtype: torch.dtype) -
     made = DynamicCache(config=model.config)
     if virtual is not None and virtual.prefix is not None:
         for number, (keys, values) in enumerate(virtual.prefix.to(dtype)):
-            made.update(*(t.expand(batch, -1, -1, -1) for t in (keys, values)), number)
+            keys, values = (t.expand(batch, -1, -1, -1) for t in (keys, values))
+            made.update(keys, values, number)
     return made
 
 

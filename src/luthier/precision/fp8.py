@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 class FP8Linear(StoredLinear):
     """W[o, i] = codes[o, i] * scale[o]: the largest absolute weight of a row becomes 448."""
 
-    kind: ClassVar[str] = "fp8"
+    kind = "fp8"
 
     @classmethod
     def encode(cls, weight: Tensor, config: Any) -> tuple[dict[str, Tensor], tuple]:

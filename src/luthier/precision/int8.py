@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from .linear import StoredLinear, pieces
 class Int8Linear(StoredLinear):
     """W[o, i] = codes[o, i] * absmax[o] / 127, with codes from -127 to 127, ties rounded to even."""
 
-    kind: ClassVar[str] = "int8"
+    kind = "int8"
 
     @classmethod
     def encode(cls, weight: Tensor, config: Any) -> tuple[dict[str, Tensor], tuple]:

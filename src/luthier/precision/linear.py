@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ class StoredLinear(QuantisedLinear):
     `parts` are buffers, whose names and order `decode` knows; `constants` are plain values beside them.
     """
 
-    kind: ClassVar[str]
     parts: tuple[str, ...]
     constants: tuple
 
@@ -80,7 +79,12 @@ class _Product(torch.autograd.Function):
     def forward(ctx, x, bias, decode: Callable, constants: tuple, *parts: Tensor):
         ctx.save_for_backward(*parts)
         ctx.decode, ctx.constants = decode, constants
-        return F.linear(x, decode(constants, x.dtype, *parts), bias)
+        weight = decode(constants, x.dtype, *parts)
+        if bias is None:
+            return F.linear(x, weight)
+        # No view, as F.linear makes one here: an adapter adds to what comes out in place.
+        y = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.t())
+        return torch.ops.aten._unsafe_view.default(y, [*x.shape[:-1], y.shape[-1]])
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[override]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class NF4Linear(StoredLinear):
     The constants are the block, the shape [out, in], and the block of the scales or 0.
     """
 
-    kind: ClassVar[str] = "nf4"
+    kind = "nf4"
 
     @classmethod
     def encode(cls, weight: Tensor, config: Any) -> tuple[dict[str, Tensor], tuple]:

@@ -37,17 +37,15 @@ class Decomposed(LowRank):
         y = layer.base(x)
         down, up = (factor.to(x.dtype) for factor in self.factors(layer))
         gain = layer.lora_magnitude_vector / self.lengths(layer, down, up)
-        kept, added = gain, gain * self.scaling
-        if layer.share != 1.0:
-            kept, added = 1 + layer.share * (gain - 1), layer.share * added
         if self.dropout and layer.training:
             x = F.dropout(x, self.dropout)
         bias = _bias(layer.base)
-        if torch.compiler.is_compiling():  # one pass over the outputs, fused with what comes next
-            update = F.linear(F.linear(x, down), up)
-            made = kept * y + added * update
-            return (made if bias is None else made + (1 - kept) * bias).to(y.dtype)
-        return _Turned.apply(y, x, down, up, kept, added, bias)
+        if torch.compiler.is_compiling():  # the turned product is kept in the dtype of x, and what follows is fused
+            made = gain * (y + F.linear(F.linear(x, down) * self.scaling, up))
+            made = (made if bias is None else made + (1 - gain) * bias).to(y.dtype)
+        else:
+            made = _Turned.apply(y, x, down, up, gain, self.scaling, bias)
+        return made if layer.share == 1.0 else y + layer.share * (made - y)
 
     @torch.no_grad()
     def lengths(self, layer: Any, down: Tensor, up: Tensor) -> Tensor:
@@ -90,28 +88,30 @@ def _bias(base: Any) -> Tensor | None:
 
 
 class _Turned(torch.autograd.Function):
-    """kept * y + added * up(down(x)) + (1 - kept) * bias, with skinny products as quick as they can be."""
+    """gain * (y + scaling * up(down(x))) + (1 - gain) * bias, with skinny products as quick as they can be."""
 
     @staticmethod
-    def forward(ctx, y, x, down, up, kept, added, bias):  # [..., out], [..., in], [r, in], [out, r], [out] x 3
+    def forward(ctx, y, x, down, up, gain, scaling, bias):  # [..., out], [..., in], [r, in], [out, r], [out], [out]
         flat = x.flatten(0, -2)
         z = flat @ down.t()  # [n, r]
-        update = z @ up.t()
-        base = y.flatten(0, -2)
-        ctx.save_for_backward(base, flat, z, down, up, update, kept, added, bias)
-        made = (base * kept).add_(update * added)
+        turned = torch.addmm(y.flatten(0, -2), z, up.t(), alpha=scaling)
+        ctx.save_for_backward(flat, z, down, up, turned, gain, bias)
+        ctx.scaling = scaling
+        made = turned * gain
         if bias is not None:
-            made += (1 - kept) * bias
+            made += (1 - gain) * bias
         return made.to(y.dtype).view(y.shape)
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[override]
-        base, x, z, down, up, update, kept, added, bias = ctx.saved_tensors
+        x, z, down, up, turned, gain, bias = ctx.saved_tensors
         flat = upstream.flatten(0, -2)
-        through = (flat * added).to(flat.dtype)  # of the product of A and B
-        dz = through @ up
+        through = (flat * gain).to(flat.dtype)
+        dz = through @ (up * ctx.scaling)
         dx = (dz @ down).view(*upstream.shape[:-1], -1) if ctx.needs_input_grad[1] else None
-        dy = (flat * kept).to(flat.dtype).view(upstream.shape) if ctx.needs_input_grad[0] else None
         wide = flat.float()
-        dkept = (wide * base).sum(0) - (0 if bias is None else wide.sum(0) * bias)
-        return dy, dx, dz.t() @ x, (z.t() @ through).t(), dkept, (wide * update).sum(0), None
+        dgain = (wide * turned).sum(0)
+        if bias is not None:
+            dgain = dgain - wide.sum(0) * bias
+        dup = ((z.t() * ctx.scaling) @ through).t()
+        return through.view(upstream.shape), dx, dz.t() @ x, dup, dgain, None, None

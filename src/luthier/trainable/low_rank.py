@@ -65,6 +65,8 @@ class LowRank:
         scaling = self.scaling * layer.share
         if torch.compiler.is_compiling():  # a product that is added later fuses with what comes next
             return y + F.linear(F.linear(x, down) * scaling, up)
+        if y._is_view():  # as an adapter beneath may hand it out: nothing can be added into it
+            y = y.clone()
         return _Update.apply(y, x, down, up, scaling)
 
     def merge(self, layer: Adapter, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -26,7 +27,7 @@ class PTuning(OnPositions):
     """Of the LSTM."""
     encoder_dropout: float = Field(0.0, ge=0, lt=1)
     """Between the layers of the LSTM."""
-    finished: ClassVar[dict[str, Any]] = {"encoder_reparameterization_type": None}
+    finished: ClassVar[Mapping[str, Any]] = {"encoder_reparameterization_type": None}
 
     def problems(self) -> list[str]:
         kind, found = self.encoder_reparameterization_type, []
@@ -58,4 +59,5 @@ class PTuning(OnPositions):
         return super().peft() | self.model_dump(include=kept, exclude_none=True)
 
     def placed(self, model: Any, name: str = "default") -> dict[str, Any]:
-        return super().placed(model) | {"encoder_hidden_size": self.encoder_hidden_size or model.config.get_text_config().hidden_size}
+        placed = super().placed(model)
+        return placed | {"encoder_hidden_size": self.encoder_hidden_size or placed["token_dim"]}

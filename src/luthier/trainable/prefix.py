@@ -9,6 +9,8 @@ from pydantic import Field
 from .virtual import OnPositions
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..surgery import VirtualTokens
 
 
@@ -18,7 +20,7 @@ class Prefix(OnPositions):
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     kind: Literal["prefix"] = "prefix"
     prefix_projection: bool = False
-    """Make them of smaller embeddings by two layers with a tanh between, while training; what is saved is the result."""
+    """While training, make them of smaller embeddings by two layers with a tanh between; their result is saved."""
     encoder_hidden_size: int | None = Field(None, ge=1)
     """Width between these two layers; without it, that of the keys of one layer."""
 
@@ -29,6 +31,15 @@ class Prefix(OnPositions):
                 "there are none: leave it out, or set trainable.prefix_projection=true"
             ]
         return []
+
+    def apply(self, model: nn.Module, name: str = "default") -> None:
+        """Without the layers that make it, it begins as what the model computes for tokens that are drawn."""
+        super().apply(model, name)
+        if self.prefix_projection or model.get_input_embeddings().weight.is_meta:  # type: ignore[operator]
+            return
+        from .soft_prompts import begin_as_run, drawn
+
+        begin_as_run(self.tokens(model, name), model, drawn(self.num_virtual_tokens, model))
 
     def build(self, model: Any) -> VirtualTokens:
         from .soft_prompts import KeysAndValues, number_layers, shape

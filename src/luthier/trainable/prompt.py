@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import ModelError
@@ -23,7 +23,7 @@ class Prompt(OnPositions):
     """They begin as tokens of the vocabulary, as the tokens of a text, or at random."""
     prompt_tuning_init_text: str | None = None
     """With TEXT: cut after `num_virtual_tokens` tokens, or repeated up to them."""
-    finished: ClassVar[dict[str, Any]] = {"prompt_tuning_init": "RANDOM"}
+    finished: ClassVar[Mapping[str, Any]] = {"prompt_tuning_init": "RANDOM"}
 
     def problems(self) -> list[str]:
         text = self.prompt_tuning_init_text

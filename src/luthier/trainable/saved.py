@@ -68,17 +68,19 @@ def beneath(model: nn.Module, name: str) -> dict[str, dict[str, Any]]:
 
 def load(
     model: Any, saved: Saved, name: str, share: float = 1.0, tell: Tell = lambda text: None, values: bool = True,
+    check: bool = True,
 ) -> None:  # fmt: skip
     """Add a saved adapter, frozen, under a name; on an error the model is as it was before.
 
-    Without `values`, as on the meta device, its tensors are made and not filled.
+    Without `values`, as on the meta device, its tensors are made and not filled; without `check`, it is not asked
+    whether the model is its base.
     """
     check_name(model, saved, name)
     if share != 1.0 and not isinstance(saved.settings, BesideLayers):
         raise AdapterError(f"{saved.path}: share={share:g}, but virtual tokens are there or not: leave it out")
     digest = saved.digest()
     moving = {id(p): p.requires_grad for p in model.parameters()}
-    if values:
+    if values and check:
         check_base(model, saved, tell)
     try:
         with reraised(saved):

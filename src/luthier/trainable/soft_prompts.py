@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..surgery import VirtualTokens
+from ..surgery import VirtualTokens, adapters_off
 
-PREFIX_STD = 0.02
 LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -62,9 +62,7 @@ class KeysAndValues(_Table):
         self.shape = (layers, 2, heads, width)
         keys, outputs = heads * width, layers * 2 * heads * width
         self.embedding = nn.Embedding(count, outputs if hidden is None else keys)
-        if hidden is None:
-            nn.init.normal_(self.embedding.weight, std=PREFIX_STD)
-        else:
+        if hidden is not None:
             hidden = hidden or keys
             self.encoder = nn.Sequential(nn.Linear(keys, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
 
@@ -176,3 +174,28 @@ def begin_as(tokens: Any, words: nn.Module, chosen: Sequence[int]) -> None:
     weight = tokens.embedding.weight
     ids = torch.tensor(list(itertools.islice(itertools.cycle(chosen), len(weight))), device=weight.device)
     weight.copy_(words(ids))
+
+
+@torch.no_grad()
+def begin_as_run(tokens: Any, model: Any, chosen: Sequence[int]) -> None:
+    """First values: the keys and values that the model computes for these tokens, as if they were the prompt's first."""
+    from transformers import DynamicCache
+
+    weight, before, training = tokens.embedding.weight, model.config._attn_implementation, model.training
+    cache, named = DynamicCache(), inspect.signature(model.base_model.forward).parameters
+    keyword = "cache" if "cache" in named else "past_key_values"  # its name until transformers 5.23
+    try:
+        model.set_attn_implementation("eager")
+        model.eval()
+        with adapters_off(model, [tokens.name]):
+            model.base_model(input_ids=torch.tensor([chosen], device=weight.device), use_cache=True, **{keyword: cache})
+        made = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
+        weight.copy_(made.permute(3, 0, 1, 2, 4).flatten(1))  # of [layers, 2, K, P, d]
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"trainable.kind=prefix: {type(model).__name__} keeps no keys and values of the shape {tokens.shape} for "
+            f"each layer, as its configuration says ({str(error).splitlines()[0]}): use method=prompt, or method=lora"
+        ) from None
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)

@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from ..errors import ModelError
-from .adapter import Adapting
+from .adapter import ABOUT, Adapting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..surgery import VirtualTokens
 
-ABOUT = {  # keys of adapter_config.json that change nothing of what a finished table computes
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "token_dim", "num_attention_heads", "num_layers", "init_weights", "prompt_tuning_init", "prompt_tuning_init_text",
-    "tokenizer_name_or_path", "tokenizer_kwargs", "prefix_projection", "encoder_hidden_size", "encoder_num_layers",
-    "encoder_dropout", "encoder_reparameterization_type",
-}  # fmt: skip
-
-
 class OnPositions(Adapting):
     """Virtual tokens: positions that hold something learnt, before the first token of every document and prompt."""
 
     mergeable: ClassVar[bool] = False
+    neutral: ClassVar[Mapping[str, Any]] = {
+        "num_transformer_submodules": (1,), "token_dim": ..., "num_attention_heads": ..., "num_layers": ...,
+        "init_weights": ..., "prompt_tuning_init": ..., "prompt_tuning_init_text": ..., "tokenizer_name_or_path": ...,
+        "tokenizer_kwargs": ..., "prefix_projection": ..., "encoder_hidden_size": ..., "encoder_num_layers": ...,
+        "encoder_dropout": ..., "encoder_reparameterization_type": ...,
+    }  # fmt: skip
+    finished: ClassVar[Mapping[str, Any]] = {}
+    """Settings of a table that no encoder makes any more, as it is saved."""
     num_virtual_tokens: int = Field(20, ge=1)
     """How many stand before every document; they take as many positions of the model's context."""
 
@@ -63,18 +62,6 @@ class OnPositions(Adapting):
 
     @classmethod
     def from_peft(cls, values: Mapping[str, Any]) -> Self:
-        """A finished table has no encoder any more, and what it began from does not matter."""
-        own = {"num_virtual_tokens", "num_transformer_submodules"}
-        matter = {k: v for k, v in values.items() if k not in ABOUT | own and v not in (None, False, [], {}, "")}
-        if values.get("num_transformer_submodules") not in (None, 1):
-            matter["num_transformer_submodules"] = values["num_transformer_submodules"]
-        if matter:
-            told = ", ".join(f"{key}={value!r}" for key, value in sorted(matter.items()))
-            raise ModelError(f"{told}: not supported, and it would change what the adapter computes")
-        try:
-            return cls.model_validate({"num_virtual_tokens": values.get("num_virtual_tokens"), **cls.finished})
-        except ValidationError as error:
-            raise ModelError(f"num_virtual_tokens={values.get('num_virtual_tokens')!r}: {error.errors()[0]['msg']}") from None
-
-    finished: ClassVar[dict[str, Any]] = {}
-    """Settings of a table that no encoder makes."""
+        """What is saved is the finished table: what made it, and what it began from, do not matter."""
+        own = {"num_virtual_tokens": values.get("num_virtual_tokens"), **cls.finished}
+        return cls.understood(own, set(values) - ABOUT - {"num_virtual_tokens"}, values)
