@@ -397,8 +397,7 @@ class Trainer:
     def _measure(self, answer: bool, weights: Mapping[str, torch.Tensor] | None, step: int) -> dict:
         """The figures under flat keys, as `metrics.jsonl` has them: loss, perplexity, exact_match, forgetting.loss.
 
-        Other `weights` are in place meanwhile, if there are any; they are those of `step`. At step 0 it is the base
-        that is measured, without what was put beside or around its layers.
+        Other `weights` are in place meanwhile, if there are any; they are those of `step`.
         """
         assert self.measurement is not None
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
