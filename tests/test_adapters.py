@@ -181,6 +181,9 @@ def of_peft(tmp_path: Path, cls=LoRA, family: str = "llama", **values):
         {"target_modules": "all-linear", "exclude_modules": r".*mlp.*"},
         {"use_rslora": True, "r": 3, "lora_alpha": 5},
         {"init_lora_weights": "gaussian"},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
+        {"rank_pattern": {"q_proj": 2, r"^model.layers.1.mlp.*": 6}, "alpha_pattern": {"layers.0.mlp.up_proj": 3}},
     ],
     ids=lambda v: ",".join(v),
 )
@@ -290,6 +293,7 @@ BAD_FILES = {
     "activated LoRA": (lambda f: changed(f, alora_invocation_tokens=[1, 2]), ["alora_invocation_tokens=[1, 2]"]),
     "repeated layers": (lambda f: changed(f, layer_replication=[[0, 2], [0, 2]]), ["layer_replication"]),
     "a key of tomorrow": (lambda f: changed(f, use_magic=True), ["use_magic=True", "not supported"]),
+    "trained tokens": (lambda f: changed(f, trainable_token_indices=[3, 4]), ["trainable_token_indices=[3, 4]"]),
     "a changed base": (lambda f: changed(f, init_lora_weights="loftq"), ["init_lora_weights"]),
     "a rank of 0": (lambda f: changed(f, r=0), ["r=0"]),
     "targets that match nothing": (
@@ -485,13 +489,10 @@ def test_saving_what_was_loaded(two, tmp_path):
     model, _ = both(two)
     adapters.save(model, "two", tmp_path / "again")
     again = make_model()
-    with pytest.raises(AdapterError, match="on top of the adapter 'one'"):
-        adapters.load(again, tmp_path / "again")
+    adapters.load(again, tmp_path / "again")
     adapters.switch(model, "two")
-    adapters.save(model, "two", tmp_path / "alone")
-    adapters.load(again, tmp_path / "alone")
     assert torch.equal(logits(again), logits(model))
-    mask = (tmp_path / "alone" / "adapter_model.safetensors").stat().st_mode & 0o777
+    mask = (tmp_path / "again" / "adapter_model.safetensors").stat().st_mode & 0o777
     (tmp_path / "plain").write_text("")
     assert mask == (tmp_path / "plain").stat().st_mode & 0o777
 
@@ -502,10 +503,23 @@ def test_what_cannot_be_joined(two, tmp_path):
     other = written(tmp_path / "other", *adapted(LoRA, "qwen3"))
     with pytest.raises(AdapterError, match="belong to different bases"):
         adapters.concatenate({two[0]: 1.0, other: 1.0}, tmp_path / "out")
+    model = make_model()
+    adapters.load(model, two[0])
+    stacked = written(tmp_path / "stacked", model, config_on(model))
+    with pytest.raises(AdapterError, match="on top of different adapters"):
+        adapters.concatenate({two[0]: 1.0, stacked: 1.0}, tmp_path / "out")
     tensors_of(two[1], lambda t: t | {"base_model.model.lm_head.weight": torch.zeros(320, 32)})
     with pytest.raises(AdapterError, match=r"holds base_model.model.lm_head.weight, which is no low-rank"):
         adapters.concatenate({two[0]: 1.0, two[1]: 1.0}, tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "other", "two"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "other", "stacked", "two"]
+
+
+def config_on(model) -> LoRA:
+    """A new adapter on a model that has one."""
+    config = LoRA(r=2)
+    config.apply(model)
+    shaken(config.saved(model).values())
+    return config
 
 
 def test_the_frozen_stack_is_the_reference(two):
@@ -581,17 +595,17 @@ def on_base(tiny_model, *loaded) -> Any:
     return model
 
 
-def test_a_run_stacks_a_new_adapter_on_a_frozen_one(settings, tiny_model, beneath, tmp_path):
+def test_a_run_stacks_a_new_adapter_on_a_frozen_one(settings, tiny_model, beneath, tmp_path, request):
     """Trained, answered, compared and exported both ways; the frozen one stays as it was, and is part of the base."""
     from luthier.assemble import restore
     from luthier.evaluate import base_of
     from luthier.export import export
 
-    digest = adapter_files.read(beneath).digest()
+    digest = adapter_files.read(beneath).digest
     run = tmp_path / "run"
     stacked = {"model": {"name": str(tiny_model), "adapters": [{"path": str(beneath), "share": 0.5}]}}
     result = trained(settings, run, stacked, {"trainable": {"r": 4}})
-    assert adapter_files.read(beneath).digest() == digest
+    assert adapter_files.read(beneath).digest == digest
     made, _ = restore(run)
     model = made.network.model
     assert adapters.names(model) == ["default", "style"]
@@ -609,8 +623,10 @@ def test_a_run_stacks_a_new_adapter_on_a_frozen_one(settings, tiny_model, beneat
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "style" in card
     assert "0.5" in card
-    with pytest.raises(AdapterError, match="trained on top of the adapter 'style'"):
-        on_base(tiny_model, (tmp_path / "adapter", 1.0))
+    for others in ((), ((beneath, 1.0),)):  # nor with another share
+        with pytest.raises(AdapterError, match=r"trained on top of the adapter 'style' \(share 0.5\)"):
+            on_base(tiny_model, *others, (tmp_path / "adapter", 1.0))
+    request.getfixturevalue("in_this_process")
     export(run, tmp_path / "merged", "merged")
     assert (logits(on_base(tmp_path / "merged")) - tuned).abs().max() < 1e-5
 
@@ -735,6 +751,16 @@ def shifted(folder: Path):
     config.apply(model)
     shaken(config.saved(model).values())
     return model, config
+
+
+def test_it_is_reckoned_with_beforehand(settings, tiny_model, beneath):
+    """What lies beneath and what is gone on with, without values."""
+    from luthier import configure, explain
+
+    stack = {"name": str(tiny_model), "adapters": [str(beneath)]}
+    told = explain(configure(settings, {"model": stack, "trainable": {"init_from": str(beneath)}}))
+    moving = sum(p.numel() for p in told.made.parameters().values())
+    assert moving == 2 * 2 * (64 + 48), "rank 2 beside queries and values of two layers, once"
 
 
 def test_an_adapter_that_changed_under_a_run_is_noticed(settings, tiny_model, beneath, tmp_path):

@@ -124,11 +124,12 @@ def save(model: Any, name: str, out: str | Path) -> None:
     from .trainable import saved
 
     _check_names(model, [name])
-    settings = next((m.settings for m in surgery.switched(model, name) if m.settings is not None), None)
-    if settings is None:
+    source = next((m.source for m in surgery.switched(model, name) if m.source is not None), None)
+    if source is None:
         raise AdapterError(f"{name!r} was not loaded from a folder: a run's adapter is written by luthier export")
+    base = getattr(model.config, "_name_or_path", None) or source.values.get("base_model_name_or_path")
     with new_folder(Path(out)) as aside:
-        saved.write(aside, model, settings, name, base=getattr(model.config, "_name_or_path", None) or None)
+        saved.write(aside, model, source.settings, name, base, below=source.base["beneath"] if source.base else [])
 
 
 def concatenate(weights: Mapping[str | Path, float], out: str | Path) -> dict[str, Any]:

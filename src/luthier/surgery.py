@@ -123,9 +123,8 @@ class Switched(nn.Module):
 
     enabled: bool = True
     name: str = "default"
-    digest: str | None = None
-    """SHA-256 of the files that it was loaded from, if it was, and its settings."""
-    settings: Any = None
+    source: Any = None
+    """The saved adapter that it was loaded from, if it was."""
 
 
 class VirtualTokens(Switched):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,8 +34,9 @@ class Saved:
     def tensors(self) -> Path:
         return self.path / TENSORS
 
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of its tensors and its configuration."""
+        """SHA-256 of its tensors and its configuration, as they are when it is first asked for."""
         made = hashlib.sha256()
         for name in (TENSORS, CONFIG):
             made.update((self.path / name).read_bytes())

@@ -82,10 +82,16 @@ def _check(one: Saved) -> None:
         raise AdapterError(f"{one.path} holds {others[0]}, which is no low-rank matrix and cannot be added up")
 
 
+def _beneath(one: Saved) -> list:
+    return list(one.base["beneath"]) if one.base else []
+
+
 def _check_bases(found: list[Saved]) -> None:
     """The first two that are of different bases, by their fingerprints where they have one, else by their names."""
     for one in found[1:]:
         first = found[0]
+        if _beneath(first) != _beneath(one):
+            raise AdapterError(f"{first.path} and {one.path} were trained on top of different adapters")
         known = first.base is not None and one.base is not None
         if known and first.base["base"]["model_type"] != one.base["base"]["model_type"]:  # type: ignore[index]
             pass

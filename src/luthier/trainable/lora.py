@@ -164,6 +164,8 @@ class LoRA(OnLayers):
         for key in ("rank_pattern", "alpha_pattern"):
             if given.get(key):
                 given[key] = {_pattern(k): v for k, v in given[key].items()}
+        if given.get("modules_to_save"):  # PEFT takes any name with such an end, `input_layernorm` for `norm`
+            given["modules_to_save"] = [rf"re:.*{re.escape(name)}" for name in given["modules_to_save"]]
         if given.get("target_parameters") and given.get("target_modules") is None:
             given["target_modules"] = []
         given["target_parameters"] = given.get("target_parameters") or []  # PEFT's `all-linear` means no experts

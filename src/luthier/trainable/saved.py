@@ -29,12 +29,15 @@ Tell = Callable[[str], None]
 
 def write(
     folder: Path, model: nn.Module, settings: Adapting, name: str = TRAINED, base: str | None = None,
-    revision: str | None = None,
+    revision: str | None = None, below: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:  # fmt: skip
-    """The adapter of this name into a folder; `base` is where other tools find the model that it belongs to."""
+    """The adapter of this name into a folder; `base` is where other tools find the model that it belongs to.
+
+    `below` are the adapters that it was trained on; without it, those that are on.
+    """
     tensors = {key: t.detach().contiguous().cpu().clone() for key, t in settings.saved(model, name).items()}
     values = {"base_model_name_or_path": base, "revision": revision, **settings.peft(), **settings.placed(model, name)}
-    write_files(folder, settings, tensors, values, about_base(model, name))
+    write_files(folder, settings, tensors, values, about_base(model, beneath(model, name) if below is None else below))
 
 
 def write_files(
@@ -48,19 +51,19 @@ def write_files(
         (folder / BASE).write_text(json.dumps(base))
 
 
-def about_base(model: nn.Module, name: str) -> dict[str, Any]:
-    """The fingerprint of the base, and the digests of the loaded adapters beneath the one of this name."""
-    return {"base": fingerprint.take(model), "beneath": [d for n, d in beneath(model, name).items()]}
+def about_base(model: nn.Module, below: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fingerprint of the base, and the adapters that lay on it."""
+    return {"base": fingerprint.take(model), "beneath": list(below)}
 
 
-def beneath(model: nn.Module, name: str) -> dict[str, dict[str, Any]]:
+def beneath(model: nn.Module, name: str) -> list[dict[str, Any]]:
     """The loaded adapters that are on while the one of this name is: their names, digests and shares."""
     found: dict[str, dict[str, Any]] = {}
     for module in surgery.switched(model):
-        if module.name != name and module.enabled and module.digest:
+        if module.name != name and module.enabled and module.source:
             share = getattr(module, "share", 1.0)
-            found.setdefault(module.name, {"name": module.name, "sha256": module.digest, "share": share})
-    return found
+            found.setdefault(module.name, {"name": module.name, "sha256": module.source.digest, "share": share})
+    return list(found.values())
 
 
 # ---------------------------------------------------------------------------- loading
@@ -78,7 +81,6 @@ def load(
     check_name(model, saved, name)
     if share != 1.0 and not isinstance(saved.settings, BesideLayers):
         raise AdapterError(f"{saved.path}: share={share:g}, but virtual tokens are there or not: leave it out")
-    digest = saved.digest()
     moving = {id(p): p.requires_grad for p in model.parameters()}
     if values and check:
         check_base(model, saved, tell)
@@ -86,7 +88,7 @@ def load(
         with reraised(saved):
             fitting(saved, model).apply(model, name)
         for module in surgery.switched(model, name):
-            module.digest, module.settings = digest, saved.settings
+            module.source = saved
             _like(module, model.training)
             if isinstance(module, surgery.Adapter):
                 module.share = share
@@ -152,7 +154,8 @@ def check_base(model: Any, saved: Saved, tell: Tell) -> None:
         return
     try:
         told = fingerprint.difference(model, saved.base["base"])
-        missing = [b for b in saved.base["beneath"] if b["sha256"] not in digests(model)]
+        here = {(b["sha256"], round(b["share"], 6)) for b in beneath(model, "")}
+        missing = [b for b in saved.base["beneath"] if (b["sha256"], round(b["share"], 6)) not in here]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AdapterError(f"{saved.path / BASE}: damaged ({error!r}); copy the file again") from None
     if told:
@@ -162,13 +165,9 @@ def check_base(model: Any, saved: Saved, tell: Tell) -> None:
         )
     if missing:
         raise AdapterError(
-            f"{saved.path} was trained on top of the adapter {missing[0]['name']!r}, which this model does not have: "
-            "load that one first"
+            f"{saved.path} was trained on top of the adapter {missing[0]['name']!r} (share {missing[0]['share']:g}), "
+            "which this model does not have: load that one first"
         )
-
-
-def digests(model: nn.Module) -> set[str]:
-    return {module.digest for module in surgery.switched(model) if module.digest}
 
 
 @torch.no_grad()
@@ -287,16 +286,17 @@ class Sources:
 
     def __init__(self, files: Mapping[str, Saved]):
         self.files = files
+        self.digests = {name: saved.digest for name, saved in files.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
 
     def numbers(self) -> dict:
-        return {name: saved.digest() for name, saved in self.files.items()}
+        return self.digests
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         for name, saved in self.files.items():
-            if numbers.get(name) != saved.digest():
+            if numbers.get(name) != saved.digest:
                 raise CheckpointError(
                     f"{saved.path} (adapter {name!r}) is not what it was when the run began: restore its files, or "
                     "give another output_dir"
