@@ -24,8 +24,7 @@ from .generate import generate
 from .measured import Documents, Measured
 from .parallel.ranks import Ranks
 from .scores import Answer, Scorer
-from .surgery import adapters_off, added, replaced, trainable
-from .trainable.saved import TRAINED
+from .surgery import added, trainable
 
 Tell = Callable[[str], None]
 DOCS_ROWS, DOCS_CHARACTERS = 24, 600  # of the fixed slice of Python's documentation
@@ -240,18 +239,14 @@ def python_docs(renderer: Renderer) -> Dataset:
 def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
     """The network as it was before it was trained, with the adapters that lie frozen beneath. Where more than adapters
     moved, it is loaded afresh and takes the place of the tuned one, whose memory is given up: measure that first."""
-    if made.start is not None:  # a saved adapter that was trained further
-        with replaced(made.parameters(), made.start):
-            yield made
-        return
     inside = {id(p) for p in added(made.network.model)}
     if inside and all(id(p) in inside for p in trainable(made.network.model).values()):
-        with adapters_off(made.network.model, {TRAINED}):
+        with made.as_base():
             yield made
         return
     made.network.to("meta")
     tell("loading the base model again, to compare with it")
     fresh = assemble(made.config, tell, training=False)
     fresh.network.eval()
-    with adapters_off(fresh.network.model):  # where it was trained rounded, the base is not
+    with fresh.as_base():  # where it was trained rounded, the base is not
         yield fresh
