@@ -69,6 +69,17 @@ def test_pieces_of_a_weight_give_the_same_codes(monkeypatch):
             assert torch.equal(part, whole[kind].get_buffer(name)), (kind, name)
 
 
+def test_shapes_that_came_first_change_no_codes(monkeypatch):
+    """The library keeps its table of 256 levels where it was first asked for, which `explain` does without values."""
+    import bitsandbytes.functional as functional
+
+    monkeypatch.setattr(functional, "name2qmap", {})
+    layer_of(NF4(), torch.empty(48, 32, device="meta"))
+    made = layer_of(NF4(), torch.randn(48, 32))
+    assert made.nested_map.device == CPU
+    assert made.dequantize(torch.float32).isfinite().all()
+
+
 def test_nf4_of_one_block_by_hand():
     """Largest 2.0, so values / 2 are -1, 0.5, 0.25, 0, then zeros: nearest of the 16 levels are codes 0, 12, 10, 7, 7.
 
@@ -261,7 +272,8 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(settings, kind, tmp_path):
             break
     torch.manual_seed(99)
     train(parted, QUIET)
-    ends = [checkpoint.read_tensors(checkpoint.newest(tmp_path / n / "checkpoints")[0], "weights") for n in ("run", "parted")]
+    newest = [checkpoint.newest(tmp_path / n / "checkpoints")[0] for n in ("run", "parted")]
+    ends = [checkpoint.read_tensors(folder, "weights") for folder in newest]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
