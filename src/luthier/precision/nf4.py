@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ def library() -> Any:
     return functional
 
 
+@cache
+def _levels() -> Tensor:
+    """The 256 numbers that a scale in 8 bits can be; the library's own copy would be where it was first asked for."""
+    return library().create_dynamic_map()
+
+
 class NF4Linear(StoredLinear):
     """Two codes a byte; a scale `absmax` for each block of the flat weight, itself in 8 bits when doubly quantised.
 
@@ -55,7 +62,7 @@ class NF4Linear(StoredLinear):
         # On the CPU in one thread, so that a mean of scales is the same wherever the weights are.
         absmax = absmax if weight.is_meta else absmax.cpu()
         offset = _mean(absmax)
-        scales, nested = functional.quantize_blockwise(absmax - offset, blocksize=NESTED)
+        scales, nested = functional.quantize_blockwise(absmax - offset, _levels(), blocksize=NESTED)
         parts = {"absmax": scales, "nested_absmax": nested.absmax, "nested_map": nested.code, "offset": offset}
         return {"codes": codes} | {name: part.to(weight.device) for name, part in parts.items()}, constants
 
