@@ -146,12 +146,6 @@ class VirtualTokens(Switched):
         return None
 
 
-def untrained(model: nn.Module) -> set[str]:
-    """Names of virtual tokens that move: what is measured before the first step, as the base, is without them."""
-    found = [m for m in model.children() if isinstance(m, VirtualTokens)]
-    return {m.name for m in found if any(p.requires_grad for p in m.parameters())}
-
-
 def attach(model: nn.Module, tokens: VirtualTokens, name: str) -> None:
     """Put virtual tokens into a model, after those that are there."""
     place = "virtual_tokens" if name == "default" else f"virtual_tokens_{name.replace('.', '_')}"

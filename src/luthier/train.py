@@ -349,11 +349,7 @@ class Trainer:
             return
         state = checkpoint.random_state()
         try:
-            # What virtual tokens begin as changes the model: the base, at step 0, is without them.
-            first = self.step == 0 and self.made.start is None
-            begun = surgery.untrained(self.made.network.model) if first else ()
-            with surgery.adapters_off(self.made.network.model, begun):
-                values = self._measure(answer, self._deployed(), self.step)
+            values = self._measure(answer, self._deployed(), self.step)
         except Stopped:
             checkpoint.restore_random_state(state)
             self.save()
@@ -402,12 +398,13 @@ class Trainer:
         """The figures under flat keys, as `metrics.jsonl` has them: loss, perplexity, exact_match, forgetting.loss.
 
         Other `weights` are in place meanwhile, if there are any; they are those of `step`. At step 0 it is the base
-        that is measured, without what was put beside or around its layers.
+        that is measured, without what the run put beside or around its layers.
         """
         assert self.measurement is not None
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
         breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
-        base = contextlib.nullcontext() if step else surgery.adapters_off(self.made.network.model)
+        without = () if step else evaluate.of_the_run(self.made)
+        base = surgery.adapters_off(self.made.network.model, without)
         with surgery.replaced(self.parameters, weights), base, breakable:
             found = evaluate.measure(self.made, self.measurement, answer)
         if self.ranks.first:
