@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -48,6 +49,7 @@ def one(method: str, rate: float, seed: int, steps: int, model: str, folder: Pat
     changes = {
         "optim": {"learning_rate": rate}, "seed": seed, "max_steps": steps, "monitor": {"report_to": []},
         "epochs": 1, "checkpoint": {"every": None}, "evaluation": {} if answers else {"generate": 0},
+        "parallel": {"compile": False},  # so short a run does not pay for it
     }  # fmt: skip
     values = merged(merged(given, changes), RANK if low_rank else {})
     config = configure(merged(values, EXTRA.get(method, {})), method=method)
@@ -57,9 +59,10 @@ def one(method: str, rate: float, seed: int, steps: int, model: str, folder: Pat
     speed = sum(r["tokens"] for r in steps_of) / sum(r["seconds"] for r in steps_of)
     kind = "adapter" if isinstance(config.trainable, Adapting) else "full"
     kind = "quantised" if config.precision.kind == "qat" else kind
-    result.export(folder / "out", kind)
-    report = result.report
-    weights = sum(p.stat().st_size for p in (folder / "out").glob("*.safetensors"))
+    report, weights = result.report, 0
+    if answers:
+        result.export(folder / "out", kind)
+        weights = sum(p.stat().st_size for p in (folder / "out").glob("*.safetensors"))
     made = {
         "method": method, "rate": rate, "seed": seed, "steps": report["steps"],
         "loss": report["held_out_loss"]["tuned"], "trained": report["trained_parameters"], "peak_gb": peak,
@@ -94,6 +97,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rates", type=float, nargs="*")
     parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; then speeds mean nothing")
     parser.add_argument("--model")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -102,20 +106,22 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as root:
             print("RESULT " + json.dumps(one(**json.loads(options.one), model=model, folder=Path(root) / "run")))
         return
-    rows = []
-    for method in options.methods or chat_methods():
-        for rate in options.rates or [RATES.get(method, METHODS[method].settings["optim"]["learning_rate"])]:
-            for seed in range(options.seeds):
-                wanted = {"method": method, "rate": rate, "seed": seed, "steps": options.steps,
-                          "answers": not options.rates}  # fmt: skip
-                command = [sys.executable, __file__, "--one", json.dumps(wanted), "--model", model]
-                ran = subprocess.run(command, capture_output=True, text=True)
-                found = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
-                if not found:
-                    print(f"{method}: failed\n{ran.stderr[-1500:]}", flush=True)
-                    continue
-                print(found[0], flush=True)
-                rows.append(json.loads(found[0].removeprefix("RESULT ")))
+    wanted = [
+        {"method": method, "rate": rate, "seed": seed, "steps": options.steps, "answers": not options.rates}
+        for method in options.methods or chat_methods()
+        for rate in options.rates or [RATES.get(method, METHODS[method].settings["optim"]["learning_rate"])]
+        for seed in range(options.seeds)
+    ]
+
+    def made(run: dict) -> dict | None:
+        command = [sys.executable, __file__, "--one", json.dumps(run), "--model", model]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        found = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
+        print(found[0] if found else f"{run['method']}: failed\n{ran.stderr[-1200:]}", flush=True)
+        return json.loads(found[0].removeprefix("RESULT ")) if found else None
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows = [row for row in pool.map(made, wanted) if row]
     if rows and not options.rates:
         cpu = f"CPU, {torch.get_num_threads()} threads"
         print(f"\n{torch.cuda.get_device_name() if torch.cuda.is_available() else cpu}\n\n{table(rows)}")

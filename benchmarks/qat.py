@@ -140,7 +140,8 @@ def one(options: argparse.Namespace, work: Path, start: Path, precision: dict, f
 
 
 def show(values: dict) -> None:
-    print("RESULT " + json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()}), flush=True)
+    rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()}
+    print("RESULT " + json.dumps(rounded), flush=True)
 
 
 if __name__ == "__main__":

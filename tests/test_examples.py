@@ -42,6 +42,8 @@ SMALLER: dict[str, Any] = {
     "trainable.r": 4,
     "trainable.modules_to_save": ["embed_tokens", "lm_head"],
     "trainable.ensure_weight_tying": False,  # the small model's head is not tied
+    "precision.group_size": 16,
+    "precision.fake_quant_after_n_steps": 1,
     "schedule.warmup": 1,
     "schedule.decay": 1,
     "schedule.num_cycles": 1,

@@ -13,7 +13,7 @@ FLOORS = [
     {"search"},
     {"train"},
     {"evaluate", "export", "explain"},
-    {"harness", "reload"},
+    {"harness", "reload", "card"},
     {"assemble", "generate", "adapters"},
     {"config"},
     {"methods"},

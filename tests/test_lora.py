@@ -17,7 +17,7 @@ from luthier.errors import ConfigError, ModelError
 from luthier.models import network
 from luthier.objectives import NextToken
 from luthier.surgery import adapters, adapters_off, dense, innermost, merged_state, trainable
-from luthier.trainable import LoRA, saved
+from luthier.trainable import DoRA, LoRA, saved
 
 
 def mixtral(**extra):
@@ -610,7 +610,101 @@ def test_experts_have_ranks_of_their_own_and_stack():
     assert innermost(layer).gate_up_proj.requires_grad is False
 
 
+@pytest.mark.parametrize("settings", [LoRA(r=2), LoRA(r=2, target_modules="attention")])
+def test_experts_are_no_matter_of_rows_or_micro_batches(settings):
+    """Gradients of all documents at once, of smaller batches, and of each document by itself. (The family runs padded:
+    its sums over tokens of an expert are not the same to the bit with other neighbours.)"""
+    net, plain = network.Network(mixtral()), mixtral()
+    network.prepare(net, "auto")
+    for model in (net.model, plain):
+        torch.manual_seed(7)
+        settings.apply(model)
+        disturb(model)
+    docs, objective, found = documents((9, 17, 4, 12)), NextToken().build(), []
+    for limit in (1000, 18):
+        net.model.zero_grad()
+        for part in Batch.pack(docs).split(limit):
+            objective(net, part).total.backward()
+        found.append({n: p.grad.clone() for n, p in trainable(net.model).items()})
+    sum(plain_loss(plain, d)[0] for d in docs).backward()
+    for name, p in trainable(plain).items():
+        for gradients in found:
+            torch.testing.assert_close(gradients[name], p.grad, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ---------------------------------------------------------------------------- in 16 bits
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (make_model, LoRA(r=2, target_modules=["all-linear", "embed_tokens", "lm_head"])),
+        (make_model, LoRA(r=2, init_lora_weights="pissa")),
+        (make_model, LoRA(r=2, modules_to_save=["embed_tokens", "lm_head", "norm"])),
+        (make_model, DoRA(r=2)),
+        (tied_llama, LoRA(r=2, target_modules=["all-linear", "embed_tokens"], ensure_weight_tying=True)),
+        (mixtral, LoRA(r=2)),
+    ],
+)
+def test_over_a_base_in_16_bits(make, settings):
+    """The output keeps its dtype, a fresh adapter changes nothing, what is merged and rounded is near, all that moves
+    has a gradient."""
+    model, merged = make().bfloat16(), make().bfloat16()
+    before = logits(model)
+    settings.apply(model)
+    fresh = logits(model)
+    assert fresh.dtype == torch.bfloat16
+    torch.testing.assert_close(fresh, before, rtol=0, atol=2e-2 if settings.pissa else 0)
+    disturb(model)
+    tuned = logits(model)
+    state = merged_state(model)
+    assert all(t.dtype == torch.bfloat16 for t in state.values())
+    if make is tied_llama:
+        assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+    else:
+        merged.load_state_dict(state)
+        assert (logits(merged) - tuned).float().norm() < 0.1 * (tuned - before).float().norm()
+    model(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable(model).values())
+
+
 # ---------------------------------------------------------------------------- in the loop
+
+
+def test_lora_plus_acts_on_every_b():
+    """Those of linear layers and experts, not embeddings, whose second matrix is no B of that paper, nor copies."""
+    from luthier.optim import AdamW, groups
+
+    model = mixtral()
+    LoRA(r=2, target_modules=["all-linear", "embed_tokens"], modules_to_save=["norm"]).apply(model)
+    moving = trainable(model)
+    made = groups.buckets(moving, AdamW(learning_rate=1e-3, loraplus_lr_ratio=8), {})
+    rates = {name: bucket.rate for bucket in made for name in bucket.names}
+    assert set(rates) == set(moving)
+    for name, rate in rates.items():
+        assert rate == pytest.approx(8e-3 if ".lora_B" in name else 1e-3), name
+    assert {"down_proj", "lora_B"} <= {name.rpartition(".")[2] for name, rate in rates.items() if rate > 1e-3}
+
+
+def test_a_mixture_of_experts_in_the_loop(settings, tmp_path):
+    """Trained, resumed, exported; PEFT and transformers read it in a fresh process."""
+    from luthier.export import export
+
+    mixtral().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    given = {"model": str(tmp_path / "base"), "trainable": {"r": 2}, "checkpoint": {"every": 2}}
+    whole = configure(settings, given)
+    train(whole, QUIET)
+    parted = configure(settings, given, {"output_dir": str(tmp_path / "parted")})
+    for step in steps(parted, QUIET):
+        if step.step == 3:
+            break
+    train(parted, QUIET)
+    assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+    for kind in ("adapter", "merged"):
+        compared = export(tmp_path / "run", tmp_path / kind, kind)
+        assert compared["largest_difference"] < 1e-4
+        assert compared["difference_to_base"] > 1e-3
 
 
 EVERYTHING = {

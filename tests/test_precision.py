@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import LLAMA, make_model, make_tokenizer, save_model, write_rows
+from conftest import LLAMA, make_model, make_tokenizer, save_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,14 @@ class Assembled:
         for name, begin in self.begins.items():
             self.network.model.get_parameter(name).requires_grad_(begin <= step)
         self.config.precision.begin(self.network.model, step)
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """The network as it was before it was trained: with the adapters that lie beneath, and as a saved one began."""
+        kept = {entry.name for entry in self.config.model.beneath} | ({saved.TRAINED} if self.start else set())
+        off = set(surgery.names(self.network.model)) - kept
+        with surgery.adapters_off(self.network.model, off), surgery.replaced(self.parameters(), self.start):
+            yield
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All that ever moves: of the network under its own names, of the objective under `objective.`"""

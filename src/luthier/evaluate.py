@@ -23,10 +23,8 @@ from .errors import ConfigError, DataError, MetricError
 from .generate import generate
 from .measured import Documents, Measured
 from .parallel.ranks import Ranks
-from .precision.qat import NAME as ROUNDING
 from .scores import Answer, Scorer
-from .surgery import adapters_off, added, replaced, trainable
-from .trainable.saved import TRAINED
+from .surgery import added, trainable
 
 Tell = Callable[[str], None]
 DOCS_ROWS, DOCS_CHARACTERS = 24, 600  # of the fixed slice of Python's documentation
@@ -237,30 +235,18 @@ def python_docs(renderer: Renderer) -> Dataset:
 # ---------------------------------------------------------------------------- the base
 
 
-def of_the_run(made: Assembled) -> set[str]:
-    """Names of what the base is without: the run's adapter, which may change the model from the start, and rounding.
-
-    An adapter that the run goes on with is a part of its base, as are those that lie frozen beneath.
-    """
-    return {ROUNDING} if made.start is not None else {ROUNDING, TRAINED}
-
-
 @contextmanager
 def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
     """The network as it was before it was trained, with the adapters that lie frozen beneath. Where more than adapters
     moved, it is loaded afresh and takes the place of the tuned one, whose memory is given up: measure that first."""
-    if made.start is not None:  # a saved adapter that was trained further
-        with replaced(made.parameters(), made.start), adapters_off(made.network.model, of_the_run(made)):
-            yield made
-        return
     inside = {id(p) for p in added(made.network.model)}
     if inside and all(id(p) in inside for p in trainable(made.network.model).values()):
-        with adapters_off(made.network.model, of_the_run(made)):
+        with made.as_base():
             yield made
         return
     made.network.to("meta")
     tell("loading the base model again, to compare with it")
     fresh = assemble(made.config, tell, training=False)
     fresh.network.eval()
-    with adapters_off(fresh.network.model, of_the_run(fresh)):  # where it was trained rounded, the base is not
+    with fresh.as_base():  # where it was trained rounded, the base is not
         yield fresh

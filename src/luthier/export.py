@@ -27,8 +27,7 @@ from .errors import ExportError
 from .files import new_folder, write_atomically
 from .logprobs import scored
 from .models.names import ready_made
-from .precision import NF4, QAT, Reduced, converted
-from .precision.qat import NAME as ROUNDING
+from .precision import NF4, QAT, ROUNDING, Reduced, converted
 from .surgery import QuantisedLinear
 from .trainable import adapter_files, saved
 from .trainable.adapter import Adapting
@@ -76,8 +75,8 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name not in known and re.search(r"(?<!\d)[48](?!\d)", name):
         raise ExportError(
-            f"dtype={name!r}: merging into 4 or 8 bits would round the trained change away, as it is smaller than their "
-            "steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or --as "
+            f"dtype={name!r}: merging into 4 or 8 bits would round the trained change away, as it is smaller than "
+            "their steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or --as "
             "adapter; nothing was written"
         )
     if name not in known:
@@ -90,10 +89,7 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
 
 
 def _check_kind(config: Config, kind: str) -> None:
-    adapted = isinstance(config.trainable, Adapting)
-    if kind == "quantised":
-        _check_quantised(config)
-        return
+    adapted, rounded = isinstance(config.trainable, Adapting), isinstance(config.precision, QAT)
     if isinstance(config.precision, QAT) and adapted and kind == "adapter":
         raise ExportError(
             "as=adapter: the run rounded its adapter together with the weights, and would not answer so beside them: "
@@ -103,6 +99,9 @@ def _check_kind(config: Config, kind: str) -> None:
     lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
     if lasting and kind != "adapter":
         raise ExportError(f"as={kind}: no plain weights compute what {_kind(lasting[0])} adds: use as=adapter")
+    if kind == "quantised":
+        _check_quantised(config)
+        return
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
@@ -113,11 +112,6 @@ def _check_kind(config: Config, kind: str) -> None:
 def _check_quantised(config: Config) -> None:
     if not isinstance(config.precision, QAT):
         raise ExportError("as=quantised: the run was not trained for it; train with method=qat or method=qat-lora")
-    if isinstance(config.trainable, Adapting) and not config.trainable.mergeable:
-        raise ExportError(
-            f"as=quantised: an adapter of trainable.kind={config.trainable.kind} stays beside the layers, "  # type: ignore[attr-defined]
-            "and a file of a quantised model has no place for it: use trainable.kind=lora or full"
-        )
     if importlib.util.find_spec("compressed_tensors") is None:
         raise ExportError(
             "a quantised model is checked by loading it with transformers and compressed-tensors: "

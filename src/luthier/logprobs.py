@@ -61,7 +61,8 @@ def nll_sum(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, smooth
         layer: Any = head.layer
         return _LinearNLL.apply(hidden, layer.weight, layer.bias, targets, weights, head, smoothing)
     total = hidden.new_zeros((), dtype=torch.float32)
-    size = chunk_rows(int(getattr(head.module, "out_features", 1 << 17)), hidden)
+    # Beside the logits there are float32 copies of them, of their logarithms and of their gradient.
+    size = max(1, chunk_rows(int(getattr(head.module, "out_features", 1 << 17)), hidden) // 4)
     for start in range(0, len(hidden), size):
         part = slice(start, start + size)
         total = total + checkpoint(

@@ -33,8 +33,8 @@ def loaded(request: dict) -> Any:
     if request["quantisation"]:
         from transformers import BitsAndBytesConfig
 
-        given = {"quantization_config": BitsAndBytesConfig(**request["quantisation"])}
-        given["device_map"] = {"": request["device"]}
+        four_bits = BitsAndBytesConfig(**request["quantisation"])
+        given = {"quantization_config": four_bits, "device_map": {"": request["device"]}}
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **given)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would round its scales to 16 bits on this CPU

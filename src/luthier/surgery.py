@@ -114,7 +114,7 @@ class Storage(Protocol):
         ...
 
     def ready(self, plain: nn.Module, stored: Mapping[str, Tensor]) -> QuantisedLinear:
-        """In place of a plain layer whose weight a checkpoint keeps so already: its tensors by the ends of their names."""
+        """In place of a plain layer whose weight a checkpoint keeps so: its tensors by the ends of their names."""
         ...
 
 

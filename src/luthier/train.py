@@ -397,14 +397,12 @@ class Trainer:
     def _measure(self, answer: bool, weights: Mapping[str, torch.Tensor] | None, step: int) -> dict:
         """The figures under flat keys, as `metrics.jsonl` has them: loss, perplexity, exact_match, forgetting.loss.
 
-        Other `weights` are in place meanwhile, if there are any; they are those of `step`. At step 0 it is the base
-        that is measured, without what the run put beside or around its layers.
+        Other `weights` are in place meanwhile, if there are any; they are those of `step`.
         """
         assert self.measurement is not None
         # Ranks wait for one another inside: there a signal is heard after the evaluation.
         breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
-        without = () if step else evaluate.of_the_run(self.made)
-        base = surgery.adapters_off(self.made.network.model, without)
+        base = contextlib.nullcontext() if step else self.made.as_base()
         with surgery.replaced(self.parameters, weights), base, breakable:
             found = evaluate.measure(self.made, self.measurement, answer)
         if self.ranks.first:

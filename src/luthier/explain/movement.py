@@ -49,7 +49,7 @@ def moving(model: nn.Module, begins: Mapping[str, int] | None = None) -> list[Mo
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...], str, bool]]:
-    """Name, shape, numbers and whether it moves; a layer in fewer bits has its weight, although that is no parameter."""
+    """Name, shape, numbers and whether it moves; a layer in fewer bits has a weight, too, that is no parameter."""
     for name, parameter in model.named_parameters():
         yield name, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."), parameter.requires_grad
     for name, module in model.named_modules():

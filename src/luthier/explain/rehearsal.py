@@ -134,7 +134,8 @@ def _weights(made: Assembled) -> tuple[int, int]:
     parameters = list(made.network.model.parameters())
     parts = [part for m in made.network.model.modules() if isinstance(m, QuantisedLinear) for part in m.buffers()]
     extra = [p for p in parameters if id(p) in own]
-    return size_of([*(p for p in parameters if id(p) not in own), *parts]), size_of([*extra, *made.objective.parameters()])
+    plain = [p for p in parameters if id(p) not in own]
+    return size_of([*plain, *parts]), size_of([*extra, *made.objective.parameters()])
 
 
 class _Pass:

@@ -120,8 +120,7 @@ def _streamed(model: Model, config: Any, dtype: torch.dtype, device: torch.devic
     if model.trust_remote_code:
         raise streaming.Unfit("the model brings its own code")
     found = streaming.entries(_files(model))
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # nothing downstream may read its layers as another library's
+    vars(config).pop("quantization_config", None)  # nothing downstream may read its layers as another library's
     made = streaming.skeleton(config, dtype)
     streaming.check_straight(made, dtype)
     streaming.fill(made, found, device, store)

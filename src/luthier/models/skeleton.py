@@ -40,8 +40,7 @@ def outline(model: Model, dtype: torch.dtype, context: int) -> Any:
             config = gguf.read_config(Path(model.name).expanduser(), dtype)
         else:
             config = AutoConfig.from_pretrained(model.name, **options(model))
-            if hasattr(config, "quantization_config"):
-                del config.quantization_config  # its layers are made anew
+            vars(config).pop("quantization_config", None)  # its layers are made anew
         extra = {"trust_remote_code": True} if model.trust_remote_code else {}
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa", **extra)

@@ -1,6 +1,6 @@
 """Weights from safetensors into a network layer by layer, each into its precision as it is read, and no more than one.
 
-Format: https://huggingface.co/docs/safetensors. The files are read, not mapped, so that nothing of them stays in memory.
+Format: https://huggingface.co/docs/safetensors. The files are read, not mapped: nothing of them stays in memory.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Entry:
 def _fill(file: Any, tensor: Tensor, path: Path) -> None:
     if not len(tensor):
         return
-    waiting = memoryview(tensor.view(torch.uint8).numpy())
+    waiting = tensor.view(torch.uint8).numpy().data
     while waiting:
         count = file.readinto(waiting)
         if not count:
@@ -220,7 +220,7 @@ def _ready_layer(name: str, ready: set[str]) -> str | None:
 
 
 def _places(model: Any) -> dict[str, list[tuple[str, Tensor]]]:
-    """Name -> all names and the tensor, of everything that a file has to give; tied tensors under each of their names."""
+    """Name -> all names and the tensor, of all that a file has to give; tied tensors under each of their names."""
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     same: dict[int, list[tuple[str, Tensor]]] = {}
     for name, tensor in state.items():

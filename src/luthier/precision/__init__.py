@@ -98,6 +98,7 @@ class FP8(Reduced):
         return InLayers(FP8Linear, self, dtype)
 
 
+ROUNDING = "quantisation-aware"  # what the layers of QAT are named among adapters
 WHOLE_ROW = -1
 GROUP_SIZES = {  # where none is given: weights along a row of inputs that share a scale
     "int8-dynamic-act-int4-weight": 32, "int8-dynamic-act-int8-weight": WHOLE_ROW, "int4-weight-only": 32,

@@ -32,3 +32,8 @@ class FP8Linear(StoredLinear):
     def decode(constants: tuple, dtype: torch.dtype, *parts: Tensor) -> Tensor:
         codes, scale = parts
         return (codes.float() * scale[:, None]).to(dtype)
+
+    @staticmethod
+    def again(constants: tuple, dtype: torch.dtype, *parts: Tensor) -> Tensor:
+        codes, scale = parts
+        return (codes.t().float() * scale).to(dtype).t()

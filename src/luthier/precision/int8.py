@@ -30,3 +30,8 @@ class Int8Linear(StoredLinear):
     def decode(constants: tuple, dtype: torch.dtype, *parts: Tensor) -> Tensor:
         codes, absmax = parts
         return (codes.float() * (absmax / 127)[:, None]).to(dtype)
+
+    @staticmethod
+    def again(constants: tuple, dtype: torch.dtype, *parts: Tensor) -> Tensor:
+        codes, absmax = parts
+        return (codes.t().float() * (absmax / 127)).to(dtype).t()

@@ -38,7 +38,7 @@ class StoredLinear(QuantisedLinear):
 
     @classmethod
     def encode(cls, weight: Tensor, config: Any) -> tuple[dict[str, Tensor], tuple]:
-        """The parts and constants of a weight [out, in] in any floating point, on its device; `pieces` keeps it small."""
+        """The parts and constants of a weight [out, in] in any floating point, on its device, made by `pieces`."""
         raise NotImplementedError
 
     @classmethod
@@ -51,6 +51,12 @@ class StoredLinear(QuantisedLinear):
         """The weight [out, in] in `dtype`."""
         raise NotImplementedError
 
+    @staticmethod
+    def again(constants: tuple, dtype: torch.dtype, *parts: Tensor) -> Tensor:
+        """The same for the backward pass, computed by other operations: a compiler that saw the same ones twice would
+        do them once and keep the weight in between, which for a whole network is all of it in 16 bits."""
+        raise NotImplementedError
+
     def _parts(self) -> list[Tensor]:
         return [getattr(self, name) for name in self.parts]
 
@@ -58,14 +64,14 @@ class StoredLinear(QuantisedLinear):
         return self.decode(self.constants, dtype, *self._parts())
 
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
-        return _Product.apply(x, self.bias, self.decode, self.constants, *self._parts())
+        return _Product.apply(x, self.bias, self.decode, self.again, self.constants, *self._parts())
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}, bias={self.bias is not None}"
 
 
 def pieces(tensor: Tensor, least: int) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows in float32) of a tensor, `least` rows or a multiple of them at once, so that little is in work."""
+    """(first row, rows in float32) of a tensor, `least` rows or a multiple of them at once: little is in work."""
     width = tensor[:1].numel()
     rows = max(1, PIECE.get(tensor.device.type, PIECE["cuda"]) // (width * least)) * least
     for begin in range(0, len(tensor), rows):
@@ -76,9 +82,9 @@ class _Product(torch.autograd.Function):
     """x W' + b; for the backward pass the parts are kept, which are there anyway, and W is made again."""
 
     @staticmethod
-    def forward(ctx, x, bias, decode: Callable, constants: tuple, *parts: Tensor):
+    def forward(ctx, x, bias, decode: Callable, again: Callable, constants: tuple, *parts: Tensor):
         ctx.save_for_backward(*parts)
-        ctx.decode, ctx.constants = decode, constants
+        ctx.again, ctx.constants = again, constants
         weight = decode(constants, x.dtype, *parts)
         if bias is None:
             return F.linear(x, weight)
@@ -89,8 +95,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[override]
         parts = ctx.saved_tensors
-        dx = upstream @ ctx.decode(ctx.constants, upstream.dtype, *parts)
-        return dx, None, None, None, *(None for _ in parts)
+        dx = upstream @ ctx.again(ctx.constants, upstream.dtype, *parts)
+        return dx, None, None, None, None, *(None for _ in parts)
 
 
 class InLayers:
@@ -118,6 +124,6 @@ class InLayers:
         return self.cls(plain, self.dtype, *self.cls.encode(weight, self.config))
 
     def ready(self, plain: Any, stored: Mapping[str, Tensor]) -> StoredLinear:
-        """In place of a plain layer whose weight a checkpoint keeps in these bits already: its tensors by their ends."""
+        """In place of a plain layer whose weight a checkpoint keeps in these bits: its tensors by their ends."""
         inputs, outputs = linear_shape(plain)  # type: ignore[misc]
         return self.cls(plain, self.dtype, *self.cls.ready(stored, (outputs, inputs)))

@@ -80,8 +80,12 @@ class NF4Linear(StoredLinear):
         if nested:
             small, table, offset = parts[2:]
             operator = torch.ops.bitsandbytes.dequantize_blockwise.default
-            absmax = operator(absmax, small, table, nested, torch.float32) + offset
+            absmax = operator(absmax, small, table, nested, torch.float32).view(-1) + offset
         return torch.ops.bitsandbytes.dequantize_4bit.default(codes, absmax, block, "nf4", shape, dtype)
+
+    @staticmethod
+    def again(constants: tuple, dtype: torch.dtype, *parts: Tensor) -> Tensor:
+        return NF4Linear.decode(constants, dtype, parts[0].view(-1), parts[1].view(1, -1), *parts[2:])
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..surgery import Adapter, adapters, blocks, dense, innermost, linear_shape, swap, transposed
-from . import QAT
+from . import QAT, ROUNDING
 from .rounding import GRIDS, rounded_activations, rounded_weight
-
-NAME = "qat"  # of these layers among adapters
 
 
 class FakeQuantised:
@@ -35,7 +33,7 @@ class FakeQuantised:
         self.config, self.grid = config, GRIDS[config.scheme]
         self.begun = config.fake_quant_after_n_steps == 0
 
-    def start(self, layer: Adapter) -> None:
+    def start(self, layer: Any) -> None:
         layer.kept = None
 
     def forward(self, layer: Any, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
@@ -128,7 +126,7 @@ def apply(config: QAT, model: nn.Module) -> None:
                 f"precision.group_size={group} does not divide the {inputs} inputs of {name}: use "
                 f"{math.gcd(group, inputs)}, or -1 for a scale for each output"
             )
-        swap(model, name, Adapter(layer, rule, NAME))
+        swap(model, name, Adapter(layer, rule, ROUNDING))
 
 
 def places(model: nn.Module) -> list[str]:

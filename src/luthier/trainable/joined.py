@@ -63,14 +63,18 @@ def _layers(one: Saved) -> set[str]:
 
 
 def _scaling(one: Saved, layer: str) -> float:
-    rule: Any = one.settings.rule(layer.removeprefix(PREFIX), None)  # type: ignore[attr-defined, arg-type]
-    return rule.scaling
+    return one.settings.scale(layer.removeprefix(PREFIX))[1]  # type: ignore[attr-defined]
 
 
 def _check(one: Saved) -> None:
     if type(one.settings) is not LoRA:
         raise AdapterError(
             f"{one.path} is of kind {one.settings.kind}, and LoRAs alone can be laid side by side: load both and use "  # type: ignore[attr-defined]
+            "luthier.adapters.combine"
+        )
+    if one.settings.target_parameters:
+        raise AdapterError(
+            f"{one.path} adapts fused expert weights, whose matrices lie otherwise: load both and use "
             "luthier.adapters.combine"
         )
     others = [key for key in one.shapes if not (key.startswith(PREFIX) and key.endswith(ENDS))]
