@@ -783,3 +783,48 @@ def test_they_are_kept_in_float32_beside_a_model_in_16_bits(kind):
     padded = loss_and_gradients(net, Batch.pack(documents()))
     torch.testing.assert_close(loss, padded[0], rtol=1e-2, atol=1e-1)
     assert generate(net, PROMPTS, set(), 3)
+
+
+# ---------------------------------------------------------------------------- beside others
+
+
+@every_kind
+def test_a_run_goes_on_with_a_saved_one(kind, settings, tiny_model, tmp_path):
+    """From its finished table, whatever made that; the run's checkpoints have the table alone."""
+    from luthier.assemble import assemble
+
+    net = adapted(kind)
+    write(tmp_path / "adapter", KINDS[kind], net.model, str(tiny_model))
+    table = KINDS[kind].saved(net.model)["prompt_embeddings"]
+    method = {"projected": "prefix", "mlp": "p_tuning", "lstm": "p_tuning"}.get(kind, kind)
+    config = configure(settings, {"trainable": {"init_from": str(tmp_path / "adapter")}}, method=method)
+    assert config.trainable.num_virtual_tokens == P
+    made = assemble(config)
+    assert list(made.parameters()) == ["virtual_tokens.embedding.weight"]
+    assert torch.equal(made.parameters()["virtual_tokens.embedding.weight"], table)
+    train(config, QUIET)
+    with pytest.raises(ConfigError, match=rf"num_virtual_tokens=3, but the adapter in trainable.init_from has {P}"):
+        configure(config.model_dump(), {"trainable": {"num_virtual_tokens": 3}}, method=method)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "mlp"])
+def test_lora_learns_on_frozen_virtual_tokens(kind, settings, tiny_model, tmp_path):
+    from luthier.assemble import assemble
+
+    net = adapted(kind)
+    write(tmp_path / "adapter", KINDS[kind], net.model, str(tiny_model))
+    config = configure(settings, {"model": {"name": str(tiny_model), "adapters": [str(tmp_path / "adapter")]}})
+    made = assemble(config, training=False)
+    assert all("lora" in name for name in made.parameters())
+    batch = Batch.pack(documents())
+    with torch.no_grad():
+        torch.testing.assert_close(made.network.hidden(batch), net.hidden(batch), rtol=1e-5, atol=1e-5)
+    found = train(config, QUIET).report["held_out_loss"]
+    assert found["tuned"] < found["base"]
+    # The base has what lies beneath, as it has what a run goes on with; it is not the plain model.
+    short = {"max_steps": 1, "output_dir": str(tmp_path / "on")}
+    further = {"trainable": {"init_from": str(tmp_path / "adapter")}, **short}
+    on = train(configure(settings, further, method="prefix" if kind == "prefix" else "p_tuning"), QUIET).report
+    plain = train(configure(settings, {"max_steps": 1, "output_dir": str(tmp_path / "plain")}), QUIET).report
+    assert found["base"] == pytest.approx(on["held_out_loss"]["base"], abs=1e-5)
+    assert abs(found["base"] - plain["held_out_loss"]["base"]) > 1e-3

@@ -65,12 +65,12 @@ METHODS: dict[str, Method] = {
         row(
             "prefix", "learnt keys and values before every document, in each layer", "arXiv:2101.00190",
             trainable={"kind": "prefix"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
-            optim={"learning_rate": 1e-2},
+            optim={"learning_rate": 3e-2},
         ),
         row(
             "prompt", "learnt embeddings before every document", "arXiv:2104.08691",
             trainable={"kind": "prompt"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
-            optim={"learning_rate": 1e-2},
+            optim={"learning_rate": 3e-2},
         ),
         row(
             "p_tuning", "embeddings before every document that a small network makes", "arXiv:2103.10385",

@@ -189,7 +189,8 @@ def begin_as_run(tokens: Any, model: Any, chosen: Sequence[int]) -> None:
         model.eval()
         with adapters_off(model, [tokens.name]):
             model.base_model(input_ids=torch.tensor([chosen], device=weight.device), use_cache=True, **{keyword: cache})
-        made = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
+        layers: list[Any] = list(cache.layers)
+        made = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in layers])
         weight.copy_(made.permute(3, 0, 1, 2, 4).flatten(1))  # of [layers, 2, K, P, d]
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
