@@ -135,7 +135,7 @@ def one(options: argparse.Namespace, work: Path, start: Path, precision: dict, f
     converted.convert(made.network.model)
     qat = figures(made, options.answers)
     show({"model": "qat", **precision, **late, "seconds": seconds, "bytes": stored_bytes(made.network.model), **qat,
-          "fake_quantised_loss": faked, "lost": [qat["loss"] - fp["loss"], ptq["loss"] - fp["loss"]],
+          "fake_quantised_loss": faked, "lost": [round(m["loss"] - fp["loss"], 5) for m in (qat, ptq)],
           "ratio": (qat["loss"] - fp["loss"]) / (ptq["loss"] - fp["loss"])})  # fmt: skip
 
 

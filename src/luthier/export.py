@@ -89,7 +89,7 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
 
 
 def _check_kind(config: Config, kind: str) -> None:
-    adapted, rounded = isinstance(config.trainable, Adapting), isinstance(config.precision, QAT)
+    adapted = isinstance(config.trainable, Adapting)
     if isinstance(config.precision, QAT) and adapted and kind == "adapter":
         raise ExportError(
             "as=adapter: the run rounded its adapter together with the weights, and would not answer so beside them: "
