@@ -68,7 +68,7 @@ OPTIONS = {  # what else a run can keep between steps
 EIGHT_BIT = {"optim": {"kind": "adamw_8bit", "rounding": "stochastic", "learning_rate": 1e-4}}
 WORKLOADS = {"full-1b": ("1b", "full"), "lora-8b": ("8b", "lora"), "lora-1b": ("1b", "lora"),
              "options-1b": ("1b", "options"), "8-bit-1b": ("1b", "8-bit"), "qlora-8b": ("8b", "qlora"),
-             "qdora-8b": ("8b", "qdora")}  # fmt: skip
+             "qdora-8b": ("8b", "qdora"), "dora-1b": ("1b", "dora")}  # fmt: skip
 LEAN = {"qlora-8b": {"MICRO": "4096", "RECOMPUTE": "1"}, "qdora-8b": {"MICRO": "4096", "RECOMPUTE": "1"}}
 
 

@@ -32,8 +32,8 @@ from luthier.settings import merged
 from luthier.trainable.adapter import Adapting
 
 RATES = {  # found with --rates on the same rows, by held-out loss
-    "full": 1e-4, "partial": 1e-3, "lora": 2e-3, "bottleneck": 2e-3,
-}  # fmt: skip
+    "full": 1e-4, "partial": 1e-3, "qat": 3e-4, "prefix": 1e-1, "prompt": 3e-2, "p_tuning": 3e-3, "ia3": 3e-2,
+} | dict.fromkeys(("lora", "dora", "qlora", "qdora", "qat-lora", "bottleneck"), 2e-3)  # fmt: skip
 EXTRA: dict[str, dict] = {"partial": {"trainable": {"last_layers": 4}}}
 RANK = {"trainable": {"r": 8, "lora_alpha": 16}}
 
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rates", type=float, nargs="*")
     parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--answers", action="store_true", help="answer and export with --rates, too")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; then speeds mean nothing")
     parser.add_argument("--model")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -107,7 +108,7 @@ def main() -> None:
             print("RESULT " + json.dumps(one(**json.loads(options.one), model=model, folder=Path(root) / "run")))
         return
     wanted = [
-        {"method": method, "rate": rate, "seed": seed, "steps": options.steps, "answers": not options.rates}
+        {"method": method, "rate": rate, "seed": seed, "steps": options.steps, "answers": options.answers or not options.rates}
         for method in options.methods or chat_methods()
         for rate in options.rates or [RATES.get(method, METHODS[method].settings["optim"]["learning_rate"])]
         for seed in range(options.seeds)
@@ -122,7 +123,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         rows = [row for row in pool.map(made, wanted) if row]
-    if rows and not options.rates:
+    if rows and (options.answers or not options.rates):
         cpu = f"CPU, {torch.get_num_threads()} threads"
         print(f"\n{torch.cuda.get_device_name() if torch.cuda.is_available() else cpu}\n\n{table(rows)}")
 

@@ -56,7 +56,8 @@ class Decomposed(LowRank):
         weight, wide = _weight(layer.base, down.dtype), up.float()
         cross = ((weight @ down.t()).float() * wide).sum(1)
         small = down.float()
-        own = ((wide @ (small @ small.t())) * wide).sum(1)
+        inner = (small[:, None] * small).sum(-1)  # A A^T; as a float32 product of so few rows it would be slow on a GPU
+        own = ((wide @ inner) * wide).sum(1)
         return _floor(layer.squared + 2 * self.scaling * cross + self.scaling**2 * own)
 
     def merge(self, layer: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
