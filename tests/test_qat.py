@@ -410,6 +410,15 @@ def test_exports(settings, tmp_path):
         result.export(tmp_path / "adapter", "adapter")
 
 
+def test_sixteen_bits_are_compared_in_thirty_two(settings, tmp_path):
+    """With the scales that the file keeps in 16 bits: nothing but the order of sums is left of a difference."""
+    result = train(config_of(settings, "qat", precision={"dtype": "bfloat16"}), QUIET)
+    assert result.export(tmp_path / "out", "quantised")["largest_difference"] < 1e-4
+    assert load_file(tmp_path / "out" / "model.safetensors")["model.layers.0.mlp.up_proj.weight_scale"].dtype == (
+        torch.bfloat16
+    )
+
+
 def of_layers(folder):
     found = load_file(folder / "model.safetensors")
     return {n: t for n, t in found.items() if ".layers." in n and "norm" not in n}

@@ -76,7 +76,7 @@ def _numbers(config: Config, kind: str) -> list[str]:
     if not isinstance(precision, Reduced):
         return []
     if kind == "merged":
-        return [f"Its weights are those in {precision.kind} that it was trained over, dequantised, with the adapter.", ""]
+        return [f"Its weights are those in {precision.kind} that it was trained over, with the adapter in them.", ""]
     return [
         f"The adapter was trained over weights in {precision.kind}, and was compared over the same. Over weights in 16 "
         "or 32 bits it answers a little differently.", "",

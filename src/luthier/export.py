@@ -27,7 +27,7 @@ from .errors import ExportError
 from .files import new_folder, write_atomically
 from .logprobs import scored
 from .models.names import ready_made
-from .precision import NF4, QAT, ROUNDING, Reduced, converted
+from .precision import NF4, QAT, ROUNDING, Reduced, converted, qat
 from .surgery import QuantisedLinear
 from .trainable import adapter_files, saved
 from .trainable.adapter import Adapting
@@ -76,8 +76,8 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
     if name not in known and re.search(r"(?<!\d)[48](?!\d)", name):
         raise ExportError(
             f"dtype={name!r}: merging into 4 or 8 bits would round the trained change away, as it is smaller than "
-            "their steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or --as "
-            "adapter; nothing was written"
+            "their steps, and what was exported would not be what was trained: use --dtype float32 or bfloat16, or "
+            "--as adapter; nothing was written"
         )
     if name not in known:
         raise ExportError(f"dtype={name!r}: known are {', '.join(known)}; nothing was written")
@@ -253,9 +253,12 @@ def keep_probe(run: Path, documents: Sequence[Document]) -> None:
 
 
 def _as_written(made: Assembled, kind: str) -> AbstractContextManager:
-    """Floating-point weights of a run that trained for rounding are compared as they are, not rounded."""
+    """Of a run that trained for rounding: floating-point weights are compared as they are, not rounded; rounded ones in
+    float32, as an activation on the border of two integers falls on either side with the last bit of 16."""
     if _rounded(made) and kind != "quantised":
         return surgery.adapters_off(made.network.model, {ROUNDING})
+    if _rounded(made):
+        qat.widen(made.network.model)
     return nullcontext()
 
 

@@ -66,7 +66,7 @@ def by_transformers(model: Any, request: dict) -> Tensor:
 
 
 def laid(model: Any, entries: list[dict[str, Any]]) -> None:
-    """Saved adapters on their base, which may hold what its weights in fewer bits stand for: it is not checked again."""
+    """Saved adapters on their base, which may hold what its weights in fewer bits stand for: it is not checked."""
     from luthier.trainable import adapter_files, saved
 
     for entry in entries:

@@ -290,8 +290,11 @@ def check_virtual(network: Network, checkpointed: bool = False) -> None:
         network.model.train(training)
     if torch.equal(plain, without):
         raise ModelError(f"{what} computes what it computes without them")
-    tolerance = 1e-3 if hidden.dtype == torch.float32 else 6e-2
-    if (hidden - plain).float().norm() > tolerance * plain.float().norm():  # of all: 16 bits round single ones by more
+    apart, size = (hidden - plain).float().norm(), plain.float().norm()
+    allowed = 1e-3 * size
+    if hidden.dtype != torch.float32:  # through many layers, 16 bits drift the further, the stranger the tokens are
+        allowed = torch.maximum(6e-2 * size, 0.25 * (plain - without).float().norm())
+    if apart > allowed:
         raise ModelError(
             f"{what}: packed and padded rows give different hidden states: use model.attention=padded, and please "
             "report the family"

@@ -32,6 +32,7 @@ class FakeQuantised:
     def __init__(self, config: QAT):
         self.config, self.grid = config, GRIDS[config.scheme]
         self.begun = config.fake_quant_after_n_steps == 0
+        self.kept_in: torch.dtype | None = None  # scales, where it is not in what is multiplied
 
     def start(self, layer: Any) -> None:
         layer.kept = None
@@ -53,7 +54,7 @@ class FakeQuantised:
         return y if bias is None else y + bias.to(y.dtype)
 
     def weight(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        return rounded_weight(weight, self.grid, self.config.group_size, dtype)
+        return rounded_weight(weight, self.grid, self.config.group_size, dtype, self.kept_in)
 
     def _kept(self, layer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The rounded weight, kept while nothing below changes: decoding uses it once a token."""
@@ -154,3 +155,11 @@ def begin(model: nn.Module, step: int) -> None:
         if isinstance(layer.rule, FakeQuantised):
             layer.rule.begun = step >= layer.rule.config.fake_quant_after_n_steps
             return
+
+
+def widen(model: nn.Module) -> None:
+    """Compute in float32 from here on, with the same stored numbers: roundings of activations are then comparable."""
+    for _, layer in adapters(model):
+        if isinstance(layer.rule, FakeQuantised):
+            layer.rule.kept_in = layer.rule.kept_in or innermost(layer).weight.dtype
+    model.float()

@@ -83,9 +83,11 @@ def off_grid(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (grouped * scale.float()[..., None]).flatten(-2).to(dtype)
 
 
-def rounded_weight(weight: Tensor, grid: Grid, group: int, dtype: torch.dtype) -> Tensor:
-    """A float32 weight [out, in] as it is multiplied once it is stored, in `dtype`."""
-    scale = scales(weight, grid, group, dtype)
+def rounded_weight(
+    weight: Tensor, grid: Grid, group: int, dtype: torch.dtype, kept_in: torch.dtype | None = None
+) -> Tensor:  # fmt: skip
+    """A float32 weight [out, in] as it is multiplied in `dtype` once it is stored, with scales in that or another."""
+    scale = scales(weight, grid, group, kept_in or dtype)
     return off_grid(on_grid(weight, scale, grid), scale, dtype)
 
 

@@ -178,7 +178,7 @@ def begin_as(tokens: Any, words: nn.Module, chosen: Sequence[int]) -> None:
 
 @torch.no_grad()
 def begin_as_run(tokens: Any, model: Any, chosen: Sequence[int]) -> None:
-    """First values: the keys and values that the model computes for these tokens, as if they were the prompt's first."""
+    """First values: the keys and values that the model computes for these tokens, as if they came first."""
     from transformers import DynamicCache
 
     weight, before, training = tokens.embedding.weight, model.config._attn_implementation, model.training
