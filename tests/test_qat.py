@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from conftest import make_model
 from safetensors.torch import load_file
 from test_parity import documents
+from transformers import AutoModelForCausalLM
 
 from luthier import checkpoint, configure, steps, train
+from luthier.assemble import restore
 from luthier.batch import Batch
 from luthier.errors import ConfigError, ExportError, ModelError
 from luthier.explain import explain
@@ -396,6 +398,11 @@ def test_exports(settings, tmp_path):
     result = train(config_of(settings, "qat"), QUIET)
     for kind in ("quantised", "full"):
         assert result.export(tmp_path / kind, kind)["largest_difference"] < 1e-4
+    made, _ = restore(result.folder)  # with its activations rounded, too
+    tokens = torch.arange(3, 40)[None]
+    with made.network.natively() as rounded, torch.no_grad():
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "quantised", dtype=torch.float32)
+        torch.testing.assert_close(loaded(tokens).logits, rounded(tokens).logits, rtol=1e-4, atol=1e-4)
     own, plain = (of_layers(tmp_path / kind) for kind in ("quantised", "full"))
     shapes = sum(t.nbytes for n, t in own.items() if n.endswith("_shape"))
     bits = 8 * (sum(t.nbytes for t in own.values()) - shapes) / sum(t.numel() for t in plain.values())

@@ -423,3 +423,14 @@ def test_a_run_resumes_from_the_command_line(settings, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     os.remove(tmp_path / "run" / "report.json")
     assert main(["train", str(path), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_drifts_in_sixteen_bits_is_compared_in_thirty_two(settings, tmp_path, monkeypatch, method):
+    export = sys.modules["luthier.export"]
+    folder = train(config_of(settings, method, precision={"dtype": "bfloat16"}), QUIET).folder
+    monkeypatch.setitem(export.TOLERANCE, torch.bfloat16, (0.0, 0.0))
+    kind = "adapter" if method == "lora" else "full"
+    found = open_run(folder).export(tmp_path / "out", kind)
+    assert found["tolerance"] == export.TOLERANCE[torch.float32][0]
+    assert found["largest_difference"] < 1e-3

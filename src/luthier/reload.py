@@ -39,6 +39,9 @@ def loaded(request: dict) -> Any:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would round its scales to 16 bits on this CPU
             module.support_avx512bf16_for_cpu = False
+        if getattr(module, "quantization_scheme", None) is not None and not request["rounded_activations"]:
+            module.quantization_scheme.input_activations = None
+    model = model.float() if request["wide"] else model  # the numbers of 16 bits, if it was loaded in them, in 32
     return model.to(request["device"]).eval()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -157,9 +158,14 @@ def begin(model: nn.Module, step: int) -> None:
             return
 
 
-def widen(model: nn.Module) -> None:
-    """Compute in float32 from here on, with the same stored numbers: roundings of activations are then comparable."""
+def weights_alone(model: nn.Module) -> None:
+    """From here on, the stored weights in float32 and activations as they are, so that programs can be compared.
+
+    An activation between two integers falls on either side with the last bit of a sum. Through thirty layers that
+    shifted log-probabilities by 0.06 on average, the weights being the same to the bit (SmolLM2-135M).
+    """
     for _, layer in adapters(model):
         if isinstance(layer.rule, FakeQuantised):
             layer.rule.kept_in = layer.rule.kept_in or innermost(layer).weight.dtype
+            layer.rule.grid = replace(layer.rule.grid, activations=None)
     model.float()
