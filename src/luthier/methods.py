@@ -75,7 +75,7 @@ METHODS: dict[str, Method] = {
         row(
             "p_tuning", "embeddings before every document that a small network makes", "arXiv:2103.10385",
             trainable={"kind": "p_tuning"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
-            optim={"learning_rate": 1e-3},
+            optim={"learning_rate": 1e-2},
         ),
         row(
             "qat", "every weight moves, and layers compute with rounded numbers", "arXiv:1712.05877",
@@ -90,7 +90,7 @@ METHODS: dict[str, Method] = {
         row(
             "ia3", "learnt scales of keys, values and feed-forward inputs", "arXiv:2205.05638",
             trainable={"kind": "ia3"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
-            optim={"learning_rate": 3e-3},
+            optim={"learning_rate": 1e-2},
         ),
         row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
