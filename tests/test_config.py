@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from luthier.cli import main
-from luthier.config import Config, configure, keys, schema
+from luthier.config import Config, configure, schema
 from luthier.errors import ConfigError
+from luthier.faults import keys
 from luthier.methods import METHODS
 
 HERE = {"model": "owner/name", "data": "owner/rows"}

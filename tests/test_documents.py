@@ -129,7 +129,7 @@ def test_python_in_the_readme_runs(tiny_model, rows_file, tmp_path):
 
 
 def test_every_setting_is_documented():
-    from luthier.config import keys
+    from luthier.faults import keys
 
     text = (ROOT / "docs" / "configuration.md").read_text()
     for key in keys():

@@ -16,6 +16,8 @@ FLOORS = [
     {"harness", "reload", "card"},
     {"assemble", "generate", "adapters"},
     {"config"},
+    {"contradictions", "faults"},
+    {"fields"},
     {"methods"},
     AXES,
     {"checkpoint", "monitor", "measured"},

@@ -181,7 +181,7 @@ def test_contradictions(settings, trainable_, match):
 
 
 def test_names_of_other_libraries():
-    from luthier.config import ELSEWHERE, keys
+    from luthier.faults import ELSEWHERE, keys
 
     for name in ("additional_target", "lora_modules_to_save", "use_dora", "pissa_init", "lora_target_parameters"):
         assert ELSEWHERE[name] in {*keys(), "method"}

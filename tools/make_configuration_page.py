@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from luthier.config import Config, _nested, is_section
+from luthier.config import Config
+from luthier.faults import is_section, nested
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """\
@@ -28,7 +29,7 @@ def rows(cls: type[BaseModel], prefix: str, known: frozenset[str] = frozenset())
     """A line for each setting of a class but the `known` ones; those of lists of settings under `name[]`."""
     made = []
     for name, field in cls.model_fields.items():
-        inner = list(_nested(field.annotation))
+        inner = list(nested(field.annotation))
         if name == "kind" or name in known:
             continue
         if inner and is_section(field.annotation):  # of the run: a heading of its own
@@ -55,7 +56,7 @@ def shared(kinds: list[type[BaseModel]]) -> type[BaseModel] | None:
 def page() -> str:
     lines = [HEAD, "## The run", "", "| key | default | meaning |", "| --- | --- | --- |", *rows(Config, "")]
     for name, field in Config.model_fields.items():
-        kinds = list(_nested(field.annotation))
+        kinds = list(nested(field.annotation))
         common, known = shared(kinds) if kinds else None, frozenset()
         if common is not None:
             known = frozenset(common.model_fields)

@@ -14,12 +14,13 @@ import torch
 from . import scores
 from .assemble import Assembled, assemble
 from .batch import Batch, Document, rectangles
-from .config import PYTHON_DOCS, Config
+from .config import Config
 from .data import dataset as datasets
 from .data.dataset import Dataset
 from .data.formats import BadRow, Conversation
 from .data.masks import Renderer
 from .errors import ConfigError, DataError, MetricError
+from .fields import PYTHON_DOCS
 from .generate import generate
 from .measured import Documents, Measured
 from .parallel.ranks import Ranks
