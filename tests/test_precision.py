@@ -345,12 +345,15 @@ def test_a_run_over_a_ready_made_checkpoint(settings, tmp_path, at_hand):
     assert not (tmp_path / "run" / "base").exists()
 
 
+FP4 = "bitsandbytes 4-bit fp4"
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes 8-bit"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "ytes 4-bit fp4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, FP4),
     ],
 )
 def test_other_quantised_checkpoints_are_refused_by_name(settings, tmp_path, values, named):

@@ -173,7 +173,7 @@ HERE = {"data": "owner/rows"}
         ("full", {"name": "a/b", "new_tokens": ["<a>", "<a>"]}, "twice"),
         ("full", {"name": "a/b", "new_tokens": [" <a>"]}, "spaces around"),
         ("full", {"name": "a/b", "new_tokens_special": False}, "there are no model.new_tokens"),
-        ("lora", {"name": "a/b", "new_tokens": ["<a>"]}, "or method=partial with trainable.embeddings"),
+        ("lora", {"name": "a/b", "new_tokens": ["<a>"]}, "method=partial with trainable.embeddings"),
         ("partial", {"name": "a/b", "new_tokens": ["<a>"]}, "use method=full"),
         ("full", {"name": "a/b", "additional_special_tokens": ["<a>"]}, "did you mean 'model.new_tokens'?"),
     ],

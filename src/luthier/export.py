@@ -286,16 +286,16 @@ def verify(
     if fault and exact and _base_dtype(made) != torch.float32:
         dtype = _base_dtype(made)
         made.network.model.float()
-        compared, fault = _compared(made, run, out, base, kind, dtype)
+        compared, fault = _compared(made, run, out, base, kind, dtype, wide=True)
     if fault:
         raise ExportError(fault)
     return compared
 
 
 def _compared(
-    made: Assembled, run: Path, out: Path, base: str | None, kind: str, dtype: torch.dtype | None
+    made: Assembled, run: Path, out: Path, base: str | None, kind: str, dtype: torch.dtype | None, wide: bool = False
 ) -> tuple[dict, str | None]:  # fmt: skip
-    """What was found, and what is wrong with it, if anything."""
+    """What was found, and what is wrong with it, if anything; `wide`: what is loaded in `dtype` computes in float32."""
     documents = [d for d in json.loads((run / "probe.json").read_text()) if len(d) > 1]
     computed = next(made.network.model.parameters()).dtype if base is None else _base_dtype(made)
     dtype = dtype or computed
@@ -306,7 +306,7 @@ def _compared(
     rows = made.network.model.get_input_embeddings().weight.shape[0]
     request = {"documents": documents, "model": str(out), "base": source, "rows": rows, "quantisation": quantisation,
                "dtype": str(dtype).removeprefix("torch."), "device": device, "out": str(result),
-               "wide": computed == torch.float32 != dtype,
+               "wide": wide,
                "beneath": [entry.model_dump() for entry in made.config.model.beneath],
                "rounded_activations": kind != "quantised",
                "ours": of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
@@ -322,7 +322,7 @@ def _compared(
     loaded = load_file(result)["logprobs"]
     result.unlink()
     difference = (loaded - ours).abs()
-    worst, mean = TOLERANCE[computed] if request["wide"] else max(TOLERANCE[dtype], TOLERANCE[computed])
+    worst, mean = TOLERANCE[computed] if wide else max(TOLERANCE[dtype], TOLERANCE[computed])
     compared = {
         "largest_difference": difference.max().item(),
         "mean_difference": difference.mean().item(),
