@@ -19,7 +19,10 @@ from luthier.batch import Batch
 from luthier.config import Config
 from luthier.document import Document
 from luthier.errors import ConfigError
+from luthier.generate import generate
 from luthier.methods import METHODS
+from luthier.parallel import Parallel
+from luthier.parallel.layers import checkpoint_activations
 from luthier.precision import Precision
 from luthier.trainable import Trainable
 from luthier.trainable.saved import TRAINED
@@ -167,28 +170,57 @@ def test_merged_is_unmerged(cell, trainable, precision):
     torch.testing.assert_close(hidden(plain), hidden(made), rtol=1e-4, atol=1e-4)
 
 
+def gradients(made, limit: int = 1000) -> tuple[dict[str, torch.Tensor], float]:
+    """Of all documents, in micro-batches of so many tokens; and what they are to be divided by."""
+    counted = 0.0
+    for part in Batch.pack(documents()).to(made.ranks.device).split(limit):
+        loss = made.objective(made.network, made.objective.prepare(made.network, part))
+        loss.total.backward()
+        counted += float(loss.count)
+    found = {name: p.grad.clone() for name, p in made.parameters().items() if p.grad is not None}
+    for parameter in made.parameters().values():
+        parameter.grad = None
+    return found, counted
+
+
+def assert_alike(found, expected) -> None:
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @EVERY_CELL
-def test_the_gradient_does_not_depend_on_the_micro_batch(cell, trainable, precision):
+def test_the_gradient_depends_on_neither_micro_batch_nor_recomputation(cell, trainable, precision):
     made = assemble(cell(trainable, precision))
     disturb(made)
     made.network.eval()
-    found = []
-    for limit in (1000, 13):
-        counted = 0.0
-        for part in Batch.pack(documents()).to(made.ranks.device).split(limit):
-            loss = made.objective(made.network, made.objective.prepare(made.network, part))
-            loss.total.backward()
-            counted += float(loss.count)
-        found.append(({n: p.grad.clone() for n, p in made.parameters().items() if p.grad is not None}, counted))
-        for p in made.parameters().values():
-            p.grad = None
-    (whole, count), (parts, count_of_parts) = found
+    whole, count = gradients(made)
+    parts, count_of_parts = gradients(made, 13)
     assert count == count_of_parts
-    assert whole
     assert whole.keys() == made.parameters().keys(), "all that moves has a gradient"
     assert any(gradient.abs().max() > 1e-6 for gradient in whole.values())
-    for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert_alike(parts, whole)
+    made.network.train()  # layers are recomputed in training only; nothing is dropped here
+    checkpoint_activations(Parallel(activation_checkpointing=1), made.network.model)
+    assert_alike(gradients(made)[0], whole)
+
+
+@EVERY_CELL
+def test_answers_with_the_cache_are_those_without(cell, trainable, precision):
+    """Three prompts of different lengths, decoded together, against the whole text run again for every token."""
+    made = assemble(cell(trainable, precision), training=False)
+    disturb(made)
+    made.network.eval()
+    prompts = [document.tokens.tolist() for document in documents()[:3]]
+    for prompt, answer in zip(prompts, generate(made.network, prompts, set(), 4)):
+        text = list(prompt)
+        for token in answer:
+            weights = np.r_[np.zeros(len(text)), 1].astype(np.float32)
+            batch = Batch.pack([Document(np.asarray([*text, 0], np.int32), weights, 0)])
+            with torch.no_grad():
+                logits = made.network.head(made.network.hidden(batch)[-1])
+            best = logits.max()
+            assert logits[token] > best - 1e-3 * best.abs(), "a greedy answer, but for what rounding decides"
+            text.append(token)
 
 
 @EVERY_CELL
