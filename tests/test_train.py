@@ -26,6 +26,7 @@ METHODS = {
     "lora": {"trainable": {"r": 4, "lora_dropout": 0.1}},
     "full": {},
     "partial": {"trainable": {"last_layers": 1}},
+    "qlora": {"trainable": {"r": 4}},
 }
 
 
@@ -81,7 +82,7 @@ def start(config, method):
     return subprocess.Popen([sys.executable, "-c", RUN, values, method], stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 def test_killed_at_random_moments_ends_with_the_same_bytes(settings, method, tmp_path):
     extra = {"checkpoint": {"every": 1}, "max_steps": 60}
     train(config_of(settings, method, **extra), QUIET)
