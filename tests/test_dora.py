@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, make_model
-from test_parity import documents, packed_network, plain_loss
+from test_parity import assert_equal_losses, documents, packed_network
 from test_train import QUIET, finished
 from torch import nn
 
 from luthier import configure, steps, train
 from luthier.batch import Batch
 from luthier.errors import ModelError
-from luthier.objectives import NextToken
 from luthier.surgery import Adapter, QuantisedLinear, adapters, adapters_off, dense, merged_state, trainable
 from luthier.trainable import DoRA, LoRA
 from luthier.trainable.decomposed import Decomposed
@@ -96,12 +95,7 @@ def theirs_and_ours(family, **settings):
 @pytest.mark.parametrize("rslora", [False, True])
 def test_dora_equals_peft(family, rslora):
     net, theirs, pairs = theirs_and_ours(family, use_rslora=rslora)
-    docs = documents()
-    loss = NextToken().build()(net, Batch.pack(docs))
-    expected = sum(plain_loss(theirs, d)[0] for d in docs)
-    torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)
-    loss.total.backward()
-    expected.backward()
+    assert_equal_losses(net, theirs)
     for name, sides in pairs.items():
         for mine, other in sides:
             scale = other.grad.abs().max().item()

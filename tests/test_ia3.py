@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import FAMILIES, make_model
-from test_parity import documents, packed_network, plain_loss
+from test_parity import assert_equal_losses, packed_network
 from torch import nn
 
-from luthier.batch import Batch
-from luthier.objectives import NextToken
 from luthier.surgery import Adapter, adapters, trainable
 from luthier.trainable import IA3
 from luthier.trainable.ia3 import Scale
@@ -36,12 +34,7 @@ def test_outputs_and_gradients_are_those_of_peft(family):
         for name, adapter in ours.items():
             adapter.ia3_l.normal_(1, 0.3)
             wrapped[name].ia3_l["default"].copy_(adapter.ia3_l)
-    docs = documents()
-    loss = NextToken().build()(net, Batch.pack(docs))
-    expected = sum(plain_loss(theirs, d)[0] for d in docs)
-    torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)
-    loss.total.backward()
-    expected.backward()
+    assert_equal_losses(net, theirs)
     for name, adapter in ours.items():
         gradient = wrapped[name].ia3_l["default"].grad
         torch.testing.assert_close(adapter.ia3_l.grad, gradient, rtol=2e-3, atol=5e-5, msg=name)

@@ -157,6 +157,16 @@ def test_accumulation_equals_one_batch():
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def assert_equal_losses(net, theirs) -> None:
+    """Of packed documents here, and of one after the other there; the gradients of both are made."""
+    docs = documents()
+    loss = NextToken().build()(net, Batch.pack(docs))
+    expected = sum(plain_loss(theirs, d)[0] for d in docs)
+    torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)
+    loss.total.backward()
+    expected.backward()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_lora_equals_peft(family, rslora):
@@ -180,12 +190,7 @@ def test_lora_equals_peft(family, rslora):
             adapter.lora_B.copy_(torch.randn_like(b) * 0.2)
             a.copy_(adapter.lora_A)
             b.copy_(adapter.lora_B)
-    docs = documents()
-    loss = NextToken().build()(net, Batch.pack(docs))
-    expected = sum(plain_loss(theirs, d)[0] for d in docs)
-    torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-4)
-    loss.total.backward()
-    expected.backward()
+    assert_equal_losses(net, theirs)
     for name, adapter in ours.items():
         for side in ("lora_A", "lora_B"):
             gradient = getattr(wrapped[name], side)["default"].weight.grad

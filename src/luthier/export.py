@@ -45,12 +45,12 @@ def export(run: Path, out: Path, kind: str, dtype: str | None = None) -> dict:
     """
     if kind not in KINDS:
         raise ExportError(f"as={kind!r}: known are {', '.join(KINDS)}")
-    wanted = _dtype(dtype, kind)
-    if kind == "adapter" and not of_luthier_alone(read_run(run)) and importlib.util.find_spec("peft") is None:
+    wanted, config = _dtype(dtype, kind), read_run(run)
+    if kind == "adapter" and not of_luthier_alone(config) and importlib.util.find_spec("peft") is None:
         raise ExportError(
             "an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written"
         )
-    _check_kind(read_run(run), kind)
+    _check_kind(config, kind)
     rounded = {"dtype": wanted} if wanted else {}
     with new_folder(out) as aside:
         made, chosen = restore(run)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..surgery import Adapter, QuantisedLinear, adapters, base_name, dense, innermost, linear_shape, merged_state, swap
+from ..surgery import QuantisedLinear, base_name, dense, innermost, linear_shape, merged_state, swap
 from . import QAT, qat
 from .rounding import FLOAT8, GRIDS, off_grid, on_grid, pack, rounded_activations, scales, unpack
 
@@ -40,12 +39,6 @@ class ConvertedLinear(QuantisedLinear):
         return F.linear(rounded_activations(x, self.grid), self.dequantize(x.dtype), self.bias)
 
 
-def _fake(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
-    for name, layer in adapters(model):
-        if isinstance(layer.rule, qat.FakeQuantised):
-            yield name, layer
-
-
 def _converted(layer: Any) -> ConvertedLinear:
     tensors, plain = dense(layer.base), innermost(layer)
     dtype = plain.dtype if isinstance(plain, QuantisedLinear) else plain.weight.dtype
@@ -55,7 +48,7 @@ def _converted(layer: Any) -> ConvertedLinear:
 @torch.no_grad()
 def convert(model: nn.Module) -> None:
     """Put stored integers in the place of every layer that was trained for them, in place."""
-    for name, layer in list(_fake(model)):
+    for name, layer in list(qat.rounding(model)):
         swap(model, name, _converted(layer))
 
 
@@ -69,7 +62,7 @@ def ptq(model: nn.Module, config: QAT) -> None:
 def converted_state(model: nn.Module) -> dict[str, Tensor]:
     """The state of the network after `convert`; the network itself stays as it is."""
     state = merged_state(model)
-    for name, layer in _fake(model):
+    for name, layer in qat.rounding(model):
         plain = base_name(name) + "."
         state = {key: tensor for key, tensor in state.items() if not key.startswith(plain)}
         state |= {plain + key: tensor for key, tensor in _converted(layer).state_dict().items()}
@@ -79,7 +72,7 @@ def converted_state(model: nn.Module) -> dict[str, Tensor]:
 def quantization_config(config: QAT, model: nn.Module) -> dict:
     """What config.json says about the file, in the words of compressed-tensors 0.15 and later."""
     grid, group = GRIDS[config.scheme], config.group_size
-    inside = {base_name(name) for name, _ in _fake(model)}
+    inside = {base_name(name) for name, _ in qat.rounding(model)}
     plain = {base_name(n) for n, m in model.named_modules() if isinstance(m, nn.Linear) and linear_shape(m)} - inside
     kind = "int" if grid.weights == "int" else "float"
     layout = "pack-quantized" if grid.bits == 4 else f"{kind}-quantized"

@@ -7,7 +7,7 @@ model comes out and no adapter beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -150,12 +150,18 @@ def _mergeable(module: Any) -> bool:
     return not isinstance(module, Adapter) or (module.rule.mergeable and _mergeable(module.base))
 
 
+def rounding(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers that compute with rounded numbers, by name."""
+    for name, layer in adapters(model):
+        if isinstance(layer.rule, FakeQuantised):
+            yield name, layer
+
+
 def begin(model: nn.Module, step: int) -> None:
     """Whether training rounds after `step` optimiser steps."""
-    for _, layer in adapters(model):
-        if isinstance(layer.rule, FakeQuantised):
-            layer.rule.begun = step >= layer.rule.config.fake_quant_after_n_steps
-            return
+    for _, layer in rounding(model):
+        layer.rule.begun = step >= layer.rule.config.fake_quant_after_n_steps
+        return  # one rule for all
 
 
 def weights_alone(model: nn.Module) -> None:
@@ -164,8 +170,7 @@ def weights_alone(model: nn.Module) -> None:
     An activation between two integers falls on either side with the last bit of a sum. Through thirty layers that
     shifted log-probabilities by 0.06 on average, the weights being the same to the bit (SmolLM2-135M).
     """
-    for _, layer in adapters(model):
-        if isinstance(layer.rule, FakeQuantised):
-            layer.rule.kept_in = layer.rule.kept_in or innermost(layer).weight.dtype
-            layer.rule.grid = replace(layer.rule.grid, activations=None)
+    for _, layer in rounding(model):
+        layer.rule.kept_in = layer.rule.kept_in or innermost(layer).weight.dtype
+        layer.rule.grid = replace(layer.rule.grid, activations=None)
     model.float()

@@ -147,7 +147,7 @@ class OnLayers(BesideLayers):
         found = {base_name(place): a for place, a in adapters(model) if a.name == name}
         linear = [place for place, module in outer(model) if linear_shape(module)]
         return {
-            "target_modules": _short_names(list(found), linear),
+            "target_modules": short_names(list(found), linear),
             "fan_in_fan_out": any(transposed(innermost(a)) for a in found.values()),
         }
 
@@ -183,8 +183,8 @@ def _of_layers(wanted: str | Sequence[str], layers: Sequence[int], pattern: str 
     return [rf"re:(?:.*\.)?(?:{'|'.join(lists)})\.(?:{numbers})\.(?!.*\.\d+\.)(?:.*\.)?(?:{names})"]
 
 
-def _short_names(chosen: Sequence[str], linear: Sequence[str]) -> list[str]:
-    """Last names, where they mean the chosen layers and no others; else the whole names."""
-    lasts = sorted({name.rpartition(".")[2] for name in chosen})
-    others = {name for name in linear if name.rpartition(".")[2] in lasts} - set(chosen)
+def short_names(chosen: Sequence[str], names: Sequence[str], parts: int = 1, dot: str = ".") -> list[str]:
+    """The last parts of names, where they mean the chosen and no others of `names`; else the whole names."""
+    lasts = sorted({".".join(name.split(".")[-parts:]) for name in chosen})
+    others = {name for name in names if any(name == s or name.endswith(dot + s) for s in lasts)} - set(chosen)
     return list(chosen) if others else lasts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,7 @@ from ..surgery import (
     transposed,
 )  # fmt: skip
 from . import copies, experts, wrapping
+from .adapter import short_names
 from .embedded import LowRankEmbedding, TiedLowRank
 from .lora import LoRA
 
@@ -185,16 +186,9 @@ def placed(model: Any, adapter: str) -> dict[str, Any]:
     others = [n for n, m in outer(model) if linear_shape(m) or isinstance(innermost(m), nn.Embedding)]
     saved = listed["modules_to_save"]
     return {
-        "target_modules": list(_short(listed["target_modules"], others, 1)),
-        "target_parameters": list(_short(listed["target_parameters"], experts.names(model), 2)) or None,
+        "target_modules": short_names(listed["target_modules"], others),
+        "target_parameters": short_names(listed["target_parameters"], experts.names(model), 2) or None,
         # PEFT takes any name with such an end, `input_layernorm` for `norm`.
-        "modules_to_save": list(_short(saved, [name for name, _ in outer(model)], 1, "")) or None,
+        "modules_to_save": short_names(saved, [name for name, _ in outer(model)], 1, "") or None,
         "fan_in_fan_out": any(transposed(innermost(a)) for a in found.values()),
     }
-
-
-def _short(chosen: Sequence[str], names: Sequence[str], parts: int, dot: str = ".") -> Iterator[str]:
-    """The last parts of names, where they mean the chosen and no others; else the whole names."""
-    lasts = sorted({".".join(name.split(".")[-parts:]) for name in chosen})
-    others = {name for name in names if any(name == s or name.endswith(dot + s) for s in lasts)} - set(chosen)
-    yield from chosen if others else lasts
