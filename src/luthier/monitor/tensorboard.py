@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .trackers import About, Histogram, table
@@ -16,7 +18,9 @@ class TensorBoard:
 
         self.settings = about.settings
         begin = about.resumed_at + 1 if about.resumed_at else 0
-        self.writer: Any = SummaryWriter(str(about.folder / "tensorboard"), purge_step=begin)
+        folder = about.folder / "tensorboard"
+        _wait_for_a_later_name(folder)
+        self.writer: Any = SummaryWriter(str(folder), purge_step=begin)
 
     @staticmethod
     def new_id(about: About) -> str:
@@ -51,6 +55,16 @@ class TensorBoard:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """At most a second: event files are read in the order of their names, which begin with whole seconds.
+
+    Of two in one second the process number decides, as text, and what a resumed run takes back would be read last.
+    """
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    while seconds and max(seconds) == int(time.time()):
+        time.sleep(0.02)
 
 
 def _cell(text: str) -> str:
