@@ -20,9 +20,12 @@ from hypothesis import strategies as st
 
 from luthier.cli import main
 from luthier.data import Data, dataset, sources
-from luthier.data.formats import FORMATS, BadRow, converted
+from luthier.data.conversations import BadRow
+from luthier.data.formats import converted, of_kind
 from luthier.data.masks import Renderer
 from luthier.errors import DataError
+
+FORMATS = {form.name: form for form in of_kind("text")}
 
 TEMPLATE_WITH_TOOLS = TEMPLATE.replace(
     "{% for m in messages %}", "{{ tools | tojson if tools else '' }}{% for m in messages %}"

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROWS, TEMPLATE, make_tokenizer, write_rows
 
 from luthier.data import Data, Source, cache, dataset, shards, sources, tokenise, workers
-from luthier.data.formats import Conversation
+from luthier.data.conversations import Conversation
 from luthier.data.masks import Renderer
 from luthier.document import Document
 from luthier.errors import DataError, LuthierError

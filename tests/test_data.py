@@ -17,7 +17,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from luthier.data import Data, dataset, inspection, packing, sources, stream
-from luthier.data.formats import BadRow, recognise
+from luthier.data.conversations import BadRow
+from luthier.data.formats import recognise
 from luthier.data.masks import Renderer
 from luthier.errors import DataError, ModelError
 

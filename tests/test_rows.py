@@ -16,7 +16,7 @@ from luthier import steps, train
 from luthier.batch import Batch
 from luthier.config import configure
 from luthier.data import Data, dataset, readers, sources
-from luthier.data.formats import Conversation, Tokens
+from luthier.data.conversations import Conversation, Tokens
 from luthier.data.masks import Rendered, Renderer
 from luthier.errors import ConfigError, DataError
 from luthier.monitor import records

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Assembled:
     ranks: Ranks
     begins: dict[str, int] = field(default_factory=dict)  # parameter -> steps taken before it moves, where not from 0
     sources: saved.Sources | None = None  # the adapters that were loaded
-    start: dict[str, torch.Tensor] | None = None  # the first values of what moves, where a saved adapter gave them
+    start: dict[str, torch.Tensor] = field(default_factory=dict)  # first values of what moves, where they are needed
 
     def unfreeze(self, step: int) -> None:
         """Let move what moves after `step` optimiser steps. Nothing is computed for what does not move yet."""
@@ -49,10 +50,22 @@ class Assembled:
     @contextmanager
     def as_base(self) -> Iterator[None]:
         """The network as it was before it was trained: with the adapters that lie beneath, and as a saved one began."""
-        kept = {entry.name for entry in self.config.model.beneath} | ({saved.TRAINED} if self.start else set())
+        kept = {entry.name for entry in self.config.model.beneath}
+        kept |= {saved.TRAINED} if self.sources and saved.TRAINED in self.sources.files else set()
         off = set(surgery.names(self.network.model)) - kept
-        with surgery.adapters_off(self.network.model, off), surgery.replaced(self.parameters(), self.start):
+        with surgery.adapters_off(self.network.model, off), surgery.swapped(self.parameters(), self.start):
             yield
+
+    @contextmanager
+    def reference(self) -> Iterator[network.Network]:
+        """The same, for an objective to compare with: without gradients and without what is random in training."""
+        training = self.network.training
+        with torch.no_grad(), self.as_base():
+            self.network.eval()
+            try:
+                yield self.network
+            finally:
+                self.network.train(training)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All that ever moves: of the network under its own names, of the objective under `objective.`"""
@@ -111,7 +124,8 @@ def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tupl
     tokenizer = load.load_tokenizer(config.model, _trained_tokenizer(config, say))
     if tokenizer.eos_token is None and not tokenizer.chat_template:
         raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
-    return tokenizer, Renderer(tokenizer, config.data.train_on, config.data.max_length, config.data.long_text)
+    data = config.data
+    return tokenizer, Renderer(tokenizer, data.train_on, data.max_length, data.long_text, config.objective.rows)
 
 
 def _trained_tokenizer(config: Config, say: Say) -> Path | None:
@@ -122,7 +136,8 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
     ranks = Ranks(config.parallel)
     if ranks.first:
         resumed = bool(checkpoint.listed(run / "checkpoints"))
-        vocabulary.keep(folder, config.model, lambda: holdout.training_texts(config.data), resumed, say)
+        texts = partial(holdout.training_texts, config.data, config.objective.rows)
+        vocabulary.keep(folder, config.model, texts, resumed, say)
     ranks.wait()
     return folder
 
@@ -191,7 +206,7 @@ def assemble(
     begins = _apply_precision(config, model)
     network.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
     vocabulary.check_moving(model, config.model.new_tokens)
-    objective = config.objective.build().to(ranks.device)
+    objective = config.objective.build(net).to(ranks.device)
     if training:
         layers.choose_kernels(config.parallel, ranks.device)
         layers.checkpoint_activations(config.parallel, model)
@@ -199,9 +214,20 @@ def assemble(
         net.compiled = layers.compiled(config.parallel, ranks.device)
     made = Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
     made.sources = saved.Sources(files) if files else None
-    if saved.TRAINED in files:
-        made.start = {name: p.detach().clone() for name, p in made.parameters().items()}
+    _keep_start(made, saved.TRAINED in files)
     return made
+
+
+def _keep_start(made: Assembled, loaded: bool = False) -> None:
+    """Copies of what moves in the network, where it must be known as it was; adapters can be switched off, but for
+    `loaded` ones."""
+    compares = made.config.objective.compares
+    if loaded or compares:
+        off = set() if loaded else {id(p) for p in surgery.added(made.network.model)}
+        named = made.parameters().items()
+        made.start = {n: p.detach().clone() for n, p in named if id(p) not in off and not n.startswith("objective.")}
+    if compares:
+        made.objective.reference = made.reference
 
 
 def _apply_precision(config: Config, model: Any) -> dict[str, int]:
@@ -236,10 +262,12 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     _lay_beneath(config, model, tell, values=False)
     _move(config, model, None, tell)
     begins = _apply_precision(config, model)
-    objective = config.objective.build().to(meta)
+    objective = config.objective.build(net).to(meta)
     layers.checkpoint_activations(config.parallel, model)
     net.compiled = device == "cuda" and layers.compiled(config.parallel, torch.device(device))
-    return Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
+    made = Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
+    _keep_start(made)
+    return made
 
 
 def _of_absent_gpu(dtype: str) -> torch.dtype:

@@ -17,7 +17,8 @@ from .document import Document
 class Batch:
     """Documents end to end, each up to its last position that predicts something learnt.
 
-    `ends` stays on the host, as the shapes of the work depend on it.
+    A row of the data with several members is as many documents here, neighbours that no split parts. `ends` stays on
+    the host, as the shapes of the work depend on it.
     """
 
     tokens: Tensor  # [T] int64
@@ -26,29 +27,50 @@ class Batch:
     targets: Tensor  # [T] int64, the token after each
     weights: Tensor  # [T] float32, of predicting it; 0 where nothing is learnt
     trained: Tensor  # [N] int64, where weights are not 0
-    rows: tuple[int, ...] = ()  # [D] numbers of the documents in their data
-    fields: dict[str, Tensor] = field(default_factory=dict)  # [T, ...] or [D, ...], what an objective adds
+    rows: tuple[int, ...] = ()  # [U] numbers of the rows of the data
+    units: tuple[int, ...] = ()  # [U + 1] cumulative documents of each row; () where each has one
+    fields: dict[str, Tensor] = field(default_factory=dict)  # [U, ...] of the rows; `labels` [U, K], more by objectives
+    token_fields: dict[str, Tensor] = field(default_factory=dict)  # [T, ...] of predicting the token after each
+    fillers: int = 0  # documents at the end that teach nothing, and are of no row
 
     @classmethod
     def pack(cls, documents: Sequence[Document]) -> Batch:
-        lengths = [document.inputs for document in documents]
-        assert all(d.weights[0] == 0 for d in documents), "nothing predicts a document's first token"
+        members = [member for document in documents for member in document.members]
+        lengths = [member.inputs for member in members]
+        assert all(d.weights[0] == 0 for d in members), "nothing predicts a document's first token"
 
         def joined(parts: list[np.ndarray], dtype: type) -> Tensor:
             return torch.from_numpy(np.concatenate(parts).astype(dtype))
 
         def following(values: np.ndarray, length: int) -> np.ndarray:
-            return values[1 : length + 1] if length < len(values) else np.append(values[1:], 0)
+            if length < len(values):
+                return values[1 : length + 1]
+            return np.concatenate([values[1:], np.zeros_like(values[:1])])
 
-        weights = joined([following(d.weights, n) for d, n in zip(documents, lengths)], np.float32)
+        def shifted(parts: list[np.ndarray], dtype: type) -> Tensor:
+            return joined([following(part, n) for part, n in zip(parts, lengths)], dtype)
+
+        weights = shifted([d.weights for d in members], np.float32)
+        fields, token_fields = {}, {}
+        units = (0, *np.cumsum([len(d.starts) for d in documents]).tolist())
+        if documents[0].labels:
+            fields["labels"] = torch.tensor([d.labels for d in documents], dtype=torch.float32)
+        for name in documents[0].fields:
+            token_fields[name] = shifted([d.fields[name] for d in members], members[0].fields[name].dtype.type)
+        if documents[0].token_labels is not None:  # of the tokens themselves
+            labels = [d.token_labels for d in members if d.token_labels is not None]
+            token_fields["labels"] = joined([each[:n] for each, n in zip(labels, lengths)], np.int64)
         return cls(
-            tokens=joined([d.tokens[:n] for d, n in zip(documents, lengths)], np.int64),
-            targets=joined([following(d.tokens, n) for d, n in zip(documents, lengths)], np.int64),
+            tokens=joined([d.tokens[:n] for d, n in zip(members, lengths)], np.int64),
+            targets=shifted([d.tokens for d in members], np.int64),
             positions=torch.cat([torch.arange(n) for n in lengths]),
             ends=(0, *np.cumsum(lengths).tolist()),
             weights=weights,
             trained=weights.nonzero()[:, 0],
             rows=tuple(d.row for d in documents),
+            units=() if len(members) == len(documents) else units,
+            fields=fields,
+            token_fields=token_fields,
         )
 
     def __len__(self) -> int:
@@ -66,6 +88,16 @@ class Batch:
         heads = self.tokens[torch.tensor(self.ends[:-1])[:, None] + torch.arange(least)]  # [D, least]
         return int((heads == heads[0]).all(0).cumprod(0).sum())
 
+    @property
+    def documents(self) -> int:
+        """D, of the rows; what fills the batch up is none."""
+        return len(self.ends) - 1 - self.fillers
+
+    def owners(self) -> Tensor:
+        """[N] the document of each trained position."""
+        ends = torch.tensor(self.ends[1:], device=self.trained.device)
+        return torch.bucketize(self.trained, ends, right=True)
+
     def to(self, device: torch.device) -> Batch:
         def move(t: Tensor) -> Tensor:
             if device.type == "cuda" and t.device.type == "cpu":
@@ -80,35 +112,34 @@ class Batch:
             weights=move(self.weights),
             trained=move(self.trained),
             fields={name: move(t) for name, t in self.fields.items()},
+            token_fields={name: move(t) for name, t in self.token_fields.items()},
         )
 
     def select(self, start: int, stop: int) -> Batch:
-        """The documents start..stop-1."""
-        a, b = self.ends[start], self.ends[stop]
+        """The rows start..stop-1."""
+        first, last = (self.units[start], self.units[stop]) if self.units else (start, stop)
+        a, b = self.ends[first], self.ends[last]
         weights = self.weights[a:b]
-        total, documents = self.ends[-1], len(self.ends) - 1
-
-        def cut(t: Tensor) -> Tensor:
-            assert len(t) in (total, documents), "a field has one entry for each token or for each document"
-            return t[a:b] if len(t) == total else t[start:stop]
-
         return Batch(
             tokens=self.tokens[a:b],
             positions=self.positions[a:b],
             targets=self.targets[a:b],
-            ends=tuple(e - a for e in self.ends[start : stop + 1]),
+            ends=tuple(e - a for e in self.ends[first : last + 1]),
             weights=weights,
             trained=weights.nonzero()[:, 0],
             rows=self.rows[start:stop],
-            fields={name: cut(t) for name, t in self.fields.items()},
+            units=tuple(u - first for u in self.units[start : stop + 1]) if self.units else (),
+            fields={name: t[start:stop] for name, t in self.fields.items()},
+            token_fields={name: t[a:b] for name, t in self.token_fields.items()},
         )
 
     def split(self, micro_tokens: int) -> list[Batch]:
-        """Consecutive parts of at most `micro_tokens` tokens each, or of one document where it alone is longer."""
+        """Consecutive parts of at most `micro_tokens` tokens each, or of one row where it alone is longer."""
+        assert not self.fillers, "split before filling up"
+        ends = [self.ends[u] for u in self.units] if self.units else self.ends  # of the rows
         parts, start = [], 0
-        for stop in range(1, len(self.ends)):
-            last = stop + 1 == len(self.ends)
-            if last or self.ends[stop + 1] - self.ends[start] > micro_tokens:
+        for stop in range(1, len(ends)):
+            if stop + 1 == len(ends) or ends[stop + 1] - ends[start] > micro_tokens:
                 parts.append(self.select(start, stop))
                 start = stop
         return parts
@@ -118,7 +149,6 @@ class Batch:
         extra = total - len(self)
         if extra <= 0:
             return self
-        assert not self.fields, "pad before an objective adds its fields"
         zeros = torch.zeros(extra, dtype=torch.int64)
         return replace(
             self,
@@ -127,6 +157,8 @@ class Batch:
             ends=(*self.ends, total),
             targets=torch.cat([self.targets, zeros]),
             weights=torch.cat([self.weights, torch.zeros(extra)]),
+            token_fields={n: torch.cat([t, t.new_zeros(extra, *t.shape[1:])]) for n, t in self.token_fields.items()},
+            fillers=self.fillers + 1,
         )
 
 
@@ -135,7 +167,7 @@ class Loss(NamedTuple):
 
     total: Tensor  # [] differentiable
     count: Tensor  # [] what the total is to be divided by
-    metrics: dict[str, Tensor]  # sums, to be divided by the same count
+    metrics: dict[str, Tensor]  # sums, to be divided by the same count; names as the log has them
 
 
 def rectangles(order: Sequence[int], lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:

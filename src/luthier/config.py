@@ -70,7 +70,7 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
         hint = f"; did you mean {meant!r}?" if meant else ""
         problems.append(f"method: {name!r} is unknown{hint} (known: {', '.join(METHODS)})")
         values["method"] = name = "lora"
-    for axis, kind in METHODS[name].kinds.items():
+    for axis, kind in METHODS[name].fixed.items():
         given = values.get(axis)
         if kind == "as_loaded":  # what any method is without a word about precision
             continue
@@ -108,7 +108,8 @@ def _named(kinds: dict[str, str], values: Mapping, axis: str) -> list[str]:
     point = {a: (values.get(a) or {}).get("kind", kind) for a, kind in kinds.items()}
     if axis == "precision":
         return [m.name for m in METHODS.values() if m.kinds == point]
-    return [m.name for m in METHODS.values() if m.kinds.get(axis) == point[axis]]
+    shared = {axis} if axis == "objective" else {axis, "objective"}
+    return [m.name for m in METHODS.values() if all(m.kinds.get(a) == point[a] for a in shared)]
 
 
 def read_run(folder: Path) -> Config:

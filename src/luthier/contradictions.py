@@ -77,6 +77,7 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
 
             if problem := formats.wrong_columns(columns):
                 found.append(problem)
+    found += _faults_of_formats(config)
     for source in data.sources():
         for name in [source.path] if isinstance(source.path, str) else source.path:
             if problem := sources.missing(name):
@@ -87,6 +88,22 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
         found.append(f"data.validation: {problem}")
     found += _contradictions_of_precision(config)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
+
+
+def _faults_of_formats(config: Config) -> list[str]:
+    """A format that is named must be one of the rows that the objective learns from."""
+    found, kind = [], config.objective.rows
+    for name in dict.fromkeys([config.data.format, *(source.format for source in config.data.sources())]):
+        if name in (None, "auto"):
+            continue
+        from .data import formats
+
+        if formats.FORMATS[name].kind != kind:
+            fitting = ", ".join(["auto", *(form.name for form in formats.of_kind(kind))])
+            found.append(f"data.format={name} is not for method={config.method}: use {fitting}")
+    if config.evaluation.forgetting and config.objective.ends_in != "tokens":
+        found.append("evaluation.forgetting: this model does not predict tokens, so it has no such loss: leave it out")
+    return found
 
 
 def _contradictions_of_precision(config: Config) -> list[str]:

@@ -16,13 +16,14 @@ from .assemble import Assembled, assemble
 from .batch import Batch, Document, rectangles
 from .config import Config
 from .data import dataset as datasets
+from .data.conversations import BadRow, Conversation
 from .data.dataset import Dataset
-from .data.formats import BadRow, Conversation
 from .data.masks import Renderer
 from .errors import ConfigError, DataError, MetricError
 from .fields import PYTHON_DOCS
 from .generate import generate
 from .measured import Documents, Measured
+from .objectives import NextToken
 from .parallel.ranks import Ranks
 from .scores import Answer, Scorer
 from .surgery import added, trainable
@@ -61,7 +62,8 @@ def measure(made: Assembled, wanted: Measurement, answer: bool = True) -> Measur
     sets = {"held_out": wanted.rows} | ({"forgetting": wanted.forgetting} if wanted.forgetting else {})
     found: list[Answer] = []
     tasks: dict[str, dict] = {}
-    documents = {name: held_out(made, rows, config.batch.micro_tokens) for name, rows in sets.items()}
+    objectives = {"held_out": made.objective, "forgetting": NextToken().build()}
+    documents = {name: held_out(made, rows, config.batch.micro_tokens, objectives[name]) for name, rows in sets.items()}
     if answer and config.evaluation.generate:
         e = config.evaluation
         found = answers(made, wanted.rows, e.generate, e.max_new_tokens, e.batch_size)
@@ -93,8 +95,9 @@ def score(ranks: Ranks, functions: Mapping[str, Scorer], measured: Measured, kep
     return replace(measured, answers=scored)
 
 
-def held_out(made: Assembled, dataset: Dataset, micro_tokens: int) -> Documents:
-    """The sums of every document: the same for any number of ranks."""
+def held_out(made: Assembled, dataset: Dataset, micro_tokens: int, objective: Any = None) -> Documents:
+    """The sums of every document, by the run's objective or another: the same for any number of ranks."""
+    objective = objective or made.objective
     training = made.network.training
     made.network.eval()
     columns: dict[str, torch.Tensor] = {}
@@ -105,7 +108,7 @@ def held_out(made: Assembled, dataset: Dataset, micro_tokens: int) -> Documents:
         with torch.no_grad():
             for part in mine or parts[:1]:  # a rank that has none must know the columns, too
                 batch = Batch.pack([dataset.documents[i] for i in part])
-                loss = made.objective.evaluate(made.network, batch.to(made.ranks.device))
+                loss = objective.evaluate(made.network, batch.to(made.ranks.device))
                 for name, sums in {"loss": loss.total, "weight": loss.count, **loss.metrics}.items():
                     column = columns.setdefault(name, torch.zeros(len(dataset), dtype=torch.float64))
                     if mine:
@@ -115,7 +118,8 @@ def held_out(made: Assembled, dataset: Dataset, micro_tokens: int) -> Documents:
     summed = {name: made.ranks.sum_(c.to(made.ranks.device)).cpu().numpy() for name, c in columns.items()}
     if not summed["weight"].any():
         raise DataError(f"{dataset.source}: no token of these rows is learnt, so they have no loss")
-    summed["bytes"] = learnt_bytes(made.tokenizer, dataset.documents)
+    if "nll" in summed:
+        summed["bytes"] = learnt_bytes(made.tokenizer, dataset.documents)
     return Documents([d.row for d in dataset.documents], summed)
 
 
@@ -202,7 +206,7 @@ def _asked(made: Assembled, dataset: Dataset, limit: int, max_new_tokens: int) -
 
 def general_rows(config: Config, renderer: Renderer, say: Tell, warn: Tell) -> Dataset | None:
     """The rows of `evaluation.forgetting`, which are not the task's; their format is told by their keys."""
-    source = config.evaluation.forgetting
+    source, renderer = config.evaluation.forgetting, renderer.of_text()
     if source is None:
         return None
     if source == PYTHON_DOCS:
@@ -241,7 +245,8 @@ def base_of(made: Assembled, tell: Tell) -> Iterator[Assembled]:
     """The network as it was before it was trained, with the adapters that lie frozen beneath. Where more than adapters
     moved, it is loaded afresh and takes the place of the tuned one, whose memory is given up: measure that first."""
     inside = {id(p) for p in added(made.network.model)}
-    if inside and all(id(p) in inside for p in trainable(made.network.model).values()):
+    adapted = inside and all(id(p) in inside for p in trainable(made.network.model).values())
+    if adapted or made.config.objective.compares:
         with made.as_base():
             yield made
         return

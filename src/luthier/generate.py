@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data.formats import Conversation
+from .data.conversations import Conversation
 from .data.masks import Renderer
 from .logprobs import Head
 from .models import virtual

@@ -6,10 +6,12 @@ arXiv:2411.09009, and Liger Kernel, arXiv:2410.10989): the logits are written ov
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -61,13 +63,8 @@ def nll_sum(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, smooth
         layer: Any = head.layer
         return _LinearNLL.apply(hidden, layer.weight, layer.bias, targets, weights, head, smoothing)
     total = hidden.new_zeros((), dtype=torch.float32)
-    # Beside the logits there are float32 copies of them, of their logarithms and of their gradient.
-    size = max(1, chunk_rows(int(getattr(head.module, "out_features", 1 << 17)), hidden) // 4)
-    for start in range(0, len(hidden), size):
-        part = slice(start, start + size)
-        total = total + checkpoint(
-            _plain_nll, hidden[part], head, targets[part], weights[part], smoothing, use_reentrant=False
-        )
+    for chunk, wanted, weight in _chunks(_rows_at_once(head, hidden), hidden, targets, weights):
+        total = total + checkpoint(_plain_nll, chunk, head, wanted, weight, smoothing, use_reentrant=False)
     return total
 
 
@@ -77,6 +74,77 @@ def _plain_nll(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor, smo
     if smoothing:
         wanted = wanted + smoothing * logprobs.mean(-1)
     return -(wanted * weights).sum()
+
+
+Rowwise = Callable[..., Tensor]  # (logits [n, V] float32, a chunk of each further tensor) -> [n, ...] float32
+
+
+def rowwise(hidden: Tensor, head: Head, function: Rowwise, *given: Tensor) -> Tensor:
+    """[N, ...] what `function` makes of each row of logits, in chunks that are computed again in the backward pass.
+
+    hidden [N, H]; `given` [N, ...] are handed to it in the same chunks, and get no gradient.
+    """
+    if head.linear:
+        layer: Any = head.layer
+        return _LinearRows.apply(hidden, layer.weight, layer.bias, head, function, *given)  # type: ignore[return-value]
+    parts = [
+        checkpoint(lambda h, *g: function(head(h).float(), *g), *part, use_reentrant=False)
+        for part in _chunks(_rows_at_once(head, hidden), hidden, *given)
+    ]
+    return torch.cat(parts)  # type: ignore[arg-type]
+
+
+def logprob_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """[n] log-probabilities of the targets [n]."""
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def _rows_at_once(head: Head, hidden: Tensor) -> int:
+    """Beside the logits there are float32 copies of them, of their logarithms and of their gradient."""
+    return max(1, chunk_rows(int(getattr(head.module, "out_features", 1 << 17)), hidden) // 4)
+
+
+def _chunks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """At least one chunk, if an empty one."""
+    for start in range(0, max(1, len(tensors[0])), size):
+        yield tuple(t[start : start + size] for t in tensors)
+
+
+class _LinearRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, head, function, *given):
+        ctx.head, ctx.function = head, function
+        ctx.save_for_backward(hidden, weight, bias, *given)
+        product = lambda chunk: F.linear(chunk, weight, bias)  # noqa: E731
+        chunks = _chunks(_rows_at_once(head, hidden), hidden, *given)
+        return torch.cat([function(head.shape(product(chunk)).float(), *rest) for chunk, *rest in chunks])
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[override]
+        hidden, weight, bias, *given = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wanted[2] else None
+        start = 0
+        for chunk, above, *rest in _chunks(_rows_at_once(ctx.head, hidden), hidden, upstream, *given):
+            with torch.enable_grad():
+                logits = F.linear(chunk, weight, bias).detach().requires_grad_()
+                made = ctx.function(ctx.head.shape(logits).float(), *rest)
+            (grad,) = torch.autograd.grad(made, logits, above)
+            if grad_hidden is not None:
+                torch.mm(grad, weight, out=grad_hidden[start : start + len(chunk)])
+            if grad_weight is not None:
+                _add_product_(grad_weight, grad.t(), chunk)
+            if grad_bias is not None:
+                grad_bias += grad.sum(0, dtype=torch.float32)
+            start += len(chunk)
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            *[None] * (2 + len(given)),
+        )
 
 
 def token_logprobs(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from .files import write_atomically
 from .intervals import Figure, finite, quotient, sign_test
 from .scores import Answer
 
+COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy")
+FALLING = ("kl",)  # what an objective counts and is the better the less of it there is
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -34,6 +37,7 @@ class Documents:
             out |= {"perplexity": of("loss", "weight", _perplexity), "bits_per_byte": of("nll", "bytes", _bits)}
         if "token_accuracy" in c:
             out["token_accuracy"] = of("token_accuracy", "weight", higher=True)
+        out |= {name: of(name, "weight", higher=name not in FALLING) for name in c if name not in COUNTED}
         return {prefix + key: figure for key, figure in out.items()}
 
     def subset(self, at: Sequence[int]) -> Documents:

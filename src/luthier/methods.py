@@ -13,15 +13,21 @@ class Method:
     caption: str
     paper: str
     settings: dict = field(default_factory=dict)  # what the row sets; a user's own settings go over it
+    any_of: tuple[str, ...] = ()  # axes on which any answer is this method, and the row's is the one without a word
 
     @property
     def kinds(self) -> dict[str, str]:
         """axis -> answer, the point that makes the method."""
         return {axis: self.settings[axis]["kind"] for axis in AXES if "kind" in self.settings.get(axis, {})}
 
+    @property
+    def fixed(self) -> dict[str, str]:
+        """axis -> answer, where another answer is another method."""
+        return {axis: kind for axis, kind in self.kinds.items() if axis not in self.any_of}
 
-def row(name: str, caption: str, paper: str, **settings: dict) -> Method:
-    return Method(name, caption, paper, settings)
+
+def row(name: str, caption: str, paper: str, any_of: tuple[str, ...] = (), **settings: dict) -> Method:
+    return Method(name, caption, paper, settings, any_of)
 
 
 METHODS: dict[str, Method] = {

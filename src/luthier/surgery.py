@@ -323,6 +323,21 @@ def replaced(named: Mapping[str, Tensor], values: Mapping[str, Tensor] | None) -
                 tensor.copy_(before[name])
 
 
+@contextmanager
+def swapped(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Other values in some of the named tensors for a while, exchanged with theirs without a copy."""
+
+    def exchange() -> None:
+        for name, value in values.items():
+            named[name].data, value.data = value.data, named[name].data
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
+
+
 def base_name(name: str) -> str:
     """The name that a parameter had before adapters wrapped its layer."""
     return re.sub(r"\.base(?=\.|$)", "", name)

@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +49,8 @@ class Step:
     clipped: bool = False
     skipped: bool = False
     """Its loss or gradient was not finite, and nothing moved."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the objective tells beside its loss."""
 
 
 @dataclass(frozen=True)
@@ -232,8 +234,7 @@ class Trainer:
         began = time.monotonic()
         made.unfreeze(self.step)
         factor = self.schedule.factor(self.step)
-        total = torch.zeros((), device=self.ranks.device)
-        count = torch.zeros((), device=self.ranks.device)
+        total, count, *metrics = torch.zeros(2 + len(made.objective.metrics), device=self.ranks.device)
         self.rows = self.ranks.mine(self.steps[self.step])
         self.guard.begin()
         tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
@@ -245,12 +246,16 @@ class Trainer:
             loss.total.backward()
             total += loss.total.detach()
             count += loss.count
+            for metric, name in zip(metrics, made.objective.metrics):
+                metric += loss.metrics[name]
             self.ahead = self._batch(following) if following else None  # while the device is still at work
         self.ranks.sum_gradients(list(self.parameters.values()))
-        sums = self.ranks.sum_(torch.stack([total, count, torch.tensor(float(tokens), device=self.ranks.device)]))
+        ran = torch.tensor(float(tokens), device=self.ranks.device)
+        sums = self.ranks.sum_(torch.stack([total, count, ran, *metrics]))
         norm = self.optimizer.norm() / sums[1]
         # The step's one wait for the device: before the update, which then runs while the next forward is launched.
-        loss_value, grad_norm, counted = torch.stack([sums[0] / sums[1], norm, sums[2]]).tolist()
+        told = torch.stack([sums[0] / sums[1], norm, sums[2], *(sums[3:] / sums[1])])
+        loss_value, grad_norm, counted, *values = told.tolist()
         self.step += 1
         fine = self._finite(loss_value, grad_norm)
         clipped = False
@@ -264,12 +269,14 @@ class Trainer:
         self.optimizer.zero_grad()
         self.seconds = time.monotonic() - began
         rate = self.config.optim.learning_rate * factor
-        return Step(self.step, loss_value, rate, grad_norm, int(counted), clipped, skipped=not fine)
+        found = dict(zip(made.objective.metrics, values))
+        return Step(self.step, loss_value, rate, grad_norm, int(counted), clipped, not fine, found)
 
     def _first_row(self, step: int) -> list[int]:
         """What this rank's next batch is made of; empty after the last, and where a stream's rows are bad."""
         with contextlib.suppress(DataError):  # told when that step is due
-            rows = self.ranks.mine(self.steps[step]) if step < len(self.steps) else []
+            known = step < len(self.steps) and self.steps.known(step)
+            rows = self.ranks.mine(self.steps[step]) if known else []
             return rows[0] if rows else []
         return []
 
@@ -295,7 +302,7 @@ class Trainer:
         left = seconds / len(self.unlogged) * (len(self.steps) - taken.step)
         values = {
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
-            "clipped": taken.clipped, **self.clipper.figures(),
+            "clipped": taken.clipped, **self.clipper.figures(), **taken.metrics,
             "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
             "seconds": seconds, "seconds_left": left,
         }  # fmt: skip

@@ -6,7 +6,10 @@ from pydantic import Field
 
 from ..settings import Settings
 
-FORMAT = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens"]
+FORMAT = Literal[
+    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens", "preference", "prompt",
+    "prompt_messages",
+]  # fmt: skip
 
 
 class Source(Settings):

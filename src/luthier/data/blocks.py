@@ -88,13 +88,13 @@ class Reader:
     def order(self, epoch: int) -> list[int]:
         return np.random.default_rng([self.seed, epoch, self.number + 1, 1 << 31]).permutation(len(self.files)).tolist()
 
-    def forms(self) -> dict[int, tuple[str, str]]:
+    def forms(self, kind: str) -> dict[int, tuple[str, str]]:
         """The format of each source, and how the first rows of its first file told it."""
         made: dict[int, tuple[str, str]] = {}
         for index, name in self.files:
             if index not in made:
                 rows = self._rows(index, name, 0)
-                made[index] = form_of(self.entries[index], rows)[:2]
+                made[index] = form_of(self.entries[index], rows, kind)[:2]
                 rows.close()  # type: ignore[attr-defined]
         return made
 
@@ -185,7 +185,7 @@ class Stream:
         self.shares = mixture.shares_of(weights) if weights else [1.0]
         self.forms: dict[int, str] = {}
         for reader in self.readers:
-            for index, (form, found) in reader.forms().items():
+            for index, (form, found) in reader.forms(renderer.kind).items():
                 self.forms[index] = form
                 say(f"{named(reader.entries[index])}: a stream of {found}")
         if weights:
@@ -386,6 +386,10 @@ class Steps(Sequence[Step]):
             raise IndexError(index)
         at = self._at(index)
         return at.block.steps(index - at.first)
+
+    def known(self, step: int) -> bool:
+        """Whether the documents of a step can be made before the one before it is taken."""
+        return True
 
     def _at(self, step: int) -> Standing:
         """The block of a step: one of those at hand, or the next."""

@@ -18,7 +18,8 @@ from ..document import Document
 from ..errors import DataError
 from ..files import write_atomically
 from . import Data, Source, cache, holdout, sources, stream
-from .formats import Conversation, first_recognised
+from .conversations import Conversation
+from .formats import first_recognised
 from .masks import Renderer
 from .shards import Conversations, Documents
 from .tokenise import Fault, Task, stretches
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 REMEDIES = {
     "format": "mend the rows, or name their columns with data.columns",
+    "equal_answers": "remove the rows, or give them two answers that differ",
+    "label": "mend the label, or name the column that holds it with data.columns",
     "role_order": "mend the order of the turns",
     "empty_answer": "remove the rows, or give them an answer",
     "no_trained_token": "remove the rows, or give them an assistant turn",
@@ -176,7 +179,7 @@ def _kept_on_disk(data: Data, files: Sequence[Path], warn: Say) -> bool:
 def _made(data: Data, entry: Source, renderer: Renderer, size: int | None, folder: Path | None) -> cache.Kept:
     """All shards of a source, in memory or as files in `folder`."""
     rows = sources.read(entry.path, entry.subset, entry.split or "train", sample_by=data.sample_by)
-    form, found, taken = form_of(entry, rows)
+    form, found, taken = form_of(entry, rows, renderer.kind)
 
     def tasks() -> Iterator[Task]:
         for number, stretch in enumerate(stretches(chain(taken, rows))):
@@ -191,11 +194,11 @@ def _made(data: Data, entry: Source, renderer: Renderer, size: int | None, folde
     return shards, faults, found
 
 
-def form_of(entry: Source, rows: Iterator[sources.Row]) -> tuple[str, str, list[sources.Row]]:
-    """The format of a source, how it was told, and the rows taken to tell it."""
+def form_of(entry: Source, rows: Iterator[sources.Row], kind: str) -> tuple[str, str, list[sources.Row]]:
+    """The format of a source for rows of this kind, how it was told, and the rows taken to tell it."""
     if entry.format not in (None, "auto"):
         return entry.format, f"{entry.format} (as data.format says)", []
-    form, taken = first_recognised(rows, entry.columns or {})
+    form, taken = first_recognised(rows, entry.columns or {}, kind)
     return form.name, f"{form.name} (told by the keys {', '.join(form.keys)})", taken
 
 

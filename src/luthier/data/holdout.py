@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import DataError
 from . import Data, Source, sources
-from .formats import FORMATS, BadRow, converted, first_recognised
+from .conversations import BadRow
+from .formats import FORMATS, converted, first_recognised
 
 
 def drawn(rows: int, validation: float | int, seed: int) -> set[int]:
@@ -26,7 +27,7 @@ def drawn(rows: int, validation: float | int, seed: int) -> set[int]:
     return set(np.random.default_rng([seed, 1 << 32]).permutation(rows)[:count].tolist())
 
 
-def training_texts(data: Data) -> Iterator[str]:
+def training_texts(data: Data, kind: str = "text") -> Iterator[str]:
     """The texts of the rows that are learnt, source after source, never those of held-out rows; bad rows have none."""
     held_out: set[int] = set()
     if data.validation is not None and not isinstance(data.validation, str):
@@ -38,7 +39,7 @@ def training_texts(data: Data) -> Iterator[str]:
         rows = _rows(data, entry)
         form, taken = None, []
         if entry.format in (None, "auto"):
-            form, taken = first_recognised(rows, entry.columns or {})
+            form, taken = first_recognised(rows, entry.columns or {}, kind)
         form = form or FORMATS[str(entry.format)]
         for number, row in enumerate(chain(taken, rows)):
             if before + number in held_out or (entry.limit is not None and of_source == entry.limit):

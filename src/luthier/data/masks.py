@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..document import Document
 from ..errors import DataError, ModelError
-from .formats import BadRow, Conversation, Tokens, check_roles, texts_in
+from .conversations import BadRow, Conversation, Tokens, check_roles, texts_in
 
 PROBE = "luthier-probe-answer"  # stands for an answer while the template is being examined
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where messages keep what was thought before an answer
@@ -27,19 +27,26 @@ class Rendered:
     spans: list[tuple[int, int, float]]
     plain: bool = False  # may be cut into several documents
     tokens: Tokens | None = None  # a row that needs no text
+    rest: tuple[Rendered, ...] = ()  # further members of the same row
+    labels: tuple[float, ...] = ()  # what is said of the whole row
+    whole: bool = False  # no token is predicted, and all are run: up to the end of the last span, if there is one
+    token_labels: Sequence[int] | None = None  # of `tokens`
 
 
 class Renderer:
-    """Renders and masks conversations for one tokenizer; `end_of_turn` is what closes an assistant turn."""
+    """Renders and masks conversations for one tokenizer; `end_of_turn` is what closes an assistant turn.
 
-    def __init__(self, tokenizer: Any, train_on: str, max_length: int, long_text: str = "split"):
+    `kind` says what rows are: text to predict, preference pairs, prompts, ... as the objective wants them.
+    """
+
+    def __init__(self, tokenizer: Any, train_on: str, max_length: int, long_text: str = "split", kind: str = "text"):
         if not tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer {type(tokenizer).__name__} gives no character offsets, which masks are made from; "
                 "convert it to a `tokenizers` one (tokenizer.json)"
             )
         self.tokenizer, self.train_on = tokenizer, train_on
-        self.max_length, self.long_text = max_length, long_text
+        self.max_length, self.long_text, self.kind = max_length, long_text, kind
         self.special = sorted({str(t) for t in tokenizer.all_special_tokens}, key=len, reverse=True)
         self.special += [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
         self.special = [t for t in dict.fromkeys(self.special) if t]
@@ -49,6 +56,10 @@ class Renderer:
             "generation-%}", "generation %}"
         )
         self.end_of_turn: Any = self._end_of_turn() if template else tokenizer.eos_token
+
+    def of_text(self) -> Renderer:
+        """The same for rows of which the next token is predicted."""
+        return Renderer(self.tokenizer, self.train_on, self.max_length, self.long_text)
 
     # ------------------------------------------------------------------ the template
     def apply(self, conversation: Conversation, messages: Sequence[dict], generation: bool = False) -> str:
@@ -89,9 +100,14 @@ class Renderer:
     def render(self, conversation: Conversation) -> Rendered:
         """The whole conversation with the spans that are learnt, or BadRow where they cannot be told for certain."""
         if conversation.tokens is not None:
-            return self._ready(Tokens(*conversation.tokens))
+            if self.train_on != "all":
+                raise DataError(
+                    f"data.train_on={self.train_on}: rows of tokens say themselves what is learnt (labels, loss_mask)"
+                )
+            tokens = Tokens(*conversation.tokens)
+            return replace(self.ready(tokens), plain=all(tokens.weights[1:]))
         check_roles(conversation)
-        self._check_texts(conversation)
+        self.check_texts(conversation)
         answers = _answers(conversation)
         weights = conversation.weights or [1.0] * len(conversation.messages)
         wanted = [i for i in (answers if self.train_on == "all" else answers[-1:]) if weights[i]]
@@ -113,7 +129,7 @@ class Renderer:
         spans = [(*self._span(text, starts[i], conversation.messages[i]), weights[i]) for i in wanted]
         return Rendered(text, spans)
 
-    def _check_texts(self, conversation: Conversation) -> None:
+    def check_texts(self, conversation: Conversation) -> None:
         """No text of the row may read as one of the model's special tokens, and all must be text that can be coded."""
         parts: list[tuple[str, object]] = [(f"turn {i} ({m['role']})", m) for i, m in enumerate(conversation.messages)]
         parts.append(("tools", conversation.tools))
@@ -181,17 +197,13 @@ class Renderer:
                 spans.append((start, len(text), weights[i]))
         return Rendered(text, spans, conversation.plain)
 
-    def _ready(self, tokens: Tokens) -> Rendered:
+    def ready(self, tokens: Tokens, whole: bool = False) -> Rendered:
         """A row that is tokens already, as far as its ids are ones of this tokenizer."""
-        if self.train_on != "all":
-            raise DataError(
-                f"data.train_on={self.train_on}: rows of tokens say themselves what is learnt (labels, loss_mask)"
-            )
         outside = next((i for i in tokens.ids if not 0 <= i < self._vocabulary), None)
         if outside is not None:
             shown = outside if abs(outside) < 1 << 64 else "an integer of more than 64 bits"
             raise BadRow("format", f"input_ids holds {shown}, and the tokenizer's ids are 0 to {self._vocabulary - 1}")
-        return Rendered("", [], all(tokens.weights[1:]), tokens)
+        return Rendered("", [], tokens=tokens, whole=whole)
 
     @cached_property
     def _vocabulary(self) -> int:
@@ -204,7 +216,7 @@ class Renderer:
     # ------------------------------------------------------------------ tokens
     def documents(self, rows: Sequence[tuple[int, Rendered]]) -> list[list[Document] | BadRow]:
         """The tokens and weights of many rows at once; a long plain text becomes several documents."""
-        texts = [r.text for _, r in rows if r.tokens is None]
+        texts = [r.text for _, row in rows for r in (row, *row.rest) if r.tokens is None]
         coded: Any = {"input_ids": [], "offset_mapping": []}
         if texts:
             coded = self.tokenizer(
@@ -212,15 +224,34 @@ class Renderer:
             )
         pairs = zip(coded["input_ids"], coded["offset_mapping"])
         out: list[list[Document] | BadRow] = []
-        for number, rendered in rows:
-            ready = rendered.tokens
-            ids, offsets = next(pairs) if ready is None else (ready.ids, [])
+        for number, row in rows:
+            members = [(r, *(next(pairs) if r.tokens is None else (r.tokens.ids, []))) for r in (row, *row.rest)]
             try:
-                weights = self._weights(rendered, offsets) if ready is None else np.asarray(ready.weights, np.float32)
-                out.append(self._cut(number, rendered.plain, ids, weights))
+                made = [self._document(number, *member) for member in members]
+                out.append(made[0] if not row.rest else [_joined([document for (document,) in made])])
             except BadRow as fault:
                 out.append(fault)
         return out
+
+    def _document(self, number: int, rendered: Rendered, ids: list[int], offsets: list) -> list[Document]:
+        ready = rendered.tokens
+        weights = self._weights(rendered, offsets) if ready is None else np.asarray(ready.weights, np.float32)
+        labels = rendered.token_labels
+        if rendered.whole and not any(weights):
+            self._check_length(len(ids))
+            tokens = np.asarray(ids, np.int32)
+            of_tokens = None if labels is None else np.asarray(labels, np.int32)
+            return [Document(tokens, np.zeros_like(weights), number, (0,), rendered.labels, of_tokens)]
+        made = self._cut(number, rendered.plain, ids, weights)
+        if rendered.whole:
+            return [d._replace(weights=np.zeros_like(d.weights), labels=rendered.labels) for d in made]
+        return [d._replace(labels=rendered.labels) for d in made] if rendered.labels else made
+
+    def _check_length(self, length: int) -> None:
+        if not length:
+            raise BadRow("no_trained_token", "a row of no token")
+        if length > self.max_length:
+            raise BadRow("truncated", f"a row of {length} tokens, with data.max_length={self.max_length}")
 
     def _weights(self, rendered: Rendered, offsets: list) -> np.ndarray:
         """[L] float32, from the characters that each token stands for."""
@@ -297,6 +328,16 @@ class Renderer:
         if self.end_of_turn:
             ids.add(self.tokenizer.convert_tokens_to_ids(self.end_of_turn))
         return {i for i in ids if i is not None}
+
+
+def _joined(members: Sequence[Document]) -> Document:
+    """One document of several members."""
+    starts = np.cumsum([0, *(len(member.tokens) for member in members[:-1])]).tolist()
+    return members[0]._replace(
+        tokens=np.concatenate([member.tokens for member in members]),
+        weights=np.concatenate([member.weights for member in members]),
+        starts=tuple(starts),
+    )
 
 
 def _answers(conversation: Conversation) -> list[int]:

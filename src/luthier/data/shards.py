@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from ..document import Document
-from .formats import Conversation
+from .conversations import Conversation
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,6 +44,11 @@ def flattened(documents: Sequence[tuple[Document, int]], conversations: Sequence
         "rows": np.asarray([d.row for d, _ in documents], np.int64),  # [D]
         "inputs": np.asarray([d.inputs for d, _ in documents], np.int32),  # [D]
         "trained": np.asarray([np.count_nonzero(d.weights) for d, _ in documents], np.int32),  # [D]
+        "starts": joined([np.asarray(d.starts, np.int32) for d, _ in documents], np.int32),  # [M] in their document
+        "start_ends": ends([len(d.starts) for d, _ in documents]),  # [D + 1]
+        "labels": joined([np.asarray(d.labels, np.float32) for d, _ in documents], np.float32),  # [K]
+        "label_ends": ends([len(d.labels) for d, _ in documents]),  # [D + 1]
+        "token_labels": joined([d.token_labels for d, _ in documents if d.token_labels is not None], np.int32),  # [T]
         "parents": np.asarray([parent for _, parent in documents], np.int32),  # [D] which conversation
         "texts": np.frombuffer(b"".join(texts), np.uint8),  # the conversations as JSON, end to end
         "text_ends": ends([len(text) for text in texts]),  # [C + 1]
@@ -56,9 +61,14 @@ def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def digest_of(arrays: Arrays) -> str:
-    """Changes with any token or weight of any document."""
+    """Changes with any token, weight or label of any document."""
     made = hashlib.sha256()
-    for name in ("ends", "tokens", "run_ends", "run_lengths", "run_weights"):
+    names = ["ends", "tokens", "run_ends", "run_lengths", "run_weights"]
+    if len(arrays["starts"]) > len(arrays["rows"]):
+        names += ["start_ends", "starts"]
+    if len(arrays["labels"]) or len(arrays["token_labels"]):
+        names += ["label_ends", "labels", "token_labels"]
+    for name in names:
         made.update(np.ascontiguousarray(arrays[name]).data)
     return made.hexdigest()
 
@@ -90,12 +100,20 @@ class Shard:
 
     def document(self, place: int) -> Document:
         a = self.arrays
-        runs = slice(int(a["run_ends"][place]), int(a["run_ends"][place + 1]))
+        runs, tokens = self._span("run_ends", place), self._span("ends", place)
+        starts, labels = self._span("start_ends", place), self._span("label_ends", place)
         return Document(
-            a["tokens"][int(a["ends"][place]) : int(a["ends"][place + 1])],
+            a["tokens"][tokens],
             np.repeat(a["run_weights"][runs], a["run_lengths"][runs]),
             int(a["rows"][place]) + self.before,
+            tuple(a["starts"][starts].tolist()),
+            tuple(a["labels"][labels].tolist()),
+            a["token_labels"][tokens] if len(a["token_labels"]) else None,
         )
+
+    def _span(self, ends: str, place: int) -> slice:
+        """Of a document in the arrays whose ends are these."""
+        return slice(int(self.arrays[ends][place]), int(self.arrays[ends][place + 1]))
 
     def conversation(self, place: int) -> Conversation:
         a = self.arrays

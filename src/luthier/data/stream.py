@@ -77,6 +77,10 @@ class Plan(Sequence[Step]):
             return None
         return "rows" if position.get("rows") != here["rows"] else "order of the rows"
 
+    def known(self, step: int) -> bool:
+        """Whether the documents of a step can be made before the one before it is taken."""
+        return True
+
     def close(self) -> None:
         """Nothing is open."""
 

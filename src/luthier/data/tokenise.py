@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..document import Document
-from .formats import FORMATS, BadRow, Conversation, converted
+from .conversations import BadRow, Conversation
+from .formats import FORMATS, converted
+from .kinds import render
 from .masks import Rendered, Renderer
 from .shards import Shard, digest_of, flattened
 from .sources import Row
@@ -90,7 +92,7 @@ def tokenise(task: Task, renderer: Renderer) -> Made:
     for row in task.rows:
         try:
             conversation = converted(row, FORMATS[task.form], task.columns)
-            rendered = renderer.render(conversation)
+            rendered = render(renderer, conversation)
         except BadRow as fault:
             faults.append(Fault(row.number, row.place, fault.kind, fault.detail))
             continue

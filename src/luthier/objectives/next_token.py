@@ -1,45 +1,25 @@
-"""Next-token prediction: weighted cross-entropy over the learnt tokens of packed documents."""
+"""Next-token prediction: the settings."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from ..batch import Batch, Loss
-from ..logprobs import nll_sum, scored
-from . import NextToken
+from .objective import Learning
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class NextTokenObjective(nn.Module):
-    passes = 1  # optimiser steps for each prepared batch
+class NextToken(Learning):
+    """Cross-entropy of the next token, on the tokens that are learnt."""
 
-    def __init__(self, config: NextToken):
-        super().__init__()
-        self.smoothing = config.label_smoothing_factor
+    kind: Literal["next_token"] = "next_token"
+    label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
+    """This share of the target is spread evenly over the vocabulary (arXiv:1512.00567); in training only."""
 
-    def prepare(self, network: Any, batch: Batch) -> Batch:
-        return batch
+    def build(self, network: Any = None) -> nn.Module:
+        from . import cross_entropy
 
-    def forward(self, network: Any, batch: Batch) -> Loss:
-        hidden, targets, weights = network.predictions(batch, network.hidden(batch))
-        return Loss(nll_sum(hidden, network.head, targets, weights, self.smoothing), weights.sum(), {})
-
-    @torch.no_grad()
-    def evaluate(self, network: Any, batch: Batch) -> Loss:
-        """The same loss of each document [D], its learnt tokens that were the likeliest, its surprise unweighted."""
-        hidden, targets, weights = network.predictions(batch, network.hidden(batch))
-        logprobs, hits = scored(hidden, network.head, targets)
-        ends = torch.tensor(batch.ends[1:], device=batch.trained.device)
-        owners = torch.bucketize(batch.trained, ends, right=True)
-
-        def of_documents(values: Tensor) -> Tensor:
-            sums = torch.zeros(len(ends), dtype=torch.float64, device=ends.device)
-            return sums.index_add_(0, owners, values.double())
-
-        weights, nll = weights.double(), -logprobs.double()
-        return Loss(
-            of_documents(nll * weights), of_documents(weights),
-            {"token_accuracy": of_documents(hits * weights), "nll": of_documents(nll)},
-        )  # fmt: skip
+        return cross_entropy.NextTokenObjective(self)
