@@ -1,0 +1,171 @@
+"""PPO: clipped losses of a policy and its critic over the network's own answers (arXiv:1707.06347)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import surgery
+from ..batch import Batch, Loss
+from ..logprobs import rowwise
+from ..sampled import Sampled
+from .gae import explained_variance, gae, sums, token_rewards, whitened
+from .kl import Coefficient, kl_estimate
+from .ppo import PPO, ValueHead
+
+
+def policy_loss(
+    logprobs: Tensor, before: Tensor, advantages: Tensor, cliprange: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """[N] max(-A r, -A clip(r, 1 - e, 1 + e)) with r = exp(logprobs - before), and where the clipped term is larger."""
+    ratio = (logprobs - before).exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.maximum(plain, clipped), clipped > plain
+
+
+def value_loss(
+    values: Tensor, before: Tensor, returns: Tensor, cliprange: float | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """[N] half the larger of the squared errors of V and of V kept within `cliprange` of the value before, and where
+    the latter is larger."""
+    plain = (values - returns) ** 2
+    if cliprange is None:
+        return plain / 2, torch.zeros_like(plain, dtype=torch.bool)
+    clipped = (before + (values - before).clamp(-cliprange, cliprange) - returns) ** 2
+    return torch.maximum(plain, clipped) / 2, clipped > plain
+
+
+def logprob_and_entropy(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """[n, 2] of the distribution at a temperature: log-probabilities of the targets [n], its entropy in nats."""
+    logprobs = (logits / temperature).log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return torch.stack([logprobs.gather(-1, targets[:, None])[:, 0], entropy], 1)
+
+
+class HeadCritic(nn.Module):
+    """Values of the policy's own last hidden states."""
+
+    def __init__(self, config: ValueHead, width: int):
+        super().__init__()
+        self.detach = config.detach
+        self.value = nn.Linear(width, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, batch: Batch, states: Tensor) -> Tensor:
+        """[N] of the states [N, H] that predict what is learnt."""
+        states = states.detach() if self.detach else states
+        return self.value(states.to(self.value.weight.dtype))[:, 0].float()
+
+
+class PPOObjective(nn.Module):
+    metrics: tuple[str, ...] = (
+        "loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "val/clipfrac", "entropy", "ratio",
+    )  # fmt: skip
+    reference: Callable[[], AbstractContextManager[Any]]
+
+    def __init__(self, config: PPO, network: Any):
+        super().__init__()
+        self.config = config
+        adaptive = config.adaptive_kl
+        self.coefficient = Coefficient(config.kl_coef, *((adaptive.target, adaptive.horizon) if adaptive else ()))
+        if config.kl_in == "loss":
+            self.metrics = (*self.metrics, "loss/kl")
+        self.critic = HeadCritic(config.critic, _width(network))
+        self._told = partial(logprob_and_entropy, temperature=config.temperature)
+
+    # ------------------------------------------------------------------ what is said of answers before they are learnt
+    @torch.no_grad()
+    def score(self, network: Any, batch: Batch) -> dict[str, Tensor]:
+        """Of each learnt token [N]: its log-probability now and at the start, the value of the state before it."""
+        states, targets, _ = network.predictions(batch, network.hidden(batch))
+        logprobs = rowwise(states, network.head, self._told, targets)[:, 0]
+        values = self.critic(batch, states)
+        with self.reference() as start:
+            states, targets, _ = start.predictions(batch, start.hidden(batch))
+            reference = rowwise(states, start.head, self._told, targets)[:, 0]
+        return {"logprobs": logprobs, "ref_logprobs": reference, "values": values}
+
+    @torch.no_grad()
+    def credit(self, samples: Sequence[Sampled]) -> Mapping[str, float]:
+        """Advantages and returns of every token, from scores, KL and values; the KL's coefficient follows."""
+        config, coefficient = self.config, self.coefficient.value
+        ends = (0, *np.cumsum([len(s) for s in samples]).tolist())
+        known = {name: _joined(samples, name) for name in ("logprobs", "ref_logprobs", "values")}
+        penalty = config.missing_eos_penalty or 0.0
+        scores = torch.tensor([s.reward - penalty * (not s.ended) for s in samples], dtype=torch.float32)
+        taken = kl_estimate(known["logprobs"], known["ref_logprobs"], config.kl_estimator)
+        rewards = token_rewards(scores, taken if config.kl_in == "reward" else None, coefficient, ends)
+        earned = float(sums(rewards, ends).mean())
+        if config.whiten_rewards:
+            rewards = whitened(rewards, keep_mean=True)
+        advantages, returns = gae(rewards, known["values"], ends, config.gamma, config.lam)
+        if config.whiten_advantages:
+            advantages = whitened(advantages)
+        for name, column in (("advantages", advantages), ("returns", returns)):
+            for sample, part in zip(samples, column.numpy().split(ends[1:-1])):
+                sample.fields[name] = part
+        kl = float(sums(kl_estimate(known["logprobs"], known["ref_logprobs"], "k1"), ends).mean())
+        self.coefficient.observe(kl, len(samples))
+        return {
+            "kl": kl, "kl_coef": coefficient, "score": float(scores.mean()), "reward_with_kl": earned,
+            "explained_variance": float(explained_variance(known["values"], returns)),
+        }  # fmt: skip
+
+    def enough(self, metrics: Mapping[str, float]) -> bool:
+        target = self.config.target_kl
+        return target is not None and metrics["policy/approxkl"] > target
+
+    # ------------------------------------------------------------------ learning
+    def prepare(self, network: Any, batch: Batch) -> Batch:
+        return batch
+
+    def forward(self, network: Any, batch: Batch) -> Loss:
+        config = self.config
+        states, targets, _ = network.predictions(batch, network.hidden(batch))
+        logprobs, entropy = rowwise(states, network.head, self._told, targets).unbind(1)
+        values = self.critic(batch, states)
+        known = {name: column[batch.trained] for name, column in batch.token_fields.items()}
+        policy, followed = policy_loss(logprobs, known["logprobs"], known["advantages"], config.cliprange)
+        value, kept = value_loss(values, known["values"], known["returns"], config.cliprange_value)
+        total = policy.sum() + config.vf_coef * value.sum()
+        if config.entropy_coef:
+            total = total - config.entropy_coef * entropy.sum()
+        log_ratio = (logprobs - known["logprobs"]).detach()
+        metrics = {
+            "loss/policy": policy.detach().sum(), "loss/value": value.detach().sum(),
+            "policy/approxkl": (torch.expm1(log_ratio) - log_ratio).sum(), "policy/clipfrac": followed.sum(),
+            "val/clipfrac": kept.sum(), "entropy": entropy.detach().sum(), "ratio": log_ratio.exp().sum(),
+        }  # fmt: skip
+        if config.kl_in == "loss":
+            kl = kl_estimate(logprobs, known["ref_logprobs"], config.kl_estimator).sum()
+            total = total + self.coefficient.value * kl
+            metrics["loss/kl"] = kl.detach()
+        return Loss(total, torch.tensor(float(len(targets)), device=total.device), metrics)
+
+    # ------------------------------------------------------------------ a part of the checkpoint
+    def tensors(self) -> dict[str, Tensor]:
+        return self.coefficient.tensors()
+
+    def numbers(self) -> dict:
+        return self.coefficient.numbers()
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
+        self.coefficient.restore(tensors, numbers)
+
+
+def _width(network: Any) -> int:
+    """Of the hidden states that the head takes in."""
+    shape = surgery.linear_shape(network.model.get_output_embeddings())
+    return shape[0] if shape else network.config.get_text_config().hidden_size
+
+
+def _joined(samples: Sequence[Sampled], name: str) -> Tensor:
+    """[N] of all answers end to end."""
+    return torch.from_numpy(np.concatenate([s.fields[name] for s in samples]))
