@@ -109,10 +109,12 @@ class PPOObjective(nn.Module):
         if config.whiten_advantages:
             advantages = whitened(advantages)
         for name, column in (("advantages", advantages), ("returns", returns)):
-            for sample, part in zip(samples, column.numpy().split(ends[1:-1])):
+            for sample, part in zip(samples, np.split(column.numpy(), ends[1:-1])):
                 sample.fields[name] = part
         kl = float(sums(kl_estimate(known["logprobs"], known["ref_logprobs"], "k1"), ends).mean())
         self.coefficient.observe(kl, len(samples))
+        if config.kl_in == "loss":
+            coefficient = self.coefficient.value  # of the passes to come
         return {
             "kl": kl, "kl_coef": coefficient, "score": float(scores.mean()), "reward_with_kl": earned,
             "explained_variance": float(explained_variance(known["values"], returns)),
