@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
+from .distillation import Distillation
 from .next_token import NextToken
 from .objective import Learning
 
-__all__ = ["Learning", "NextToken", "Objective"]
+__all__ = ["Distillation", "Learning", "NextToken", "Objective"]
 
-Objective = NextToken
+Objective = Annotated[NextToken | Distillation, Field(discriminator="kind")]

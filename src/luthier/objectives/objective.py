@@ -28,5 +28,10 @@ class Learning(Settings):
         """Whether the module is given `reference`, a context that is the network as it was at the start."""
         return False
 
+    @property
+    def taught(self) -> bool:
+        """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
+        return False
+
     def build(self, network: Any) -> nn.Module:
         raise NotImplementedError
