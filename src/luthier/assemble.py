@@ -238,7 +238,7 @@ def _give_teacher(made: Assembled, tell: Say, training: bool) -> None:
         return made.teacher
 
     made.objective.teacher = taught
-    if training and not made.config.objective.top_k:
+    if training and getattr(made.config.objective, "top_k", None) is None:
         made.objective.meet(made.network, taught().network)
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from . import surgery
 from .config import Config, read_run
 from .errors import ModelError
-from .models import Model, load, network, names, skeleton, translation
+from .models import Model, load, names, network, skeleton, translation
 from .objectives.distillation import Teacher as Settings
 from .precision import AsLoaded, Precision, Reduced
 from .trainable.adapter import Adapting
@@ -49,7 +49,9 @@ def model_of(teacher: Settings, run: Config) -> Model:
     return names.resolved(made).model_copy(update={"attention": run.model.attention})
 
 
-def load_teacher(run: Config, student: Any, tokenizer: Any, device: torch.device, restored: Callable, say: Say) -> Teacher:
+def load_teacher(
+    run: Config, student: Any, tokenizer: Any, device: torch.device, restored: Callable, say: Say,
+) -> Teacher:  # fmt: skip
     """The teacher of a run on its device. `restored(folder, precision)` opens one that is a run itself."""
     teacher = _settings(run)
     if (folder := run_folder(teacher)) is not None:

@@ -130,11 +130,12 @@ def rehearse(
 
 
 def _weights(made: Assembled) -> tuple[int, int]:
-    """Bytes of the network and of a teacher, parts of layers in fewer bits among them; of adapters and the objective."""
+    """Bytes of network and teacher, parts of layers in fewer bits among them, and of adapters and the objective."""
     own = {id(p) for p in added(made.network.model)}
     models = [made.network.model, *([made.teacher.network.model] if made.teacher else [])]
     parameters = [p for model in models for p in model.parameters()]
-    parts = [part for model in models for m in model.modules() if isinstance(m, QuantisedLinear) for part in m.buffers()]
+    layers = [m for model in models for m in model.modules() if isinstance(m, QuantisedLinear)]
+    parts = [part for layer in layers for part in layer.buffers()]
     extra = [p for p in parameters if id(p) in own]
     plain = [p for p in parameters if id(p) not in own]
     return size_of([*plain, *parts]), size_of([*extra, *made.objective.parameters()])

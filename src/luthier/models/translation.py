@@ -151,17 +151,16 @@ class Translation:
     def _runs(self, tokens: Sequence[int]) -> Iterator[tuple[int | None, list[bytes]]]:
         """(the teacher's number, nothing) of special tokens it has, -1 where it reads nothing; (None, the bytes of
         each token) of a stretch of text."""
-        assert self.pieces is not None and self.specials is not None
-        text: list[bytes] = []
+        assert self.pieces is not None
+        specials, text = self.specials or {}, []
         for i, token in enumerate(tokens):
-            if token in self.specials and not (i == 0 and self.first is not None and self.specials[token] == self.first):
+            if token in specials:
                 if text:
                     yield None, text
                     text = []
-                number = self.specials[token]
-                yield (-1 if number is None else number), []
-            elif token in self.specials:  # its first token, which is there
-                yield -1, []
+                number = specials[token]
+                there = i == 0 and number == self.first  # what the teacher's texts begin with anyway
+                yield (-1 if number is None or there else number), []
             else:
                 added = self.pieces.added.get(token)
                 text.append(self.pieces.of.get(token, b"") if added is None else added.encode())

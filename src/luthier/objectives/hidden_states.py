@@ -39,7 +39,7 @@ class HiddenStateMatching(nn.Module):
         """[N] the mean distance over the pairs; the states [N, H] and [N, H'] of each pair, in its order."""
         total = student[0].new_zeros(len(student[0]), dtype=torch.float32)
         for i, (own, theirs) in enumerate(zip(student, teacher)):
-            own = self.maps[i](own.to(self.maps[i].weight.dtype)) if self.maps else own
+            own = self.maps[i](own.float()) if self.maps else own
             total = total + distance(self.config.loss, own.float(), theirs.float())
         return total / len(self.pairs)
 

@@ -82,15 +82,17 @@ class DistillationObjective(nn.Module):
     @torch.no_grad()
     def ahead(self, network: Any, batch: Batch) -> dict[str, Tensor]:
         """What is kept of the teacher for each learnt token: ids [N, k] and log-probabilities [N, k + 2]."""
-        assert self.config.top_k is not None and self.teacher is not None
+        assert self.teacher is not None
         teacher, config = self.teacher(), self.config
+        assert config.top_k is not None
+        k = config.top_k
 
         def kept(logits: Tensor) -> Tensor:
-            ids, logprobs = top_k(logits[:, : teacher.width], config.top_k or 1, config.temperature)
+            ids, logprobs = top_k(logits[:, : teacher.width], k, config.temperature)
             return torch.cat([ids.float(), logprobs], -1)  # float32 counts exactly up to 2^24 tokens
 
         rows = rowwise(teacher.network.hidden(batch)[batch.trained], teacher.network.head, kept)
-        k = rows.shape[-1] // 2 - 1
+        k = rows.shape[-1] // 2 - 1  # no more than there are tokens
         return {IDS: rows[:, :k].to(torch.int32), KEPT: rows[:, k:]}
 
     # ------------------------------------------------------------------ the loss
@@ -144,10 +146,10 @@ class DistillationObjective(nn.Module):
         if said.ids is not None and said.kept is not None:
             agree = logits.argmax(-1) == said.ids[:, 0]
             return at_temperature(said.kept, temperature), with_rest(logits / temperature, said.ids), agree
-        assert self.teacher is not None and said.states is not None
+        assert self.teacher is not None
         teacher = self.teacher()
         with torch.no_grad():
-            theirs = teacher.network.head(said.states).float()
+            theirs = teacher.network.head(said.states).float()  # type: ignore[arg-type]
         if (words := teacher.translation) is None:
             logits, theirs = logits[:, : teacher.width], theirs[:, : teacher.width]
             agree = logits.argmax(-1) == theirs.argmax(-1)
