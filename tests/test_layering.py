@@ -15,6 +15,7 @@ FLOORS = [
     {"evaluate", "export", "explain"},
     {"harness", "reload", "card", "ahead"},
     {"assemble", "generate", "adapters"},
+    {"teachers"},
     {"config"},
     {"contradictions", "faults"},
     {"fields"},

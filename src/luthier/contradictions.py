@@ -8,7 +8,9 @@ from pathlib import Path
 from .data import Data, sources
 from .errors import AdapterError
 from .fields import ON_ANSWERS, PYTHON_DOCS, Config, Evaluation
-from .models import names
+from .models import Model, names
+from .objectives import Distillation
+from .objectives.distillation import Teacher
 from .optim import (
     SGD,
     Constant,
@@ -93,6 +95,8 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
     found += _contradictions_of_precision(config)
+    if isinstance(config.objective, Distillation):
+        found += _contradictions_of_distillation(config, config.objective, weights)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
 
 
@@ -148,6 +152,57 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             "embeddings: use method=full, method=partial with trainable.embeddings=true, or method=lora with the "
             "embeddings and the head in trainable.modules_to_save"
         )
+    return found
+
+
+def _contradictions_of_distillation(config: Config, objective: Distillation, weights: bool) -> list[str]:
+    found = [] if objective.teacher else ["objective.teacher: required, and not given (for example a model's folder)"]
+    if objective.teacher:
+        found += _faults_of_teacher(config, objective.teacher, weights)
+    if objective.divergence != "jsd" and objective.beta != Distillation.model_fields["beta"].default:
+        found.append(
+            f"objective.beta={objective.beta} with objective.divergence={objective.divergence}, which has none: use "
+            "objective.divergence=jsd, or leave it out"
+        )
+    live = {
+        "objective.hidden_states": (objective.hidden_states, "compares with layers of the teacher"),
+        "objective.vocabulary=align": (objective.vocabulary == "align", "reads each text in the teacher's tokens"),
+        "data.streaming=true": (config.data.streaming, "has rows that are not known before the first step"),
+    }
+    for key, (given, why) in live.items():
+        if objective.top_k and given:
+            found.append(
+                f"objective.top_k={objective.top_k} keeps what the teacher says of each row before the first step, and "
+                f"{key} {why}: leave one of them out"
+            )
+    if objective.hidden_states and objective.vocabulary == "align":
+        found.append(
+            "objective.hidden_states compares token by token, and objective.vocabulary=align has other tokens: leave "
+            "one of them out"
+        )
+    return found
+
+
+def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:
+    found, folder = [], Path(teacher.name).expanduser()
+    if teacher.precision == "nf4" and not find_spec("bitsandbytes"):
+        found.append("objective.teacher.precision=nf4: pip install 'luthier[quant]' (4-bit weights are bitsandbytes')")
+    if not (folder / "config.yaml").is_file():
+        model = Model(name=teacher.name, revision=teacher.revision)  # type: ignore[call-arg]
+        if text := names.problem(names.resolved(model), weights):
+            found.append(f"objective.teacher: {text}")
+        ready = names.ready_made(names.resolved(model))
+        if text := names.ready_made_problem(teacher.name, ready, teacher.precision or "as_loaded"):
+            found.append(f"objective.teacher: {text}")
+        if classes := names.no_causal_model(teacher.name):
+            found.append(
+                f"objective.teacher={teacher.name!r} is a {classes}, which gives no scores of the next token: give a "
+                "causal language model"
+            )
+    elif folder.resolve() == Path(config.output_dir).expanduser().resolve():
+        found.append(f"objective.teacher={teacher.name!r} is the folder of this run: give another output_dir")
+    elif teacher.revision:
+        found.append(f"objective.teacher.revision={teacher.revision!r}, but {teacher.name!r} is a run: leave it out")
     return found
 
 

@@ -99,6 +99,12 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 1e-2},
         ),
         row(
+            "distill", "a teacher's distribution at each token is learnt, beside the token", "arXiv:1503.02531",
+            any_of=("trainable", "precision"),
+            trainable={"kind": "full"}, objective={"kind": "distillation"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 5e-5},
+        ),
+        row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
             model={"init": "random"}, data={"format": "text"},
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},

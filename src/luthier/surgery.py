@@ -82,6 +82,31 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: (sum(p.numel() for p in item[1].parameters()), len(item[1])))
 
 
+@contextmanager
+def watched(layers: nn.ModuleList, wanted: Collection[int], found: dict[int, Tensor]) -> Iterator[None]:
+    """While it lasts, the output of each of the layers `wanted` goes into `found`, compiled ones' too."""
+
+    def keep(at: int, out: Any) -> Any:
+        found[at] = out[0] if isinstance(out, tuple) else out
+        return out
+
+    handles, calls = [], {}
+    for at in wanted:
+        layer: Any = layers[at]
+        if (call := layer._compiled_call_impl) is None:
+            handles.append(layer.register_forward_hook(lambda _, given, out, at=at: keep(at, out)))
+        else:  # hooks would be parts of its graph
+            calls[at] = call
+            layer._compiled_call_impl = lambda *a, call=call, at=at, **k: keep(at, call(*a, **k))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for at, call in calls.items():
+            layers[at]._compiled_call_impl = call
+
+
 class QuantisedLinear(nn.Module):
     """A frozen linear layer whose weight is kept in fewer bits than it computes in; its parts are buffers."""
 

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from .distillation import Distillation
 from .next_token import NextToken
 from .objective import Learning
 from .preference import CPO, DPO, ORPO, SimPO
 
-__all__ = ["CPO", "DPO", "ORPO", "Learning", "NextToken", "Objective", "SimPO"]
+__all__ = ["CPO", "DPO", "ORPO", "Distillation", "Learning", "NextToken", "Objective", "SimPO"]
 
-Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO, Field(discriminator="kind")]
+Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | Distillation, Field(discriminator="kind")]

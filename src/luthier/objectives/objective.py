@@ -45,5 +45,10 @@ class Learning(Settings):
         """What no single setting is wrong about, but several together."""
         return []
 
+    @property
+    def taught(self) -> bool:
+        """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
+        return False
+
     def build(self, network: Any) -> nn.Module:
         raise NotImplementedError
