@@ -20,7 +20,7 @@ FLOORS = [
     {"fields"},
     {"methods"},
     AXES,
-    {"checkpoint", "monitor", "measured"},
+    {"checkpoint", "monitor", "measured", "rewards"},
     {"batch", "logprobs", "surgery", "scores"},
     {"kernels", "files", "settings", "signals", "document", "intervals"},
     {"errors"},
