@@ -228,14 +228,15 @@ def assemble(
         net.compiled = layers.compiled(config.parallel, ranks.device)
     made = Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
     made.sources = saved.Sources(files) if files else None
-    _keep_start(made, saved.TRAINED in files)
+    _keep_start(made, saved.TRAINED in files, training)
     return made
 
 
-def _keep_start(made: Assembled, loaded: bool = False) -> None:
+def _keep_start(made: Assembled, loaded: bool = False, training: bool = True) -> None:
     """Copies of what moves in the network, where it must be known as it was; adapters can be switched off, but for
-    `loaded` ones."""
-    compares = made.config.objective.compares
+    `loaded` ones. What is compared with in training may be computed ahead of it."""
+    objective = made.config.objective
+    compares = objective.compares and not (training and objective.ahead)
     if loaded or compares:
         off = set() if loaded else {id(p) for p in surgery.added(made.network.model)}
         named = made.parameters().items()

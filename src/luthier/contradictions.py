@@ -60,6 +60,12 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     found += _contradictions_of_evaluation(config)
     if isinstance(config.precision, QAT):
         found += _contradictions_of_qat(config, config.precision)
+    found += config.objective.problems()
+    if (wanted := config.objective.ahead) and data.streaming:
+        found.append(
+            f"objective.{wanted} computes something for every row before the first step, and the rows of a stream "
+            "(data.streaming=true) are not known then: use one of the two"
+        )
     t = config.trainable
     if isinstance(t, Partial):
         found += _faults_of_unfreezing(t, config.max_steps)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from .next_token import NextToken
 from .objective import Learning
+from .preference import CPO, DPO, ORPO, SimPO
 
-__all__ = ["Learning", "NextToken", "Objective"]
+__all__ = ["CPO", "DPO", "ORPO", "Learning", "NextToken", "Objective", "SimPO"]
 
-Objective = NextToken
+Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO, Field(discriminator="kind")]
