@@ -21,7 +21,7 @@ FLOORS = [
     {"fields"},
     {"methods"},
     AXES,
-    {"checkpoint", "monitor", "measured"},
+    {"checkpoint", "monitor", "measured", "rewards"},
     {"batch", "logprobs", "surgery", "scores"},
     {"kernels", "files", "settings", "signals", "document", "intervals"},
     {"errors"},

@@ -19,7 +19,7 @@ from .config import Config, read_run
 from .data import holdout
 from .data.masks import Renderer
 from .errors import CheckpointError, ModelError
-from .models import load, network, skeleton, start, vocabulary
+from .models import heads, load, network, skeleton, start, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
@@ -123,7 +123,8 @@ def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tupl
     """The tokenizer of the run, trained first on the training rows where that is asked for."""
     quietly()
     tokenizer = load.load_tokenizer(config.model, _trained_tokenizer(config, say))
-    if tokenizer.eos_token is None and not tokenizer.chat_template:
+    of_text = config.objective.ends_in == "tokens"
+    if of_text and tokenizer.eos_token is None and not tokenizer.chat_template:
         raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
     data = config.data
     return tokenizer, Renderer(tokenizer, data.train_on, data.max_length, data.long_text, config.objective.rows)
@@ -145,9 +146,9 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
 
 def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say) -> Any:
     """Loaded, or drawn; with a vocabulary that fits the tokenizer."""
-    name, store = config.model, config.precision.storage(dtype)
+    name, store, ending = config.model, config.precision.storage(dtype), _ending(config)
     if name.starts_at_random:
-        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length)
+        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length, ending)
         model = model.to(device) if store is None else load.stored(model, store, device, tell)
         if name.name:
             tell(
@@ -155,11 +156,18 @@ def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.dev
                 "(to go on from them, method=continued_pretraining)"
             )
     else:
-        model = load.load_model(name, dtype, device, store, tell)
+        model = load.load_model(name, dtype, device, store, tell, ending, config.seed)
     vocabulary.fit(model, tokenizer, name.new_tokens)
+    if ending.ends_in != "tokens":
+        heads.name_padding(model, tokenizer)
     load.check_context(model, config.data.max_length, tell)
     load.check_virtual(model, config.data.max_length, _virtual(config))
     return model
+
+
+def _ending(config: Config) -> heads.Ending:
+    o = config.objective
+    return heads.TOKENS if o.ends_in == "tokens" else heads.Ending(o.ends_in, o.scores, o.problem)
 
 
 def _virtual(config: Config) -> int:
@@ -170,10 +178,13 @@ def _virtual(config: Config) -> int:
 
 def _move(config: Config, model: Any, tokenizer: Any, tell: Say) -> None:
     """Choose what moves. A prompt that begins as a text is told its tokens, but where there are no values."""
-    if isinstance(config.trainable, Prompt):
-        config.trainable.apply(model, tokenize=lambda text: tokenizer(text)["input_ids"])
+    t = config.trainable
+    if isinstance(t, Prompt):
+        t.install(model, tokenize=lambda text: tokenizer(text)["input_ids"])
+    elif isinstance(t, Adapting):
+        t.install(model)
     else:
-        config.trainable.apply(model)
+        t.apply(model)
     for line in config.trainable.remarks(model) if isinstance(config.trainable, Adapting) else ():
         tell(line)
 
@@ -191,11 +202,14 @@ def assemble(
     if training:
         model.train()
         config.regularisation.apply(model)
-    net = network.Network(model)
+    net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
     net.noise = config.regularisation.neftune_noise_alpha or 0.0
-    network.check_causal(net)
-    network.check_head(net)
+    if net.ends_in == "tokens":
+        network.check_causal(net)
+        network.check_head(net)
+    else:
+        network.find_scores(net)
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
@@ -270,11 +284,11 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     """
     meta = torch.device("meta")
     dtype = _dtype(config.precision, device)
-    model = skeleton.outline(config.model, dtype, config.data.max_length)
+    model = skeleton.outline(config.model, dtype, config.data.max_length, _ending(config))
     if store := config.precision.storage(dtype):
         model = load.stored(model, store, meta, tell)
     model.train()
-    net = network.Network(model)
+    net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
     reason = "model.attention=padded" if config.model.attention == "padded" else network.unpackable(net)
     reason = reason if config.batch.packing else "batch.packing=false"

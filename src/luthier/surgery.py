@@ -65,6 +65,26 @@ def roles(model: Any) -> dict[str, str]:
     return {name: found[id(p)] for name, p in model.named_parameters() if id(p) in found}
 
 
+TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}  # PEFT's names for them
+
+
+def task(model: nn.Module) -> str:
+    """What a transformers model is for, in PEFT's words; a model that scores texts or tokens has a head for that."""
+    return next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), "CAUSAL_LM")
+
+
+def heads(model: Any) -> list[str]:
+    """The modules that make scores of hidden states, where the model ends in scores; also a pooler inside the base."""
+    if task(model) == "CAUSAL_LM":
+        return []
+    base = model.base_model_prefix
+    found = [(name, child) for name, child in model.named_children() if name != base]
+    pooler = getattr(model.base_model, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        found.insert(0, (f"{base}.pooler", pooler))
+    return [n for n, m in found if next(m.parameters(), None) is not None and not isinstance(m, VirtualTokens)]
+
+
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)

@@ -27,6 +27,16 @@ class Learning(Settings):
     """What the network ends in, a key of models.heads: scores of the next token, of a text, of each token."""
 
     @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores that the network ends in, one each, where it does not end in those of tokens."""
+        return ()
+
+    @property
+    def problem(self) -> str | None:
+        """What the scores are for, as transformers' config.json has it: its `problem_type`."""
+        return None
+
+    @property
     def compares(self) -> bool:
         """Whether the module is given `reference`, a context that is the network as it was at the start."""
         return False
