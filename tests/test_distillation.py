@@ -171,6 +171,50 @@ def test_a_teacher_is_in_no_checkpoint_and_maps_are(distilled, tmp_path):
     assert result.export(tmp_path / "out", "full")
 
 
+# ---------------------------------------------------------------------------- kept on disk
+
+
+def test_what_is_kept_of_the_teacher_teaches_like_the_teacher(distilled, tmp_path):
+    """All tokens kept: the same figures, step by step, and on held-out rows; the teacher is gone meanwhile."""
+    live = train(distilled({"output_dir": str(tmp_path / "live")}, temperature=2.0), QUIET)
+    config = distilled(temperature=2.0, top_k=320)
+    kept = train(config, QUIET)
+    histories = [records(run.folder / "metrics.jsonl") for run in (live, kept)]
+    for one, other in zip(*histories):
+        assert other.get("teacher_rest", 0.0) < 1e-6
+        for key in ("loss", "kl", "hard_loss", "agreement", "teacher_entropy"):
+            if key in one:
+                assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-5), key
+    made = [step for step in steps(config, QUIET)]
+    assert not made, "it is finished"
+    files = {p.parent.name for p in (kept.folder / "ahead").rglob("*.safetensors")}
+    assert files == {"training", "held_out"}
+
+
+def test_few_tokens_are_kept_with_the_mass_of_all_others(distilled):
+    result = train(distilled({"max_steps": 40}, top_k=8, alpha=0.0), QUIET)
+    taken = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert taken[-1]["kl"] < 0.6 * taken[0]["kl"]
+    assert 0.01 < taken[0]["teacher_rest"] < 0.9
+    assert result.report["figures"]["kl"]["tuned"] < result.report["figures"]["kl"]["base"]
+
+
+def test_a_run_with_kept_outputs_resumes_without_its_teacher(distilled, teacher, tmp_path):
+    import shutil
+
+    gone = shutil.copytree(teacher, tmp_path / "gone")
+    settings = {"teacher": str(gone), "top_k": 8}
+    train(distilled({"checkpoint": {"every": 3}}, **settings), QUIET)
+    parted = distilled({"checkpoint": {"every": 2}, "output_dir": str(tmp_path / "parted")}, **settings)
+    for step in steps(parted, QUIET):
+        if step.step == 3:
+            break
+    (gone / "model.safetensors").write_bytes(b"")  # would not load
+    torch.manual_seed(99)
+    train(parted, QUIET)
+    assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+
+
 # ---------------------------------------------------------------------------- teachers
 
 
@@ -368,8 +412,8 @@ def test_another_vocabulary_is_refused_or_aligned(distilled, settings, tmp_path)
         ({"divergence": "jsd", "beta": 0.0}, "objective.beta=0.0: should be greater than 0"),
         ({"divergence": "kl"}, "objective.divergence='kl': should be 'forward_kl', 'reverse_kl' or 'jsd'"),
         ({"top_k": 0}, "objective.top_k=0: should be greater"),
-        ({"top_k": 4, "hidden_states": {}}, "objective.hidden_states compares with layers of the teacher: leave one"),
-        ({"top_k": 4, "vocabulary": "align"}, "objective.vocabulary=align reads each text"),
+        ({"top_k": 4, "hidden_states": {}}, "top_k=4 keeps the teacher's likeliest tokens, not its layers"),
+        ({"top_k": 4, "vocabulary": "align"}, "top_k=4 keeps tokens of the student's, and objective.vocabulary=align"),
         ({"hidden_states": {}, "vocabulary": "align"}, "objective.hidden_states compares token by token"),
         ({"hidden_states": {"weight": 0.0}}, "objective.hidden_states.weight=0.0: should be greater than 0"),
         ({"kd_ratio": 0.5}, "objective.kd_ratio: unknown key; did you mean 'objective.alpha'"),
@@ -390,7 +434,7 @@ def test_teachers_that_cannot_teach(distilled, settings, tmp_path):
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="is a LlamaForSequenceClassification, which gives no scores of the next token"):
         distilled(teacher=str(folder))
-    with pytest.raises(ConfigError, match="top_k=4 .* data.streaming=true has rows that are not known"):
+    with pytest.raises(ConfigError, match="objective.top_k=4 computes something for every row before the first step"):
         distilled({"data": {"streaming": True, "validation": None}}, top_k=4)
     config = distilled({"max_steps": 1})
     train(config, QUIET)
@@ -408,6 +452,8 @@ def test_it_is_told_beforehand(distilled, settings, teacher):
     size = sum(p.numel() * 4 for p in assemble(distilled()).teacher.network.parameters())
     assert taught.memory.weights - alone.memory.weights == size
     assert taught.work.forward > alone.work.forward
+    kept = explain(distilled(top_k=8))
+    assert kept.memory.weights == alone.memory.weights, "the teacher is gone when training begins"
     run = settings["output_dir"] + "-teacher"
     train(configure(settings, {"output_dir": run, "max_steps": 1}, method="lora"), QUIET)
     plain, stored = (explain(distilled(teacher={"name": run, "precision": p})) for p in (None, "nf4"))

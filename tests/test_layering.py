@@ -13,7 +13,7 @@ FLOORS = [
     {"search"},
     {"train"},
     {"evaluate", "export", "explain"},
-    {"harness", "reload", "card"},
+    {"harness", "reload", "card", "ahead"},
     {"assemble", "generate", "adapters"},
     {"teachers"},
     {"config"},

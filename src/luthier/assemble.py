@@ -215,7 +215,7 @@ def assemble(
         net.compiled = layers.compiled(config.parallel, ranks.device)
     made = Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
     made.sources = saved.Sources(files) if files else None
-    _keep_start(made, saved.TRAINED in files)
+    _keep_start(made, saved.TRAINED in files, training)
     _give_teacher(made, tell, training)
     return made
 
@@ -238,14 +238,15 @@ def _give_teacher(made: Assembled, tell: Say, training: bool) -> None:
         return made.teacher
 
     made.objective.teacher = taught
-    if training and getattr(made.config.objective, "top_k", None) is None:
+    if training and not made.config.objective.ahead:
         made.objective.meet(made.network, taught().network)
 
 
-def _keep_start(made: Assembled, loaded: bool = False) -> None:
+def _keep_start(made: Assembled, loaded: bool = False, training: bool = True) -> None:
     """Copies of what moves in the network, where it must be known as it was; adapters can be switched off, but for
-    `loaded` ones."""
-    compares = made.config.objective.compares
+    `loaded` ones. What is compared with in training may be computed ahead of it."""
+    objective = made.config.objective
+    compares = objective.compares and not (training and objective.ahead)
     if loaded or compares:
         off = set() if loaded else {id(p) for p in surgery.added(made.network.model)}
         named = made.parameters().items()
@@ -290,7 +291,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     net.compiled = device == "cuda" and layers.compiled(config.parallel, torch.device(device))
     made = Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
     _keep_start(made)
-    if config.objective.taught:
+    if config.objective.taught and not config.objective.ahead:
         made.teacher = teachers.outlined(config, net, partial(_dtype, device=device), partial(outline, device=device))
         made.objective.teacher = lambda: made.teacher
         made.objective.meet(net, made.teacher.network)

@@ -118,5 +118,25 @@ METHODS: dict[str, Method] = {
             optim={"kind": "adamw", "learning_rate": 5e-5, "weight_decay": 0.1, "adam_beta2": 0.95},
             schedule={"kind": "cosine", "warmup": 0.02, "min_ratio": 0.1},
         ),
+        row(
+            "dpo", "the better answer of each pair gains on the worse, against the start", "arXiv:2305.18290",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "dpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "simpo", "DPO on means over tokens, with a margin and no reference", "arXiv:2405.14734",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "simpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "orpo", "the better answer is learnt and made likelier than the worse by odds", "arXiv:2403.07691",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "orpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "cpo", "DPO without a reference, with the better answer's own loss", "arXiv:2401.08417",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "cpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
     )
 }  # fmt: skip

@@ -9,7 +9,8 @@ from pydantic import Field
 from .distillation import Distillation
 from .next_token import NextToken
 from .objective import Learning
+from .preference import CPO, DPO, ORPO, SimPO
 
-__all__ = ["Distillation", "Learning", "NextToken", "Objective"]
+__all__ = ["CPO", "DPO", "ORPO", "Distillation", "Learning", "NextToken", "Objective", "SimPO"]
 
-Objective = Annotated[NextToken | Distillation, Field(discriminator="kind")]
+Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | Distillation, Field(discriminator="kind")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..settings import Settings
 
@@ -16,6 +16,9 @@ class Learning(Settings):
     `prepare(network, batch) -> Batch` adds fields without gradients. `forward(network, batch) -> Loss` gives the sum,
     its count, and the metrics that the module's `metrics` names, always all of them. `evaluate(network, batch) -> Loss`
     gives the same of each row of the data [U], with metrics of its own, which become figures under their names.
+
+    A module may have `ahead(network, batch) -> dict[str, Tensor]`: what is computed once for every row by the network
+    as it was at the start, [N, ...] of the trained positions (ahead.py); batches then have it in `token_fields`.
     """
 
     rows: ClassVar[str] = "text"
@@ -32,6 +35,20 @@ class Learning(Settings):
     def taught(self) -> bool:
         """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
         return False
+
+    @property
+    def ahead(self) -> str | None:
+        """The setting, with its value, that wants what the module's `ahead` gives computed before the first step."""
+        return None
+
+    def settled(self, moves: bool, passes: int | None) -> Self:
+        """The same with what it leaves open decided, by whether the base's own weights move, and how often every row
+        is learnt (None where that is not known, as of a stream)."""
+        return self
+
+    def problems(self) -> list[str]:
+        """What no single setting is wrong about, but several together."""
+        return []
 
     def build(self, network: Any) -> nn.Module:
         raise NotImplementedError
