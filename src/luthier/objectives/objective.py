@@ -32,11 +32,6 @@ class Learning(Settings):
         return False
 
     @property
-    def taught(self) -> bool:
-        """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
-        return False
-
-    @property
     def ahead(self) -> str | None:
         """The setting, with its value, that wants what the module's `ahead` gives computed before the first step."""
         return None
@@ -49,6 +44,11 @@ class Learning(Settings):
     def problems(self) -> list[str]:
         """What no single setting is wrong about, but several together."""
         return []
+
+    @property
+    def taught(self) -> bool:
+        """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
+        return False
 
     def build(self, network: Any) -> nn.Module:
         raise NotImplementedError
