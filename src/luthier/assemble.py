@@ -252,7 +252,7 @@ def _give_teacher(made: Assembled, tell: Say, training: bool) -> None:
         return made.teacher
 
     made.objective.teacher = taught
-    if training and getattr(made.config.objective, "top_k", None) is None:
+    if training and not made.config.objective.ahead:
         made.objective.meet(made.network, taught().network)
 
 
@@ -305,7 +305,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     net.compiled = device == "cuda" and layers.compiled(config.parallel, torch.device(device))
     made = Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
     _keep_start(made)
-    if config.objective.taught:
+    if config.objective.taught and not config.objective.ahead:
         made.teacher = teachers.outlined(config, net, partial(_dtype, device=device), partial(outline, device=device))
         made.objective.teacher = lambda: made.teacher
         made.objective.meet(net, made.teacher.network)

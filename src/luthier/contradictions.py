@@ -95,8 +95,8 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
     found += _contradictions_of_precision(config)
-    if isinstance(config.objective, Distillation):
-        found += _contradictions_of_distillation(config, config.objective, weights)
+    if isinstance(config.objective, Distillation) and config.objective.teacher:
+        found += _faults_of_teacher(config, config.objective.teacher, weights)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
 
 
@@ -151,34 +151,6 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             f"model.new_tokens: {model.new_tokens[0]!r} has to be learnt, but method={config.method} freezes the "
             "embeddings: use method=full, method=partial with trainable.embeddings=true, or method=lora with the "
             "embeddings and the head in trainable.modules_to_save"
-        )
-    return found
-
-
-def _contradictions_of_distillation(config: Config, objective: Distillation, weights: bool) -> list[str]:
-    found = [] if objective.teacher else ["objective.teacher: required, and not given (for example a model's folder)"]
-    if objective.teacher:
-        found += _faults_of_teacher(config, objective.teacher, weights)
-    if objective.divergence != "jsd" and objective.beta != Distillation.model_fields["beta"].default:
-        found.append(
-            f"objective.beta={objective.beta} with objective.divergence={objective.divergence}, which has none: use "
-            "objective.divergence=jsd, or leave it out"
-        )
-    live = {
-        "objective.hidden_states": (objective.hidden_states, "compares with layers of the teacher"),
-        "objective.vocabulary=align": (objective.vocabulary == "align", "reads each text in the teacher's tokens"),
-        "data.streaming=true": (config.data.streaming, "has rows that are not known before the first step"),
-    }
-    for key, (given, why) in live.items():
-        if objective.top_k and given:
-            found.append(
-                f"objective.top_k={objective.top_k} keeps what the teacher says of each row before the first step, and "
-                f"{key} {why}: leave one of them out"
-            )
-    if objective.hidden_states and objective.vocabulary == "align":
-        found.append(
-            "objective.hidden_states compares token by token, and objective.vocabulary=align has other tokens: leave "
-            "one of them out"
         )
     return found
 

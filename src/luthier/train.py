@@ -183,6 +183,7 @@ class Trainer:
         if self.measurement is not None:
             rows = ahead.known(self.made, self.measurement.rows, self.folder / "ahead" / "held_out", say, warn)
             self.measurement = replace(self.measurement, rows=rows)
+        self.made.teacher = None  # has said what it says
 
     def _check_begins(self) -> None:
         late = max(self.made.begins.values(), default=0)

@@ -76,6 +76,34 @@ class Distillation(Learning):
     def taught(self) -> bool:
         return True
 
+    @property
+    def ahead(self) -> str | None:
+        return f"top_k={self.top_k}" if self.top_k else None
+
+    def problems(self) -> list[str]:
+        found = [] if self.teacher else ["objective.teacher: required, and not given (for example a model's folder)"]
+        if self.divergence != "jsd" and self.beta != type(self).model_fields["beta"].default:
+            found.append(
+                f"objective.beta={self.beta} with objective.divergence={self.divergence}, which has none: use "
+                "objective.divergence=jsd, or leave it out"
+            )
+        if self.top_k and self.hidden_states:
+            found.append(
+                f"objective.top_k={self.top_k} keeps the teacher's likeliest tokens, not its layers, which "
+                "objective.hidden_states compares with: leave one of them out"
+            )
+        if self.top_k and self.vocabulary == "align":
+            found.append(
+                f"objective.top_k={self.top_k} keeps tokens of the student's, and objective.vocabulary=align is for a "
+                "teacher with others: leave one of them out"
+            )
+        if self.hidden_states and self.vocabulary == "align":
+            found.append(
+                "objective.hidden_states compares token by token, and objective.vocabulary=align has other tokens: "
+                "leave one of them out"
+            )
+        return found
+
     def build(self, network: Any = None) -> nn.Module:
         from . import teacher_matching
 

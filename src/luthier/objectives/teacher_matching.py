@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import surgery
 from ..batch import Batch, Loss
-from ..logprobs import logprob_of, rowwise
+from ..logprobs import rowwise
 from .distillation import Distillation
 from .divergences import at_temperature, divergence, entropy, kl, top_k, with_rest
 from .hidden_states import HiddenStateMatching, layer_pairs
@@ -64,9 +64,15 @@ class DistillationObjective(nn.Module):
     @torch.no_grad()
     def prepare(self, network: Any, batch: Batch) -> Batch:
         """With the teacher's hidden states of each token: the last [T, H'], and of its layers [T, pairs, H']."""
-        if IDS in batch.token_fields or self.teacher is None:
+        fields = dict(batch.token_fields)
+        if IDS in fields:
             return batch
-        teacher, fields = self.teacher(), dict(batch.token_fields)
+        if self.config.top_k and batch.tokens.is_meta:  # shapes alone, of what would have been kept
+            k, empty = self.config.top_k, batch.tokens.new_empty
+            fields[IDS], fields[KEPT] = empty(len(batch), k, dtype=torch.int32), empty(len(batch), k + 2).float()
+            return replace(batch, token_fields=fields)
+        assert self.teacher is not None
+        teacher = self.teacher()
         if teacher.translation is not None:
             theirs, at = teacher.translation.read(batch)
             fields[STATES] = teacher.network.hidden(theirs)[at.clamp(min=0)]
@@ -165,17 +171,14 @@ class DistillationObjective(nn.Module):
         hidden, targets, weights = network.predictions(batch, network.hidden(batch))
         said, owners = _said(batch), batch.owners()
         figures = {"token_accuracy": rowwise(hidden, network.head, _hits, targets)}
-        if not any(values is not None for values in said):
-            figures["hard_loss"] = -rowwise(hidden, network.head, logprob_of, targets)
-        else:
-            figures |= dict(zip(TOLD, self._rows(network, hidden, targets, said).unbind(-1)))
+        figures |= dict(zip(TOLD, self._rows(network, hidden, targets, said).unbind(-1)))
 
         def of_rows(values: Tensor) -> Tensor:
             sums = torch.zeros(batch.documents, dtype=torch.float64, device=owners.device)
             return sums.index_add_(0, owners, values.double())
 
         named = ("token_accuracy", "kl", "agreement")
-        columns = {name: of_rows(figures[name] * weights) for name in named if name in figures}
+        columns = {name: of_rows(figures[name] * weights) for name in named}
         nll = figures["hard_loss"]
         return Loss(of_rows(nll * weights), of_rows(weights), columns | {"nll": of_rows(nll)})
 
