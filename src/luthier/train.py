@@ -7,14 +7,14 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from . import checkpoint, evaluate, measured, surgery
+from . import ahead, checkpoint, evaluate, measured, surgery
 from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
@@ -141,6 +141,8 @@ class Trainer:
         if self.ranks.first:
             self.console.show(table(self.made.network.model, self.made.begins))
         self._check_begins()
+        if config.objective.ahead:
+            self._compute_ahead()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
         self.ranks.agree(list(self.parameters.values()))
@@ -172,6 +174,16 @@ class Trainer:
         # 8 evaluation and monitoring
         self.monitor = self._monitor() if self.ranks.first else None
         self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
+
+    def _compute_ahead(self) -> None:
+        """What the objective makes of every row by the network as it is now, before anything has moved."""
+        say, warn = self.console.say, self.console.warn
+        assert isinstance(self.training, datasets.Dataset), "checked with the configuration"
+        self.training = ahead.known(self.made, self.training, self.folder / "ahead" / "training", say, warn)
+        if self.measurement is not None:
+            rows = ahead.known(self.made, self.measurement.rows, self.folder / "ahead" / "held_out", say, warn)
+            self.measurement = replace(self.measurement, rows=rows)
+        self.made.teacher = None  # has said what it says
 
     def _check_begins(self) -> None:
         late = max(self.made.begins.values(), default=0)

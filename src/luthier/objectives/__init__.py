@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
+from .distillation import Distillation
 from .next_token import NextToken
 from .objective import Learning
+from .preference import CPO, DPO, ORPO, SimPO
 
-__all__ = ["Learning", "NextToken", "Objective"]
+__all__ = ["CPO", "DPO", "ORPO", "Distillation", "Learning", "NextToken", "Objective", "SimPO"]
 
-Objective = NextToken
+Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | Distillation, Field(discriminator="kind")]
