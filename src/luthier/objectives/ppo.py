@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -31,17 +32,42 @@ class AdaptiveKL(Settings):
     """Answers over which the coefficient may change by a factor of 1.2 or so."""
 
 
-def _named(value: Any) -> Any:
-    """`critic: head` stands for its kind."""
-    return {"kind": value} if isinstance(value, str) else value
+class ValueModel(Settings):
+    """The critic is a network of its own, with a linear map of its last hidden states; its tokens are the policy's."""
+
+    kind: Literal["model"] = "model"
+    name: str = Field(min_length=1)
+    """A hub name or a folder: of a language model, whose values begin with 0 everywhere; or of a reward model, one that
+    transformers loads or a run of method=reward, whose score is the first value."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub name."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model."""
+    trainable: dict[str, Any] | None = None
+    """What moves in it, as the section `trainable` of a run; that of the policy without it. A run of method=reward
+    goes on with what it trained."""
+    precision: dict[str, Any] | None = None
+    """In which numbers, as the section `precision` of a run; those of the policy without it."""
+
+
+def _critic(value: Any) -> Any:
+    """`critic: head` stands for its kind, `critic: NAME` and `critic: {name: NAME}` for a model's."""
+    if isinstance(value, str):
+        value = {"kind": "head"} if value == "head" else {"name": value}
+    if isinstance(value, Mapping) and "kind" not in value:
+        value = {"kind": "model" if "name" in value else "head", **value}
+    return value
+
+
+Critic = Annotated[ValueHead | ValueModel, Field(discriminator="kind")]
 
 
 class PPO(RollingOut):
     """Clipped policy gradient on the network's own answers, with a critic (arXiv:1707.06347, arXiv:2203.02155)."""
 
     kind: Literal["ppo"] = "ppo"
-    critic: Annotated[ValueHead, BeforeValidator(_named, json_schema_input_type=str | ValueHead)] = ValueHead()  # type: ignore[call-arg]
-    """What tells the value of a state."""
+    critic: Annotated[Critic, BeforeValidator(_critic, json_schema_input_type=str | Critic)] = ValueHead()  # type: ignore[call-arg]
+    """What tells the value of a state: `head`, a layer on the policy; or a model of its own, by its name."""
     num_ppo_epochs: int = Field(4, ge=1)
     """Times that each batch of rollouts is learnt."""
     cliprange: float = Field(0.2, gt=0, lt=1)
@@ -83,6 +109,24 @@ class PPO(RollingOut):
     @property
     def passes(self) -> int:
         return self.num_ppo_epochs
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_coef:
+            found.append(
+                "objective.kl_estimator=k1 as a term of the loss has a gradient of mean zero, so it holds nothing back: "
+                "use k2 or k3, or objective.kl_in=reward"
+            )
+        if self.adaptive_kl and not self.kl_coef:
+            found.append(
+                "objective.adaptive_kl multiplies objective.kl_coef=0, which stays 0: give a first value, such as 0.05"
+            )
+        if self.target_kl is not None and self.num_ppo_epochs == 1:
+            found.append(
+                f"objective.target_kl={self.target_kl:g} leaves out further passes over a batch of rollouts, and "
+                "objective.num_ppo_epochs=1 makes none: use 2 or more, or leave target_kl out"
+            )
+        return found
 
     def build(self, network: Any) -> nn.Module:
         from . import actor_critic
