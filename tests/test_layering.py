@@ -13,7 +13,7 @@ FLOORS = [
     {"search"},
     {"train"},
     {"evaluate", "export", "explain"},
-    {"harness", "reload", "card"},
+    {"harness", "reload", "card", "rollouts"},
     {"assemble", "generate", "adapters"},
     {"config"},
     {"contradictions", "faults"},
@@ -22,7 +22,8 @@ FLOORS = [
     AXES,
     {"checkpoint", "monitor", "measured", "rewards"},
     {"batch", "logprobs", "surgery", "scores"},
-    {"kernels", "files", "settings", "signals", "document", "intervals"},
+    {"kernels", "files", "settings", "signals", "intervals", "sampled"},
+    {"document"},
     {"errors"},
 ]
 

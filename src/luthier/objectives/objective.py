@@ -28,5 +28,10 @@ class Learning(Settings):
         """Whether the module is given `reference`, a context that is the network as it was at the start."""
         return False
 
+    @property
+    def rolls_out(self) -> bool:
+        """Whether it learns from answers that the network gives meanwhile, as objectives.rolling_out says."""
+        return False
+
     def build(self, network: Any) -> nn.Module:
         raise NotImplementedError
