@@ -7,10 +7,15 @@ from typing import Annotated
 from pydantic import Field
 
 from .distillation import Distillation
+from .grpo import GRPO
 from .next_token import NextToken
 from .objective import Learning
+from .ppo import PPO
 from .preference import CPO, DPO, ORPO, SimPO
+from .rolling_out import RollingOut
 
-__all__ = ["CPO", "DPO", "ORPO", "Distillation", "Learning", "NextToken", "Objective", "SimPO"]
+__all__ = [
+    "CPO", "DPO", "GRPO", "ORPO", "PPO", "Distillation", "Learning", "NextToken", "Objective", "RollingOut", "SimPO",
+]  # fmt: skip
 
-Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | Distillation, Field(discriminator="kind")]
+Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | Distillation | GRPO | PPO, Field(discriminator="kind")]

@@ -60,5 +60,10 @@ class Learning(Settings):
         """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
         return False
 
+    @property
+    def rolls_out(self) -> bool:
+        """Whether it learns from answers that the network gives meanwhile, as objectives.rolling_out says."""
+        return False
+
     def build(self, network: Any) -> nn.Module:
         raise NotImplementedError
