@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.objectives.actor_critic import PPOObjective, logprob_and_entropy, policy_loss, value_loss
+from luthier.objectives.actor_critic import PPOObjective, value_loss
+from luthier.objectives.policy_gradient import clipped_loss, with_entropy
 from luthier.objectives.ppo import PPO
 from luthier.sampled import Sampled
 
@@ -18,7 +19,7 @@ def test_the_policy_is_followed_until_it_has_changed_enough():
     and -1.6. r = 0.5, A = -1: 0.5 and 0.8. The gradient by the log-probability is -A r, or 0 where it was clipped."""
     logprobs = torch.tensor([1.5, 1.5, 0.5, 0.5]).log().requires_grad_()
     advantages = torch.tensor([2.0, -1.0, 2.0, -1.0])
-    loss, clipped = policy_loss(logprobs, torch.zeros(4), advantages, 0.2)
+    loss, clipped = clipped_loss(logprobs, advantages, 0.2, 0.2)
     torch.testing.assert_close(loss, torch.tensor([-2.4, 1.5, -1.0, 0.8]))
     assert clipped.tolist() == [True, False, False, True]
     loss.sum().backward()
@@ -44,7 +45,7 @@ def test_losses_against_a_loop_over_tokens():
     torch.manual_seed(0)
     logprobs, before, advantages = torch.randn(40) / 3, torch.randn(40) / 3, torch.randn(40)
     values, old, returns = torch.randn(40), torch.randn(40), torch.randn(40)
-    losses, clips = policy_loss(logprobs, before, advantages, 0.1)
+    losses, clips = clipped_loss(logprobs - before, advantages, 0.1, 0.1)
     errors, cuts = value_loss(values, old, returns, 0.3)
     for i in range(40):
         ratio = math.exp(float(logprobs[i] - before[i]))
@@ -64,10 +65,10 @@ def test_entropy_and_temperature():
     double, 1/10 and 9/10: 0.325083."""
     logits = torch.tensor([[1.0, 3.0]]).log()
     torch.testing.assert_close(
-        logprob_and_entropy(logits, torch.tensor([1]), 1.0), torch.tensor([[math.log(0.75), 0.5623351]])
+        with_entropy(1.0, True)(logits, torch.tensor([1])), torch.tensor([[math.log(0.75), 0.5623351]])
     )
     torch.testing.assert_close(
-        logprob_and_entropy(logits, torch.tensor([0]), 0.5), torch.tensor([[math.log(0.1), 0.3250830]])
+        with_entropy(0.5, False)(logits, torch.tensor([0])), torch.tensor([[math.log(0.1), 0.3250830]])
     )
 
 
@@ -87,8 +88,8 @@ def objective(**settings) -> PPOObjective:
 def answers(*scores: float, ended=(True, True)) -> list[Sampled]:
     """The first of two tokens, the second of one."""
     known = [
-        {"logprobs": [-1.0, -0.5], "ref_logprobs": [-1.1, -0.8], "values": [0.2, 0.4]},
-        {"logprobs": [-2.0], "ref_logprobs": [-1.5], "values": [0.1]},
+        {"old_logprobs": [-1.0, -0.5], "reference_logprobs": [-1.1, -0.8], "values": [0.2, 0.4]},
+        {"old_logprobs": [-2.0], "reference_logprobs": [-1.5], "values": [0.1]},
     ]
     return [
         Sampled(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,9 @@ from ..batch import Batch, Loss
 from ..logprobs import rowwise
 from ..sampled import Sampled
 from .gae import explained_variance, gae, sums, token_rewards, whitened
-from .kl import Coefficient, kl_estimate
+from .kl_control import Coefficient
+from .policy_gradient import clipped_loss, divergence, with_entropy
 from .ppo import PPO, ValueHead
-
-
-def policy_loss(
-    logprobs: Tensor, before: Tensor, advantages: Tensor, cliprange: float
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """[N] max(-A r, -A clip(r, 1 - e, 1 + e)) with r = exp(logprobs - before), and where the clipped term is larger."""
-    ratio = (logprobs - before).exp()
-    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return torch.maximum(plain, clipped), clipped > plain
 
 
 def value_loss(
@@ -39,13 +30,6 @@ def value_loss(
         return plain / 2, torch.zeros_like(plain, dtype=torch.bool)
     clipped = (before + (values - before).clamp(-cliprange, cliprange) - returns) ** 2
     return torch.maximum(plain, clipped) / 2, clipped > plain
-
-
-def logprob_and_entropy(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """[n, 2] of the distribution at a temperature: log-probabilities of the targets [n], its entropy in nats."""
-    logprobs = (logits / temperature).log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return torch.stack([logprobs.gather(-1, targets[:, None])[:, 0], entropy], 1)
 
 
 class HeadCritic(nn.Module):
@@ -78,7 +62,7 @@ class PPOObjective(nn.Module):
         if config.kl_in == "loss":
             self.metrics = (*self.metrics, "loss/kl")
         self.critic = HeadCritic(config.critic, _width(network))
-        self._told = partial(logprob_and_entropy, temperature=config.temperature)
+        self._told = with_entropy(config.temperature, bool(config.entropy_coef))
 
     # ------------------------------------------------------------------ what is said of answers before they are learnt
     @torch.no_grad()
@@ -90,17 +74,17 @@ class PPOObjective(nn.Module):
         with self.reference() as start:
             states, targets, _ = start.predictions(batch, start.hidden(batch))
             reference = rowwise(states, start.head, self._told, targets)[:, 0]
-        return {"logprobs": logprobs, "ref_logprobs": reference, "values": values}
+        return {"old_logprobs": logprobs, "reference_logprobs": reference, "values": values}
 
     @torch.no_grad()
     def credit(self, samples: Sequence[Sampled]) -> Mapping[str, float]:
         """Advantages and returns of every token, from scores, KL and values; the KL's coefficient follows."""
         config, coefficient = self.config, self.coefficient.value
         ends = (0, *np.cumsum([len(s) for s in samples]).tolist())
-        known = {name: _joined(samples, name) for name in ("logprobs", "ref_logprobs", "values")}
+        known = {name: _joined(samples, name) for name in ("old_logprobs", "reference_logprobs", "values")}
         penalty = config.missing_eos_penalty or 0.0
         scores = torch.tensor([s.reward - penalty * (not s.ended) for s in samples], dtype=torch.float32)
-        taken = kl_estimate(known["logprobs"], known["ref_logprobs"], config.kl_estimator)
+        taken = divergence(known["old_logprobs"], known["reference_logprobs"], config.kl_estimator)
         rewards = token_rewards(scores, taken if config.kl_in == "reward" else None, coefficient, ends)
         earned = float(sums(rewards, ends).mean())
         if config.whiten_rewards:
@@ -111,7 +95,7 @@ class PPOObjective(nn.Module):
         for name, column in (("advantages", advantages), ("returns", returns)):
             for sample, part in zip(samples, np.split(column.numpy(), ends[1:-1])):
                 sample.fields[name] = part
-        kl = float(sums(kl_estimate(known["logprobs"], known["ref_logprobs"], "k1"), ends).mean())
+        kl = float(sums(divergence(known["old_logprobs"], known["reference_logprobs"], "k1"), ends).mean())
         self.coefficient.observe(kl, len(samples))
         if config.kl_in == "loss":
             coefficient = self.coefficient.value  # of the passes to come
@@ -134,19 +118,20 @@ class PPOObjective(nn.Module):
         logprobs, entropy = rowwise(states, network.head, self._told, targets).unbind(1)
         values = self.critic(batch, states)
         known = {name: column[batch.trained] for name, column in batch.token_fields.items()}
-        policy, followed = policy_loss(logprobs, known["logprobs"], known["advantages"], config.cliprange)
+        log_ratio = logprobs - known["old_logprobs"]
+        policy, clipped = clipped_loss(log_ratio, known["advantages"], config.cliprange, config.cliprange)
         value, kept = value_loss(values, known["values"], known["returns"], config.cliprange_value)
         total = policy.sum() + config.vf_coef * value.sum()
         if config.entropy_coef:
             total = total - config.entropy_coef * entropy.sum()
-        log_ratio = (logprobs - known["logprobs"]).detach()
+        log_ratio = log_ratio.detach()
         metrics = {
             "loss/policy": policy.detach().sum(), "loss/value": value.detach().sum(),
-            "policy/approxkl": (torch.expm1(log_ratio) - log_ratio).sum(), "policy/clipfrac": followed.sum(),
+            "policy/approxkl": (torch.expm1(log_ratio) - log_ratio).sum(), "policy/clipfrac": clipped.sum(),
             "val/clipfrac": kept.sum(), "entropy": entropy.detach().sum(), "ratio": log_ratio.exp().sum(),
         }  # fmt: skip
         if config.kl_in == "loss":
-            kl = kl_estimate(logprobs, known["ref_logprobs"], config.kl_estimator).sum()
+            kl = divergence(logprobs, known["reference_logprobs"], config.kl_estimator).sum()
             total = total + self.coefficient.value * kl
             metrics["loss/kl"] = kl.detach()
         return Loss(total, torch.tensor(float(len(targets)), device=total.device), metrics)

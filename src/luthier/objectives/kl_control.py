@@ -1,21 +1,10 @@
-"""Estimates of a KL divergence from sampled tokens (joschu.net/blog/kl-approx.html), and a coefficient that follows one."""
+"""The coefficient of a KL penalty: fixed, or one that follows the KL that is seen (arXiv:1909.08593)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
-
-
-def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str) -> Tensor:
-    """[N] of KL(policy, reference) at tokens that were drawn from the policy, l = logprobs - reference.
-
-    k1, l: no bias, but often negative and its gradient is 0 on average. k2, l^2 / 2: small bias, the gradient of the
-    true KL on average. k3, exp(-l) - 1 + l: no bias, never negative, little variance while the two are close.
-    """
-    l = logprobs.float() - reference.float()  # noqa: E741
-    return {"k1": lambda: l, "k2": lambda: l * l / 2, "k3": lambda: torch.expm1(-l) + l}[kind]()
 
 
 class Coefficient:
