@@ -16,7 +16,7 @@ from .intervals import Figure, finite, quotient, sign_test
 from .scores import Answer
 
 COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy")
-FALLING = ("kl",)  # what an objective counts and is the better the less of it there is
+FALLING = ("kl", "rewards/rejected", "logps/rejected")  # of what an objective counts: the less, the better
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,9 @@ def _paired(base: Measured, tuned: Measured) -> tuple[Measured, Measured]:
 
 def _common(one: Documents, other: Documents) -> Documents:
     """The documents of `one` that `other` has, too: the same row with the same learnt tokens and text."""
-    theirs = {(r, *(other.columns[n][i] for n in ("weight", "bytes"))) for i, r in enumerate(other.rows)}
-    at = [i for i, r in enumerate(one.rows) if (r, *(one.columns[n][i] for n in ("weight", "bytes"))) in theirs]
+    names = [n for n in ("weight", "bytes") if n in one.columns and n in other.columns]
+    theirs = {(r, *(other.columns[n][i] for n in names)) for i, r in enumerate(other.rows)}
+    at = [i for i, r in enumerate(one.rows) if (r, *(one.columns[n][i] for n in names)) in theirs]
     return one.subset(at)
 
 

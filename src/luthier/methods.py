@@ -128,6 +128,12 @@ METHODS: dict[str, Method] = {
             )
         ),
         row(
+            "distill", "a teacher's distribution at each token is learnt, beside the token", "arXiv:1503.02531",
+            any_of=("trainable", "precision"),
+            trainable={"kind": "full"}, objective={"kind": "distillation"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 5e-5},
+        ),
+        row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
             model={"init": "random"}, data={"format": "text"},
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
@@ -140,6 +146,26 @@ METHODS: dict[str, Method] = {
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
             optim={"kind": "adamw", "learning_rate": 5e-5, "weight_decay": 0.1, "adam_beta2": 0.95},
             schedule={"kind": "cosine", "warmup": 0.02, "min_ratio": 0.1},
+        ),
+        row(
+            "dpo", "the better answer of each pair gains on the worse, against the start", "arXiv:2305.18290",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "dpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "simpo", "DPO on means over tokens, with a margin and no reference", "arXiv:2405.14734",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "simpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "orpo", "the better answer is learnt and made likelier than the worse by odds", "arXiv:2403.07691",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "orpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "cpo", "DPO without a reference, with the better answer's own loss", "arXiv:2401.08417",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "cpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
         ),
     )
 }  # fmt: skip

@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, evaluate, measured, rewards, surgery
+from . import ahead, checkpoint, evaluate, measured, rewards, surgery
 from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
@@ -151,6 +151,8 @@ class Trainer:
         self._check_begins()
         if isinstance(self.steps, Rollouts):
             self.steps.bind(self.made, self._rewards(rewards or {}))
+        if config.objective.ahead:
+            self._compute_ahead()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
         self.ranks.agree(list(self.parameters.values()))
@@ -206,6 +208,16 @@ class Trainer:
         """What answers are scored with: the rewards of the configuration, and functions that it does not name."""
         given = rewards.Given(functions, None)
         return rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+
+    def _compute_ahead(self) -> None:
+        """What the objective makes of every row by the network as it is now, before anything has moved."""
+        say, warn = self.console.say, self.console.warn
+        assert isinstance(self.training, datasets.Dataset), "checked with the configuration"
+        self.training = ahead.known(self.made, self.training, self.folder / "ahead" / "training", say, warn)
+        if self.measurement is not None:
+            rows = ahead.known(self.made, self.measurement.rows, self.folder / "ahead" / "held_out", say, warn)
+            self.measurement = replace(self.measurement, rows=rows)
+        self.made.teacher = None  # has said what it says
 
     def _check_begins(self) -> None:
         late = max(self.made.begins.values(), default=0)

@@ -87,8 +87,9 @@ def rehearse(
     made.unfreeze(step)
     heap = Heap() if device == "cpu" else None
     ledger, model, parameters = Ledger(), made.network.model, made.parameters()
-    for tensor in (*model.parameters(), *model.buffers(), *made.objective.parameters()):
-        ledger.see(tensor)
+    for module in (model, made.objective, *([made.teacher.network] if made.teacher else [])):
+        for tensor in (*module.parameters(), *module.buffers()):
+            ledger.see(tensor)
     loaded, (weights, own) = ledger.live, _weights(made)
     ledger.heap = heap
     largest = max(rows, key=lambda row: (row.tokens, row.learnt))
@@ -129,10 +130,12 @@ def rehearse(
 
 
 def _weights(made: Assembled) -> tuple[int, int]:
-    """Bytes of the network, parts of layers in fewer bits among them, and of adapters and the objective."""
+    """Bytes of network and teacher, parts of layers in fewer bits among them, and of adapters and the objective."""
     own = {id(p) for p in added(made.network.model)}
-    parameters = list(made.network.model.parameters())
-    parts = [part for m in made.network.model.modules() if isinstance(m, QuantisedLinear) for part in m.buffers()]
+    models = [made.network.model, *([made.teacher.network.model] if made.teacher else [])]
+    parameters = [p for model in models for p in model.parameters()]
+    layers = [m for model in models for m in model.modules() if isinstance(m, QuantisedLinear)]
+    parts = [part for layer in layers for part in layer.buffers()]
     extra = [p for p in parameters if id(p) in own]
     plain = [p for p in parameters if id(p) not in own]
     return size_of([*plain, *parts]), size_of([*extra, *made.objective.parameters()])

@@ -6,11 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from .distillation import Distillation
 from .grpo import GRPO
 from .next_token import NextToken
 from .objective import Learning
+from .preference import CPO, DPO, ORPO, SimPO
 from .rolling_out import RollingOut
 
-__all__ = ["GRPO", "Learning", "NextToken", "Objective", "RollingOut"]
+__all__ = ["CPO", "DPO", "GRPO", "ORPO", "Distillation", "Learning", "NextToken", "Objective", "RollingOut", "SimPO"]
 
-Objective = Annotated[NextToken | GRPO, Field(discriminator="kind")]
+Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | GRPO | Distillation, Field(discriminator="kind")]

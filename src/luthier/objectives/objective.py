@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..settings import Settings
 
@@ -16,12 +16,25 @@ class Learning(Settings):
     `prepare(network, batch) -> Batch` adds fields without gradients. `forward(network, batch) -> Loss` gives the sum,
     its count, and the metrics that the module's `metrics` names, always all of them. `evaluate(network, batch) -> Loss`
     gives the same of each row of the data [U], with metrics of its own, which become figures under their names.
+
+    A module may have `ahead(network, batch) -> dict[str, Tensor]`: what is computed once for every row by the network
+    as it was at the start, [N, ...] of the trained positions (ahead.py); batches then have it in `token_fields`.
     """
 
     rows: ClassVar[str] = "text"
     """Kind of rows, a key of data.kinds."""
     ends_in: ClassVar[str] = "tokens"
     """What the network ends in, a key of models.heads: scores of the next token, of a text, of each token."""
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores that the network ends in, one each, where it does not end in those of tokens."""
+        return ()
+
+    @property
+    def problem(self) -> str | None:
+        """What the scores are for, as transformers' config.json has it: its `problem_type`."""
+        return None
 
     @property
     def compares(self) -> bool:
@@ -31,6 +44,25 @@ class Learning(Settings):
     @property
     def rolls_out(self) -> bool:
         """Whether it learns from answers that the network gives meanwhile, as objectives.rolling_out says."""
+        return False
+
+    @property
+    def ahead(self) -> str | None:
+        """The setting, with its value, that wants what the module's `ahead` gives computed before the first step."""
+        return None
+
+    def settled(self, moves: bool, passes: int | None) -> Self:
+        """The same with what it leaves open decided, by whether the base's own weights move, and how often every row
+        is learnt (None where that is not known, as of a stream)."""
+        return self
+
+    def problems(self) -> list[str]:
+        """What no single setting is wrong about, but several together."""
+        return []
+
+    @property
+    def taught(self) -> bool:
+        """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
         return False
 
     def build(self, network: Any) -> nn.Module:

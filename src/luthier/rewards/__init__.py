@@ -51,6 +51,6 @@ def faults(rewards: Sequence[Rewarding], place: str = "objective.rewards") -> li
 
 
 def with_functions(rewards: Sequence[Rewarding], names: Sequence[str]) -> list[Rewarding]:
-    """The rewards and, with weight 1, the functions that were given beside the configuration and are not named in it."""
+    """The rewards and, with weight 1, those functions that were given beside the configuration but stand not in it."""
     known = {one.called for one in rewards if isinstance(one, Function)}
     return [*rewards, *(Function(name=name) for name in names if name not in known)]

@@ -82,7 +82,7 @@ class JsonSchema(PerCompletion):
         one = None if self.schema_column else validator(self._one())
 
         def score(answer: Completed) -> float:
-            check = one
+            check: Any = one
             if self.schema_column:
                 found = column(answer, self.schema_column)
                 try:
@@ -102,7 +102,7 @@ def validator(schema: Any) -> Any:
 
     if not isinstance(schema, Mapping | bool):
         raise RewardError(f"a schema is an object, found {type(schema).__name__}")
-    made = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    made: Any = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         made.check_schema(schema)
     except jsonschema.SchemaError as error:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -39,7 +39,7 @@ class Mathematics(PerCompletion):
         equal = _numbers_equal if self.numbers_only else _verifier()
 
         def score(answer: Completed) -> float:
-            return float(any([equal(wanted, answer.completion, self.column) for wanted in texts(answer, self.column)]))
+            return float(any(equal(wanted, answer.completion, self.column) for wanted in texts(answer, self.column)))
 
         return score
 
@@ -65,7 +65,9 @@ def _numbers_equal(wanted: str, answer: str, column: str) -> bool:
 def _verifier() -> Callable[[str, str, str], bool]:
     import logging
 
-    from math_verify import parse, verify
+    import math_verify
+
+    verify, parse = math_verify.verify, cast(Any, math_verify.parse)  # which takes None, but does not say so
 
     # It logs what it cannot read, which in an answer is no fault. Its own limits of time are alarms, as is ours.
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)

@@ -38,6 +38,9 @@ class Given:
     load_model: Callable[[Any], Reward] | None = None  # the settings of a reward model -> what scores with it
 
 
+NOTHING = Given()
+
+
 class Rewarding(Settings):
     """Settings of a reward. `build` makes what scores answers."""
 
@@ -55,7 +58,7 @@ class Rewarding(Settings):
         """What is wrong with the settings as they stand together, or with what is installed."""
         return None
 
-    def build(self, given: Given = Given()) -> Reward:
+    def build(self, given: Given = NOTHING) -> Reward:
         raise NotImplementedError
 
 
@@ -68,7 +71,7 @@ class PerCompletion(Rewarding):
     def scorer(self, given: Given) -> Callable[[Completed], Any]:
         raise NotImplementedError
 
-    def build(self, given: Given = Given()) -> Reward:
+    def build(self, given: Given = NOTHING) -> Reward:
         from .scoring import each
 
         return each(self.called, self.scorer(given), self.timeout)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .reward import Given, Reward, Rewarding
+from .reward import NOTHING, Given, Reward, Rewarding
 
 
 class RewardModel(Rewarding):
@@ -18,6 +18,6 @@ class RewardModel(Rewarding):
     batch_size: int = Field(16, ge=1)
     """Conversations scored at once."""
 
-    def build(self, given: Given = Given()) -> Reward:
+    def build(self, given: Given = NOTHING) -> Reward:
         assert given.load_model is not None, "whoever makes rewards passes in how models are loaded"
         return given.load_model(self)

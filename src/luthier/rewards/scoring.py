@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import RewardError
 from .limits import Late, within
-from .reward import Completed, Given, Reward, Rewarding
+from .reward import NOTHING, Completed, Given, Reward, Rewarding
 
 
 class Built(NamedTuple):
@@ -25,7 +25,7 @@ class Scores(NamedTuple):
     totals: list[float]  # [N] the weighted sums
 
 
-def build(settings: Sequence[Rewarding], given: Given = Given()) -> list[Built]:
+def build(settings: Sequence[Rewarding], given: Given = NOTHING) -> list[Built]:
     """The rewards of a configuration, ready to score."""
     return [Built(one.called, one.weight, one.build(given)) for one in settings]
 
