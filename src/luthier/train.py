@@ -149,10 +149,10 @@ class Trainer:
         if self.ranks.first:
             self.console.show(table(self.made.network.model, self.made.begins))
         self._check_begins()
-        if config.objective.ahead:
-            self._compute_ahead()
         if isinstance(self.steps, Rollouts):
             self.steps.bind(self.made, self._rewards(rewards or {}))
+        if config.objective.ahead:
+            self._compute_ahead()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
         self.ranks.agree(list(self.parameters.values()))
@@ -187,16 +187,6 @@ class Trainer:
         self.monitor = self._monitor() if self.ranks.first else None
         self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
 
-    def _compute_ahead(self) -> None:
-        """What the objective makes of every row by the network as it is now, before anything has moved."""
-        say, warn = self.console.say, self.console.warn
-        assert isinstance(self.training, datasets.Dataset), "checked with the configuration"
-        self.training = ahead.known(self.made, self.training, self.folder / "ahead" / "training", say, warn)
-        if self.measurement is not None:
-            rows = ahead.known(self.made, self.measurement.rows, self.folder / "ahead" / "held_out", say, warn)
-            self.measurement = replace(self.measurement, rows=rows)
-        self.made.teacher = None  # has said what it says
-
     def _plan(self, functions: Functions) -> None:
         """The steps of the run: of rows that are there, or of answers that are yet to be given."""
         config = self.config
@@ -218,6 +208,16 @@ class Trainer:
         """What answers are scored with: the rewards of the configuration, and functions that it does not name."""
         given = rewards.Given(functions, None)
         return rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+
+    def _compute_ahead(self) -> None:
+        """What the objective makes of every row by the network as it is now, before anything has moved."""
+        say, warn = self.console.say, self.console.warn
+        assert isinstance(self.training, datasets.Dataset), "checked with the configuration"
+        self.training = ahead.known(self.made, self.training, self.folder / "ahead" / "training", say, warn)
+        if self.measurement is not None:
+            rows = ahead.known(self.made, self.measurement.rows, self.folder / "ahead" / "held_out", say, warn)
+            self.measurement = replace(self.measurement, rows=rows)
+        self.made.teacher = None  # has said what it says
 
     def _check_begins(self) -> None:
         late = max(self.made.begins.values(), default=0)

@@ -18,4 +18,4 @@ __all__ = [
     "CPO", "DPO", "GRPO", "ORPO", "PPO", "Distillation", "Learning", "NextToken", "Objective", "RollingOut", "SimPO",
 ]  # fmt: skip
 
-Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | Distillation | GRPO | PPO, Field(discriminator="kind")]
+Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | GRPO | Distillation | PPO, Field(discriminator="kind")]

@@ -42,6 +42,11 @@ class Learning(Settings):
         return False
 
     @property
+    def rolls_out(self) -> bool:
+        """Whether it learns from answers that the network gives meanwhile, as objectives.rolling_out says."""
+        return False
+
+    @property
     def ahead(self) -> str | None:
         """The setting, with its value, that wants what the module's `ahead` gives computed before the first step."""
         return None
@@ -58,11 +63,6 @@ class Learning(Settings):
     @property
     def taught(self) -> bool:
         """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
-        return False
-
-    @property
-    def rolls_out(self) -> bool:
-        """Whether it learns from answers that the network gives meanwhile, as objectives.rolling_out says."""
         return False
 
     def build(self, network: Any) -> nn.Module:
