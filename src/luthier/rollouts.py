@@ -95,7 +95,7 @@ class Rollouts(Sequence[Step]):
             raise IndexError(step)
         number, within = divmod(step, self.round_steps)
         if number != self.round:
-            self._enter(number)
+            self._enter_whole(number)
         a_pass, part = divmod(within, self._parts(number))
         if self.left_out is not None and a_pass >= self.left_out:
             return []
@@ -161,6 +161,16 @@ class Rollouts(Sequence[Step]):
         return self._laid[1]
 
     # ------------------------------------------------------------------ a round
+    def _enter_whole(self, number: int) -> None:
+        """A signal may come anywhere in it: then the objective knows no more than before, as the round is made again."""
+        before = self.objective.numbers() if hasattr(self.objective, "restore") else {}
+        try:
+            self._enter(number)
+        except BaseException:
+            if before:
+                self.objective.restore({}, before)
+            raise
+
     def _enter(self, number: int) -> None:
         began = time.monotonic()
         rows = self.plan[number]

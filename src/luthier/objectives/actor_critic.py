@@ -28,7 +28,7 @@ def value_loss(
     plain = (values - returns) ** 2
     if cliprange is None:
         return plain / 2, torch.zeros_like(plain, dtype=torch.bool)
-    clipped = (before + (values - before).clamp(-cliprange, cliprange) - returns) ** 2
+    clipped = (values.clamp(before - cliprange, before + cliprange) - returns) ** 2  # exactly `plain` within the range
     return torch.maximum(plain, clipped) / 2, clipped > plain
 
 
