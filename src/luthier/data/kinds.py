@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import preferences, prompts
+from . import preferences, prompts, whole_pairs
 from .conversations import Conversation
 from .masks import Rendered, Renderer
 
 KINDS: dict[str, Callable[[Renderer, Conversation], Rendered]] = {
     "text": Renderer.render,
     "pairs": preferences.rendered,
+    "whole_pairs": whole_pairs.rendered,
     "prompts": prompts.rendered,
 }
 

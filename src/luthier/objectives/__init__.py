@@ -9,7 +9,8 @@ from pydantic import Field
 from .next_token import NextToken
 from .objective import Learning
 from .preference import CPO, DPO, ORPO, SimPO
+from .reward import BradleyTerry
 
-__all__ = ["CPO", "DPO", "ORPO", "Learning", "NextToken", "Objective", "SimPO"]
+__all__ = ["CPO", "DPO", "ORPO", "BradleyTerry", "Learning", "NextToken", "Objective", "SimPO"]
 
-Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO, Field(discriminator="kind")]
+Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | BradleyTerry, Field(discriminator="kind")]
