@@ -13,7 +13,7 @@ FLOORS = [
     {"search"},
     {"train"},
     {"evaluate", "export", "explain"},
-    {"harness", "reload", "card", "ahead"},
+    {"harness", "reload", "card", "ahead", "reward_models"},
     {"assemble", "generate", "adapters"},
     {"config"},
     {"contradictions", "faults"},
