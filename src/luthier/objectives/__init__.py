@@ -8,8 +8,8 @@ from pydantic import Field
 
 from .next_token import NextToken
 from .objective import Learning
-from .preference import CPO, DPO, ORPO, SimPO
+from .preference import CPO, DPO, KTO, ORPO, SimPO
 
-__all__ = ["CPO", "DPO", "ORPO", "Learning", "NextToken", "Objective", "SimPO"]
+__all__ = ["CPO", "DPO", "KTO", "ORPO", "Learning", "NextToken", "Objective", "SimPO"]
 
-Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO, Field(discriminator="kind")]
+Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | KTO, Field(discriminator="kind")]
