@@ -9,8 +9,27 @@ from pydantic import Field
 from .distillation import Distillation
 from .next_token import NextToken
 from .objective import Learning
-from .preference import CPO, DPO, ORPO, SimPO
+from .preference import CPO, DPO, KTO, ORPO, SimPO
 
-__all__ = ["CPO", "DPO", "ORPO", "Distillation", "Learning", "NextToken", "Objective", "SimPO"]
+__all__ = [
+    "CPO",
+    "DPO",
+    "KTO",
+    "ORPO",
+    "Distillation",
+    "Learning",
+    "NextToken",
+    "Objective",
+    "SimPO",
+]
 
-Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | Distillation, Field(discriminator="kind")]
+Objective = Annotated[
+    NextToken
+    | DPO
+    | SimPO
+    | ORPO
+    | CPO
+    | KTO
+    | Distillation,
+    Field(discriminator="kind"),
+]
