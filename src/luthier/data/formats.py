@@ -17,6 +17,7 @@ EXAMPLES = {
     "prompts": "{prompt: question}", "unpaired": "{completion: answer, label: good}",
     "labelled": "{text: review, label: stars}", "tagged": "{tokens: words, labels: ner_tags}",
 }  # fmt: skip
+SAME_ROWS = {"whole_pairs": "pairs"}  # kinds that are rendered otherwise, but read the rows of another
 UNRECOGNISED = 1000  # rows without a known format before a file is given up
 
 
@@ -58,6 +59,7 @@ FORMATS = {
 
 def of_kind(kind: str) -> list[Format]:
     """The formats of rows that an objective of this kind reads."""
+    kind = SAME_ROWS.get(kind, kind)
     return [form for form in FORMATS.values() if form.kind == kind]
 
 
@@ -86,7 +88,7 @@ def recognise(values: Mapping, place: str, columns: Mapping[str, str], kind: str
     known = "; ".join(f"{form.name}: {', '.join(form.keys)}" for form in of_kind(kind))
     raise DataError(
         f"{place}: the row's keys {_keys(values)} are of no known format ({known}). "
-        f"Name the columns, for example data.columns='{EXAMPLES.get(kind, EXAMPLES['text'])}'."
+        f"Name the columns, for example data.columns='{EXAMPLES.get(SAME_ROWS.get(kind, kind), EXAMPLES['text'])}'."
     )
 
 

@@ -10,12 +10,14 @@ from .distillation import Distillation
 from .next_token import NextToken
 from .objective import Learning
 from .preference import CPO, DPO, KTO, ORPO, SimPO
+from .reward import BradleyTerry
 
 __all__ = [
     "CPO",
     "DPO",
     "KTO",
     "ORPO",
+    "BradleyTerry",
     "Distillation",
     "Learning",
     "NextToken",
@@ -30,6 +32,7 @@ Objective = Annotated[
     | ORPO
     | CPO
     | KTO
+    | BradleyTerry
     | Distillation,
     Field(discriminator="kind"),
 ]
