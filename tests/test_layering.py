@@ -13,7 +13,7 @@ FLOORS = [
     {"search"},
     {"train"},
     {"evaluate", "export", "explain"},
-    {"harness", "reload", "card", "ahead"},
+    {"harness", "reload", "card", "ahead", "rollouts"},
     {"assemble", "generate", "adapters"},
     {"teachers"},
     {"config"},
@@ -23,7 +23,8 @@ FLOORS = [
     AXES,
     {"checkpoint", "monitor", "measured", "rewards"},
     {"batch", "logprobs", "surgery", "scores"},
-    {"kernels", "files", "settings", "signals", "document", "intervals"},
+    {"kernels", "files", "settings", "signals", "intervals", "sampled"},
+    {"document"},
     {"errors"},
 ]
 

@@ -383,6 +383,33 @@ def swapped(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterat
         exchange()
 
 
+@contextmanager
+@torch.no_grad()
+def merged(model: nn.Module) -> Iterator[None]:
+    """The network with plain copies of its linear layers, adapters merged in, in the place of those for a while."""
+    wrapped = [
+        (name, module) for name, module in outer(model)
+        if isinstance(module, Adapter) and linear_shape(module) and _all_merge(module)
+    ]  # fmt: skip
+    for name, module in wrapped:
+        tensors, layer = _plain(module, None), innermost(module)
+        weight = tensors["weight"].t() if transposed(layer) else tensors["weight"]
+        copy = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in tensors, device="meta")
+        copy.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        if "bias" in tensors:
+            copy.bias = nn.Parameter(tensors["bias"], requires_grad=False)
+        swap(model, name, copy)
+    try:
+        yield
+    finally:
+        for name, module in wrapped:
+            swap(model, name, module)
+
+
+def _all_merge(module: Any) -> bool:
+    return not isinstance(module, Adapter) or ((module.rule.mergeable or not module.enabled) and _all_merge(module.base))
+
+
 def base_name(name: str) -> str:
     """The name that a parameter had before adapters wrapped its layer."""
     return re.sub(r"\.base(?=\.|$)", "", name)

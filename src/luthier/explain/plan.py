@@ -59,8 +59,8 @@ class Plan:
 
 def plan_line(dataset: Dataset | Stream, steps: Steps | StreamSteps, micro_tokens: int) -> str:
     """The rows and steps of a run in a sentence, and the passes of each source of a mixture."""
-    if isinstance(steps, StreamSteps):
-        return steps.caption
+    if caption := getattr(steps, "caption", None):  # of a stream, or of answers that are yet to be given
+        return caption
     assert isinstance(dataset, Dataset)
     rows, count, tokens = len(steps.rows) - 1, len(steps), steps.tokens()
     lines = [

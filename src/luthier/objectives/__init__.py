@@ -7,14 +7,17 @@ from typing import Annotated
 from pydantic import Field
 
 from .distillation import Distillation
+from .grpo import GRPO
 from .next_token import NextToken
 from .objective import Learning
 from .preference import CPO, DPO, KTO, ORPO, SimPO
 from .reward import BradleyTerry
+from .rolling_out import RollingOut
 
 __all__ = [
     "CPO",
     "DPO",
+    "GRPO",
     "KTO",
     "ORPO",
     "BradleyTerry",
@@ -22,6 +25,7 @@ __all__ = [
     "Learning",
     "NextToken",
     "Objective",
+    "RollingOut",
     "SimPO",
 ]
 
@@ -33,6 +37,7 @@ Objective = Annotated[
     | CPO
     | KTO
     | BradleyTerry
-    | Distillation,
+    | Distillation
+    | GRPO,
     Field(discriminator="kind"),
 ]

@@ -45,6 +45,11 @@ class Learning(Settings):
         return False
 
     @property
+    def rolls_out(self) -> bool:
+        """Whether it learns from answers that the network gives meanwhile, as objectives.rolling_out says."""
+        return False
+
+    @property
     def ahead(self) -> str | None:
         """The setting, with its value, that wants what the module's `ahead` gives computed before the first step."""
         return None
