@@ -13,8 +13,9 @@ FLOORS = [
     {"search"},
     {"train"},
     {"evaluate", "export", "explain"},
-    {"harness", "reload", "card", "ahead", "reward_models"},
+    {"harness", "reload", "card", "ahead", "rollouts", "reward_models"},
     {"assemble", "generate", "adapters"},
+    {"teachers"},
     {"config"},
     {"contradictions", "faults"},
     {"fields"},
@@ -22,7 +23,8 @@ FLOORS = [
     AXES,
     {"checkpoint", "monitor", "measured", "rewards"},
     {"batch", "logprobs", "surgery", "scores"},
-    {"kernels", "files", "settings", "signals", "document", "intervals"},
+    {"kernels", "files", "settings", "signals", "intervals", "sampled"},
+    {"document"},
     {"errors"},
 ]
 

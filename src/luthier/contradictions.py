@@ -8,7 +8,9 @@ from pathlib import Path
 from .data import Data, sources
 from .errors import AdapterError
 from .fields import ON_ANSWERS, PYTHON_DOCS, Config, Evaluation
-from .models import names
+from .models import Model, names
+from .objectives import Distillation
+from .objectives.distillation import Teacher
 from .optim import (
     SGD,
     Constant,
@@ -93,6 +95,8 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
     found += _contradictions_of_precision(config)
+    if isinstance(config.objective, Distillation) and config.objective.teacher:
+        found += _faults_of_teacher(config, config.objective.teacher, weights)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
 
 
@@ -148,6 +152,29 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             "embeddings: use method=full, method=partial with trainable.embeddings=true, or method=lora with the "
             "embeddings and the head in trainable.modules_to_save"
         )
+    return found
+
+
+def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:
+    found, folder = [], Path(teacher.name).expanduser()
+    if teacher.precision == "nf4" and not find_spec("bitsandbytes"):
+        found.append("objective.teacher.precision=nf4: pip install 'luthier[quant]' (4-bit weights are bitsandbytes')")
+    if not (folder / "config.yaml").is_file():
+        model = Model(name=teacher.name, revision=teacher.revision)  # type: ignore[call-arg]
+        if text := names.problem(names.resolved(model), weights):
+            found.append(f"objective.teacher: {text}")
+        ready = names.ready_made(names.resolved(model))
+        if text := names.ready_made_problem(teacher.name, ready, teacher.precision or "as_loaded"):
+            found.append(f"objective.teacher: {text}")
+        if classes := names.no_causal_model(teacher.name):
+            found.append(
+                f"objective.teacher={teacher.name!r} is a {classes}, which gives no scores of the next token: give a "
+                "causal language model"
+            )
+    elif folder.resolve() == Path(config.output_dir).expanduser().resolve():
+        found.append(f"objective.teacher={teacher.name!r} is the folder of this run: give another output_dir")
+    elif teacher.revision:
+        found.append(f"objective.teacher.revision={teacher.revision!r}, but {teacher.name!r} is a run: leave it out")
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ..errors import DataError
-from . import conversations, preferences, prompts
+from . import conversations, preferences, prompts, unpaired
 from .conversations import BadRow, Conversation
 from .sources import Row
 
@@ -31,6 +31,7 @@ class Format:
 
 
 _OF_TOKENS = ("labels", "loss_mask", "attention_mask", "position_ids")
+_MARGINS = ("margin", "score_chosen", "score_rejected")
 FORMATS = {
     form.name: form
     for form in (
@@ -40,11 +41,20 @@ FORMATS = {
         Format("alpaca", ("instruction", "output"), conversations.alpaca, ("input", "history", "system")),
         Format("prompt_completion", ("prompt", "completion"), conversations.prompt_completion, ("tools",)),
         Format("text", ("text",), conversations.plain_text),
-        Format("preference", ("chosen", "rejected"), preferences.preference, ("prompt", "tools"), "pairs"),
+        Format("preference_sharegpt", ("conversations", "chosen", "rejected"), preferences.sharegpt_preference,
+               ("system", "tools", *_MARGINS), "pairs"),
+        Format("preference_alpaca", ("instruction", "chosen", "rejected"), preferences.alpaca_preference,
+               ("input", "history", "system", *_MARGINS), "pairs"),
+        Format("preference", ("chosen", "rejected"), preferences.preference,
+               ("prompt", "system", "tools", *_MARGINS), "pairs"),
+        Format("unpaired", ("prompt", "completion", "label"), unpaired.unpaired, ("system", "tools"), "unpaired"),
+        Format("unpaired_messages", ("messages", "label"), unpaired.unpaired_messages, ("tools",), "unpaired"),
+        Format("unpaired_sharegpt", ("conversations", "label"), unpaired.unpaired_sharegpt, ("system", "tools"),
+               "unpaired"),
         Format("prompt", ("prompt",), prompts.prompt, ("tools",), "prompts"),
         Format("prompt_messages", ("messages",), prompts.prompt_messages, ("tools",), "prompts"),
     )
-}
+}  # fmt: skip
 
 
 def of_kind(kind: str) -> list[Format]:
