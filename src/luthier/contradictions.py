@@ -111,7 +111,7 @@ def _faults_of_formats(config: Config) -> list[str]:
             continue
         from .data import formats
 
-        if formats.FORMATS[name].kind != kind:
+        if formats.FORMATS[name] not in formats.of_kind(kind):
             fitting = ", ".join(["auto", *(form.name for form in formats.of_kind(kind))])
             found.append(f"data.format={name} is not for method={config.method}: use {fitting}")
     if config.evaluation.forgetting and config.objective.ends_in != "tokens":

@@ -37,11 +37,18 @@ class Documents:
             out |= {"perplexity": of("loss", "weight", _perplexity), "bits_per_byte": of("nll", "bytes", _bits)}
         if "token_accuracy" in c:
             out["token_accuracy"] = of("token_accuracy", "weight", higher=True)
-        out |= {name: of(name, "weight", higher=name not in FALLING) for name in c if name not in COUNTED}
+        for name in [name for name in c if name not in COUNTED]:
+            number = name == "kl" or (name.startswith(("rewards/", "logps/")) and "accuracies" not in name)
+            out[name] = of(name, "weight", _mean if number else quotient, name not in FALLING)
         return {prefix + key: figure for key, figure in out.items()}
 
     def subset(self, at: Sequence[int]) -> Documents:
         return Documents([self.rows[i] for i in at], {name: c[list(at)] for name, c in self.columns.items()})
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
+    """Of numbers: a share has an interval of its own, and numbers that happen to be 0 are none."""
+    return quotient(sums)
 
 
 def _perplexity(sums: np.ndarray) -> np.ndarray:

@@ -138,6 +138,9 @@ class Trainer:
             self.measurement = evaluate.Measurement.of(config, self.validation, opened[1], say, warn, metrics)
         elif metrics:
             raise ConfigError("metrics score answers to held-out prompts: give data.validation and evaluation.generate")
+        if isinstance(self.training, datasets.Dataset):
+            for line in config.objective.remarks(self.training):
+                warn(line)
         say(plan_line(self.training, self.steps, config.batch.micro_tokens))
         if not checkpoint.listed(self.folder / "checkpoints") and self.steps.known(0):
             self.steps[0]  # of a stream the first rows, too, are read before the weights
@@ -296,6 +299,8 @@ class Trainer:
         total, count, *metrics = torch.zeros(2 + len(made.objective.metrics), device=self.ranks.device)
         self.rows = self.ranks.mine(self.steps[self.step])
         self.guard.begin()
+        if survey := getattr(made.objective, "survey", None):
+            survey(made.network, map(self._batch, self.rows), self.ranks.sum_)
         tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
             batch = made.objective.prepare(made.network, self.ahead or self._batch(row))

@@ -10,9 +10,34 @@ from .distillation import Distillation
 from .grpo import GRPO
 from .next_token import NextToken
 from .objective import Learning
-from .preference import CPO, DPO, ORPO, SimPO
+from .preference import CPO, DPO, KTO, ORPO, SimPO
+from .reward import BradleyTerry
 from .rolling_out import RollingOut
 
-__all__ = ["CPO", "DPO", "GRPO", "ORPO", "Distillation", "Learning", "NextToken", "Objective", "RollingOut", "SimPO"]
+__all__ = [
+    "CPO",
+    "DPO",
+    "GRPO",
+    "KTO",
+    "ORPO",
+    "BradleyTerry",
+    "Distillation",
+    "Learning",
+    "NextToken",
+    "Objective",
+    "RollingOut",
+    "SimPO",
+]
 
-Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | GRPO | Distillation, Field(discriminator="kind")]
+Objective = Annotated[
+    NextToken
+    | DPO
+    | SimPO
+    | ORPO
+    | CPO
+    | KTO
+    | BradleyTerry
+    | Distillation
+    | GRPO,
+    Field(discriminator="kind"),
+]
