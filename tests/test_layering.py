@@ -13,7 +13,7 @@ FLOORS = [
     {"search"},
     {"train"},
     {"evaluate", "export", "explain"},
-    {"harness", "reload", "card", "ahead", "rollouts"},
+    {"harness", "reload", "card", "ahead", "rollouts", "reward_models"},
     {"assemble", "generate", "adapters"},
     {"teachers"},
     {"config"},

@@ -173,5 +173,15 @@ METHODS: dict[str, Method] = {
             any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "cpo"},
             precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
         ),
+        row(
+            "kto", "answers that are liked gain, others lose, against the start", "arXiv:2402.01306",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "kto"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "reward", "a score of whole conversations, larger for the better one of each pair", "arXiv:1706.03741",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "reward"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 1e-4},
+        ),
     )
 }  # fmt: skip

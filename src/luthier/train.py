@@ -138,6 +138,9 @@ class Trainer:
             self.measurement = evaluate.Measurement.of(config, self.validation, opened[1], say, warn, metrics)
         elif metrics:
             raise ConfigError("metrics score answers to held-out prompts: give data.validation and evaluation.generate")
+        if isinstance(self.training, datasets.Dataset):
+            for line in config.objective.remarks(self.training):
+                warn(line)
         say(plan_line(self.training, self.steps, config.batch.micro_tokens))
         if not checkpoint.listed(self.folder / "checkpoints") and self.steps.known(0):
             self.steps[0]  # of a stream the first rows, too, are read before the weights
@@ -150,7 +153,7 @@ class Trainer:
             self.console.show(table(self.made.network.model, self.made.begins))
         self._check_begins()
         if isinstance(self.steps, Rollouts):
-            self.steps.bind(self.made, self._rewards(rewards or {}))
+            self._reward_with(rewards or {})
         if config.objective.ahead:
             self._compute_ahead()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
@@ -204,10 +207,14 @@ class Trainer:
             pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
 
-    def _rewards(self, functions: Functions) -> list[rewards.scoring.Built]:
-        """What answers are scored with: the rewards of the configuration, and functions that it does not name."""
+    def _reward_with(self, functions: Functions) -> None:
+        """Score answers with the rewards of the configuration, and with the functions that it does not name."""
         given = rewards.Given(functions, None)
-        return rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+        built = rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+        assert isinstance(self.steps, Rollouts)
+        self.steps.bind(self.made, built)
+        if self.measurement is not None:
+            self.measurement = replace(self.measurement, rewards=built)
 
     def _compute_ahead(self) -> None:
         """What the objective makes of every row by the network as it is now, before anything has moved."""
@@ -292,6 +299,8 @@ class Trainer:
         total, count, *metrics = torch.zeros(2 + len(made.objective.metrics), device=self.ranks.device)
         self.rows = self.ranks.mine(self.steps[self.step])
         self.guard.begin()
+        if survey := getattr(made.objective, "survey", None):
+            survey(made.network, map(self._batch, self.rows), self.ranks.sum_)
         tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
             batch = made.objective.prepare(made.network, self.ahead or self._batch(row))
@@ -419,7 +428,7 @@ class Trainer:
             checkpoint.restore_random_state(state)
             self.save()
             raise self._interrupted() from None
-        except MetricError:  # a user's function; what was trained must not be lost for it
+        except (MetricError, RewardError):  # a user's function; what was trained must not be lost for it
             checkpoint.restore_random_state(state)
             self.save()
             raise
@@ -588,7 +597,7 @@ class Trainer:
                 "training_seconds": sum(r["seconds"] for r in history if "seconds" in r),
             }  # fmt: skip
             report |= self.clipper.figures()
-            report |= measured.report(self.folder, final, self.config.evaluation.metrics)
+            report |= measured.report(self.folder, final, evaluate.metrics_of(self.config))
             report |= warnings_of(history)
             if self.monitor:
                 self.monitor.finish(report)

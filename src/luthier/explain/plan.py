@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 
 from ..assemble import tokenizer_and_renderer
 from ..config import Config
-from ..data import Data
+from ..data import Data, kinds
 from ..data.blocks import Steps as StreamSteps
 from ..data.blocks import Stream
 from ..data.dataset import Dataset, open_rows
@@ -27,6 +27,8 @@ class Row:
 
     lengths: tuple[int, ...]  # tokens of each document
     learnt: int  # tokens that something is learnt at
+    units: tuple[int, ...] = ()  # cumulative documents of each row of the data; () where each has one
+    labels: int = 0  # numbers that are said of each row of the data
 
     @property
     def tokens(self) -> int:
@@ -97,8 +99,11 @@ def counted(config: Config) -> Plan:
     rows = [row for step in steps for row in step]
 
     def shape(row: list[int]) -> Row:
-        learnt = sum(int((training.documents[d].weights > 0).sum()) for d in row)
-        return Row(tuple(lengths[d] for d in row), learnt)
+        documents = [training.documents[d] for d in row]
+        learnt = sum(int((document.weights > 0).sum()) for document in documents)
+        members = tuple(member.inputs for document in documents for member in document.members)
+        units = (0, *accumulate(len(document.starts) for document in documents))
+        return Row(members, learnt, units if len(members) > len(row) else (), len(documents[0].labels))
 
     def slots(row: list[int]) -> tuple[int, int]:
         taken = sum(lengths[d] for d in row) if batch.packing else max(lengths[d] for d in row) * len(row)
@@ -115,21 +120,23 @@ def counted(config: Config) -> Plan:
 
 def assumed(config: Config, why: str) -> Plan:
     """Every document as long as may be and learnt whole: an upper bound of memory."""
-    batch, longest = config.batch, config.data.max_length
-    fitting = max(1, batch.micro_tokens // longest)
+    batch, longest, kind = config.batch, config.data.max_length, config.objective.rows
+    members = kinds.MEMBERS.get(kind, 1)
+    fitting = max(1, batch.micro_tokens // (members * longest))
     if batch.tokens is not None:
         rows = batch.tokens / batch.micro_tokens
-        lengths = [longest] * fitting
-        if rest := batch.micro_tokens - fitting * longest:
-            lengths.append(rest)
+        lengths = [longest] * members * fitting
+        if (rest := (batch.micro_tokens - fitting * members * longest) // members) > 0:
+            lengths += [rest] * members
     else:
         assert batch.examples is not None
         rows = -(-batch.examples // fitting)
-        lengths = [longest] * min(batch.examples, fitting)
-    tokens = sum(lengths) * rows if batch.tokens else batch.examples * longest  # type: ignore[operator]
+        lengths = [longest] * members * min(batch.examples, fitting)
+    tokens = sum(lengths) * rows if batch.tokens else batch.examples * members * longest  # type: ignore[operator]
     squares = sum(n * n for n in lengths) / sum(lengths)
     source = f"{why}: every document has data.max_length={longest} tokens and is learnt whole"
-    row = Row(tuple(lengths), sum(lengths))
+    units = tuple(range(0, len(lengths) + 1, members)) if members > 1 else ()
+    row = Row(tuple(lengths), sum(lengths), units, kinds.LABELS.get(kind, 0))
     return Plan((row, row) if rows > 1 else (row,), rows, tokens, squares, config.max_steps, source)
 
 

@@ -11,11 +11,36 @@ from .grpo import GRPO
 from .next_token import NextToken
 from .objective import Learning
 from .ppo import PPO
-from .preference import CPO, DPO, ORPO, SimPO
+from .preference import CPO, DPO, KTO, ORPO, SimPO
+from .reward import BradleyTerry
 from .rolling_out import RollingOut
 
 __all__ = [
-    "CPO", "DPO", "GRPO", "ORPO", "PPO", "Distillation", "Learning", "NextToken", "Objective", "RollingOut", "SimPO",
-]  # fmt: skip
+    "CPO",
+    "DPO",
+    "GRPO",
+    "KTO",
+    "ORPO",
+    "PPO",
+    "BradleyTerry",
+    "Distillation",
+    "Learning",
+    "NextToken",
+    "Objective",
+    "RollingOut",
+    "SimPO",
+]
 
-Objective = Annotated[NextToken | DPO | SimPO | ORPO | CPO | GRPO | Distillation | PPO, Field(discriminator="kind")]
+Objective = Annotated[
+    NextToken
+    | DPO
+    | SimPO
+    | ORPO
+    | CPO
+    | KTO
+    | BradleyTerry
+    | Distillation
+    | GRPO
+    | PPO,
+    Field(discriminator="kind"),
+]

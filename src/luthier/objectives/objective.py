@@ -17,6 +17,9 @@ class Learning(Settings):
     its count, and the metrics that the module's `metrics` names, always all of them. `evaluate(network, batch) -> Loss`
     gives the same of each row of the data [U], with metrics of its own, which become figures under their names.
 
+    A module may have `survey(network, batches, sum_)`: what it must know of all rows of a step before any is learnt,
+    of this rank's batches, added up over ranks by `sum_`.
+
     A module may have `ahead(network, batch) -> dict[str, Tensor]`: what is computed once for every row by the network
     as it was at the start, [N, ...] of the trained positions (ahead.py); batches then have it in `token_fields`.
     """
@@ -64,6 +67,10 @@ class Learning(Settings):
     def taught(self) -> bool:
         """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
         return False
+
+    def remarks(self, dataset: Any) -> list[str]:
+        """What should be said about the training rows (data.dataset.Dataset); DataError where they cannot do."""
+        return []
 
     def build(self, network: Any) -> nn.Module:
         raise NotImplementedError

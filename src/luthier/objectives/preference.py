@@ -1,4 +1,4 @@
-"""Preferences: the settings of DPO, SimPO, ORPO and CPO, which learn from pairs of a better and a worse answer."""
+"""Preferences: the settings of DPO, SimPO, ORPO and CPO, on pairs of answers, and of KTO, on answers liked or not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from ..errors import DataError
 from .objective import Learning
 
 if TYPE_CHECKING:
@@ -104,6 +105,58 @@ class ORPO(Paired):
     kind: Literal["orpo"] = "orpo"
     beta: float = Field(0.1, gt=0)
     """Weight of the odds ratio beside the better answer's own loss; the paper's lambda."""
+
+
+class KTO(Referring):
+    """Kahneman-Tversky optimisation (arXiv:2402.01306): answers that are liked or not, each by itself."""
+
+    rows: ClassVar[str] = "unpaired"
+
+    kind: Literal["kto"] = "kto"
+    beta: float = Field(0.1, gt=0)
+    """How dearly leaving the reference is paid for."""
+    desirable_weight: float = Field(1.0, ge=0)
+    """Weight of answers that are liked."""
+    undesirable_weight: float = Field(1.0, ge=0)
+    """Weight of answers that are not; desirable_weight x liked to this x others should be 1 to 4/3."""
+
+    def problems(self) -> list[str]:
+        if self.desirable_weight or self.undesirable_weight:
+            return []
+        return ["objective.desirable_weight=0 and objective.undesirable_weight=0: nothing would be learnt; raise one"]
+
+    def remarks(self, dataset: Any) -> list[str]:
+        liked = dataset.labels()[:, 0].astype(bool)
+        alone = int((dataset.members() < 2).sum())
+        if alone == len(dataset):
+            raise DataError(
+                f"{dataset.source}: no answer fits another row's prompt and differs from that row's own, so KTO's "
+                "reference point cannot be estimated: give rows with several prompts and answers, or method=dpo pairs"
+            )
+        found = []
+        if alone:
+            found.append(f"{alone} of {len(dataset)} rows have no other row's answer that fits their prompt: KTO's "
+                         "reference point is a mean over the others")  # fmt: skip
+        yes, no = int(liked.sum()), int((~liked).sum())
+        if not yes or not no:
+            found.append(
+                f"all {len(liked)} rows are labelled {'true' if yes else 'false'}: nothing tells KTO which answers "
+                f"{'to leave' if yes else 'to give instead'}"
+            )
+        elif self.undesirable_weight:
+            ratio = self.desirable_weight * yes / (self.undesirable_weight * no)
+            if not 0.99 <= ratio <= 1.34:
+                found.append(
+                    f"{yes} rows are liked and {no} are not: desirable_weight x liked is {ratio:.2f} times "
+                    "undesirable_weight x others, and the paper has 1 to 1.33; for example "
+                    f"objective.desirable_weight={self.undesirable_weight * no / yes:.2f}"
+                )
+        return found
+
+    def build(self, network: Any = None) -> nn.Module:
+        from . import liked
+
+        return liked.KTOObjective(self)
 
 
 def smoothing_problems(loss_type: str, smoothing: float, fitting: tuple[str, ...]) -> list[str]:

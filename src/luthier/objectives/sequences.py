@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,18 @@ def reference_of(objective: Any, batch: Batch) -> Tensor:
     assert objective.reference is not None, "an objective that compares is given the reference, or values of ahead.py"
     with objective.reference() as start:
         return objective.ahead(start, batch)[REFERENCE]
+
+
+@contextmanager
+def unmoved(network: Any) -> Iterator[None]:
+    """The network as it is, without gradients and without what is random in training."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training)
 
 
 def token_logprobs(network: Any, batch: Batch) -> Tensor:
