@@ -271,6 +271,7 @@ class Trainer:
             self.waited = time.monotonic() - began
             if not rows:  # the rest of a round that enough was learnt from
                 self.step += 1
+                self.ahead = None  # was made before that was known
                 continue
             with self.profiler.step(self.step + 1):
                 taken = self._take()
