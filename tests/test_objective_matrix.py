@@ -30,6 +30,7 @@ def rows_of(rows: str) -> list[dict]:
     return {
         "text": [{"prompt": q, "completion": f"say {i}"} for i, q in enumerate(asked)],
         "pairs": [{"prompt": q, "chosen": f"good {i}", "rejected": f"{i} bad"} for i, q in enumerate(asked)],
+        "prompts": [{"prompt": q, "answer": str(i)} for i, q in enumerate(asked)],
     }[rows]
 
 
@@ -45,6 +46,9 @@ def objective_config(base, tmp_path):  # noqa: F811
             "trainable": {"kind": trainable}, "precision": {"kind": precision}, "monitor": {"report_to": []},
             "optim": {"learning_rate": 1e-2},
         }  # fmt: skip
+        if kind(objective) == "grpo":  # a random model's bytes are up to so many characters
+            reward = {"kind": "length", "unit": "characters", "target": 6}
+            settings["objective"] = {"rewards": [reward], "num_generations": 2, "max_completion_length": 8}
         if kind(objective) == "distillation":
             settings["objective"] = {"teacher": str(base)}
         if trainable == "partial":

@@ -60,6 +60,7 @@ class Rollouts(Sequence[Step]):
         self.documents: list[Document] = []
         self.lengths: list[int] = []
         self.metrics: dict[str, float] = {}  # of the round
+        self.pace: dict[str, float] = {}  # by the clock, which no checkpoint keeps
         self.left_out: int | None = None  # the pass of the round from which on nothing more is learnt
         self.counts = {"rollouts": 0, "rollout_tokens": 0, "tokens": 0, "drawn_again": 0, "unended_rounds": 0, "idle": 0}
         self._laid: tuple[Any, Step] | None = None
@@ -182,7 +183,7 @@ class Rollouts(Sequence[Step]):
         self._score(samples)
         metrics = _told_of(samples, self.settings.num_generations > 1) | self.objective.credit(samples)
         tokens = sum(map(len, samples))
-        metrics |= {"rollout_seconds": drawn, "rollout_tokens_per_second": tokens / max(drawn, 1e-9)}
+        self.pace = {"rollout_seconds": drawn, "rollout_tokens_per_second": tokens / max(drawn, 1e-9)}
         if getattr(self.objective, "resamples", 0):
             metrics["drawn_again"] = again
         self._warn_of(samples)

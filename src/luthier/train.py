@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import ahead, checkpoint, evaluate, measured, rewards, surgery
+from . import ahead, checkpoint, evaluate, measured, surgery
 from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
@@ -195,9 +195,7 @@ class Trainer:
         config = self.config
         if config.objective.rolls_out:
             if not (config.objective.rewards or functions):
-                raise ConfigError(
-                    "objective.rewards: nothing says what an answer is worth: name a reward, or give a function"
-                )
+                raise ConfigError(evaluate.NO_REWARD)
             folder = self.folder / "rollouts" if self.ranks.first else None
             assert isinstance(self.training, datasets.Dataset)
             self.training = self.steps = Rollouts(config, self.training, folder, self.console.warn)
@@ -209,8 +207,7 @@ class Trainer:
 
     def _reward_with(self, functions: Functions) -> None:
         """Score answers with the rewards of the configuration, and with the functions that it does not name."""
-        given = rewards.Given(functions, None)
-        built = rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+        built = evaluate.built_rewards(self.config, functions, self.ranks, self.console.warn)
         assert isinstance(self.steps, Rollouts)
         self.steps.bind(self.made, built)
         if self.measurement is not None:
@@ -372,7 +369,7 @@ class Trainer:
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
             "clipped": taken.clipped, **self.clipper.figures(), **taken.metrics,
             "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
-            "seconds": seconds, "seconds_left": left,
+            "seconds": seconds, "seconds_left": left, **getattr(self.steps, "pace", {}),
         }  # fmt: skip
         if self.guard.total:
             values["skipped_steps"] = self.guard.total
