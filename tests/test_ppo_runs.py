@@ -201,3 +201,101 @@ def test_answers_without_an_end_are_told(settings, capsys):
     assert first.metrics["truncated"] == 1
     assert first.metrics["score"] == pytest.approx(first.metrics["reward"] - 2)
     assert "objective.max_completion_length=1" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------- a critic of its own
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model, tmp_path_factory) -> Path:
+    """A reward model of transformers: one score of the last token's state, with the policy's tokenizer."""
+    from conftest import make_tokenizer
+    from transformers import AutoConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=1)
+    config.pad_token_id = make_tokenizer().pad_token_id
+    folder = tmp_path_factory.mktemp("reward_model")
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_critic_of_its_own_begins_at_zero_and_alone_learns_values(settings, tiny_model):
+    extra = {"max_steps": 2, "trainable": {"kind": "lora", "r": 4}}
+    config = config_of(settings, extra, critic={"name": str(tiny_model), "trainable": {"kind": "full"}}, kl_coef=0.0)
+    assert config.objective.critic.trainable["freeze"] == [], "defaults are in what is kept"
+    trainer = Trainer(config, QUIET, rewards=REWARDS)
+    critic = trainer.made.objective.critic
+    begun = {n: p.detach().clone() for n, p in trainer.parameters.items()}
+    moving = [n for n in begun if n.startswith("objective.critic.network.model.model.layers.0")]
+    assert moving, "the critic's own weights move"
+    assert not any("lm_head" in n for n in begun), "its head says nothing"
+    taken = list(trainer.loop())
+    assert taken[0].metrics["explained_variance"] == pytest.approx(0, abs=1e-6)
+    moved = {n for n, p in trainer.parameters.items() if not torch.equal(p, begun[n])}
+    assert "objective.critic.value.weight" in moved
+    assert moved.issuperset(moving), "from the second step on, when the values' own layer is not 0"
+    assert critic is trainer.made.objective.critic
+
+
+def test_a_critic_resumes_and_is_not_needed_to_answer(settings, tiny_model, tmp_path):
+    """DoRA keeps lengths of its base's rows: of the critic's base, too."""
+    extra = {"checkpoint": {"every": 1, "keep": 1}, "trainable": {"kind": "dora", "r": 2}}
+    critic = {"critic": {"name": str(tiny_model)}}
+    made = train(config_of(settings, extra, **critic), QUIET, rewards=REWARDS)
+    config = config_of(settings, extra, {"output_dir": str(tmp_path / "parted")}, **critic)
+    for step in steps(config, QUIET, REWARDS):
+        if step.step == 3:
+            break
+    torch.manual_seed(99)
+    train(config, QUIET, rewards=REWARDS)
+    assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+    assert made.chat().ask("one 1", max_new_tokens=2)
+
+
+def test_a_reward_model_gives_the_first_values(settings, classifier):
+    """Values are its scores: of each start of an answer, what transformers says of the text so far."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = config_of(settings, critic=str(classifier))
+    trainer = Trainer(config, QUIET, rewards=REWARDS)
+    trainer.steps[0]
+    model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
+    for sample in trainer.steps.samples[:3]:
+        for at, value in enumerate(sample.fields["values"]):
+            tokens = torch.tensor(sample.tokens[: sample.start + at].astype("int64"))[None]
+            with torch.no_grad():
+                wanted = model.score(model.model(input_ids=tokens).last_hidden_state[0, -1])
+            assert float(value) == pytest.approx(float(wanted), abs=1e-4)
+    assert any(abs(v) > 1e-3 for s in trainer.steps.samples for v in s.fields["values"])
+
+
+def test_a_run_of_a_reward_model_goes_on_as_the_critic(settings, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"one {n}", "chosen": "abc", "rejected": str(n)} for n in range(12)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = configure(
+        settings, {"data": {"train": str(pairs)}, "output_dir": str(tmp_path / "judge"), "max_steps": 3}, method="reward"
+    )
+    train(judged, QUIET)
+    config = config_of(settings, {"max_steps": 3}, critic=str(tmp_path / "judge"))
+    trainer = Trainer(config, QUIET, rewards=REWARDS)
+    names = [n for n in trainer.parameters if n.startswith("objective.critic.network")]
+    assert names
+    assert all("lora" in n for n in names), "what the run trained goes on, and its score's layer became the critic's"
+    assert trainer.made.objective.critic.value.weight.abs().max() > 0
+    before = {n: trainer.parameters[n].detach().clone() for n in names}
+    list(trainer.loop())
+    assert any(not torch.equal(trainer.parameters[n], before[n]) for n in names)
+
+
+def test_critics_that_do_not_do(settings, tiny_model, classifier, tmp_path):
+    bad(settings, "objective.critic: .*/nothing' does not exist", critic=str(tmp_path / "nothing"))
+    bad(settings, "objective.critic.trainable.kind='lorra'.*did you mean 'lora'",
+        critic={"name": str(tiny_model), "trainable": {"kind": "lorra"}})  # fmt: skip
+    bad(settings, "objective.critic.trainable.rr: unknown key",
+        critic={"name": str(tiny_model), "trainable": {"kind": "lora", "rr": 2}})  # fmt: skip
+    bad(settings, "objective.critic: precision.kind=nf4 keeps the weights in 4 bits",
+        critic={"name": str(tiny_model), "trainable": {"kind": "full"}, "precision": {"kind": "nf4"}})  # fmt: skip
+    bad(settings, "objective.critic.*is the folder of this run|does not exist", critic=str(tmp_path / "run"))

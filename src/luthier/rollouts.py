@@ -131,8 +131,7 @@ class Rollouts(Sequence[Step]):
         return {name: torch.from_numpy(array) for name, array in to_arrays(self.samples).items()}
 
     def numbers(self) -> dict:
-        metrics = {name: value for name, value in self.metrics.items() if name not in TIMED}
-        return {"round": self.round, "metrics": metrics, "left_out": self.left_out, "counts": self.counts}
+        return {"round": self.round, "metrics": self.metrics, "left_out": self.left_out, "counts": self.counts}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         self._take(from_arrays({name: tensor.numpy() for name, tensor in tensors.items()}))
@@ -356,7 +355,6 @@ class Rollouts(Sequence[Step]):
         write_atomically(self.folder / f"round-{number + 1:06}.jsonl", "".join(lines))
 
 
-TIMED = ("rollout_seconds", "rollout_tokens_per_second")  # never the same twice, so no checkpoint has them
 TOLD = ("tokens", "rollouts", "rollout_tokens", "drawn_again", "unended_rounds")
 
 

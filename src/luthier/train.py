@@ -501,7 +501,7 @@ class Trainer:
         if self.ranks.first:
             checkpoint.write_folder(
                 folder,
-                {"weights": self.parameters, "random": random, "constants": surgery.constants(self.made.network.model)}
+                {"weights": self.parameters, "random": random, "constants": self.made.constants()}
                 | {name: part.tensors() for name, part in self.parts.items()}
                 | ({"deployed": deployed} if deployed and group == "deployed" else {}),
                 {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import surgery
 from ..batch import Batch, Loss
+from ..errors import ModelError
 from ..logprobs import rowwise
 from ..sampled import Sampled
 from .gae import explained_variance, gae, sums, token_rewards, whitened
@@ -48,21 +49,66 @@ class HeadCritic(nn.Module):
         return self.value(states.to(self.value.weight.dtype))[:, 0].float()
 
 
+class ModelCritic(nn.Module):
+    """Values by a network of its own: a linear map of its last hidden states, at first 0, or a reward model's score."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+        scores = [network.model.get_submodule(place) for place in surgery.heads(network.model)]
+        self.value = nn.Linear(network.config.get_text_config().hidden_size, 1).to(network.device)
+        nn.init.zeros_(self.value.bias)
+        if not scores:
+            nn.init.zeros_(self.value.weight)
+            head, embeddings = network.model.get_output_embeddings(), network.model.get_input_embeddings()
+            if head.weight is not embeddings.weight:  # nothing is learnt of it
+                head.requires_grad_(False)
+            return
+        (score,) = scores if len(scores) == 1 else (None,)
+        if surgery.linear_shape(score) != (self.value.in_features, 1):
+            raise ModelError(
+                f"objective.critic: {type(network.model).__name__} makes its score by more than one linear layer with one "
+                "output, which is no value of each token: use a reward model with one, or a language model"
+            )
+        with torch.no_grad():
+            for name, tensor in surgery.dense(score).items():  # of one that was trained, as it is now
+                getattr(self.value, name).copy_(tensor)
+        score.requires_grad_(False)
+
+    def forward(self, batch: Batch, states: Tensor) -> Tensor:
+        """[N] at the positions that predict what is learnt; the policy's own states are not looked at."""
+        training = self.network.training
+        self.network.train(training and torch.is_grad_enabled())
+        try:
+            hidden = self.network.hidden(batch)[batch.trained]
+        finally:
+            self.network.train(training)
+        return self.value(hidden.to(self.value.weight.dtype))[:, 0].float()
+
+
 class PPOObjective(nn.Module):
     metrics: tuple[str, ...] = (
         "loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "val/clipfrac", "entropy", "ratio",
     )  # fmt: skip
+    passing = ("critic",)  # serves training alone
+    credits: tuple[str, ...] = ("advantages", "returns")
     reference: Callable[[], AbstractContextManager[Any]]
 
     def __init__(self, config: PPO, network: Any):
         super().__init__()
         self.config = config
         adaptive = config.adaptive_kl
-        self.coefficient = Coefficient(config.kl_coef, *((adaptive.target, adaptive.horizon) if adaptive else ()))
+        self.coefficient = Coefficient(config.kl_coef)
+        if adaptive:
+            self.coefficient = Coefficient(config.kl_coef, adaptive.target, adaptive.horizon)
         if config.kl_in == "loss":
             self.metrics = (*self.metrics, "loss/kl")
-        self.critic = HeadCritic(config.critic, _width(network))
+        self.critic = HeadCritic(config.critic, _width(network)) if isinstance(config.critic, ValueHead) else None
         self._told = with_entropy(config.temperature, bool(config.entropy_coef))
+
+    def take_critic(self, network: Any) -> None:
+        """The critic that is a network of its own, which is loaded only where the objective is trained."""
+        self.critic = ModelCritic(network)
 
     # ------------------------------------------------------------------ what is said of answers before they are learnt
     @torch.no_grad()
@@ -70,6 +116,7 @@ class PPOObjective(nn.Module):
         """Of each learnt token [N]: its log-probability now and at the start, the value of the state before it."""
         states, targets, _ = network.predictions(batch, network.hidden(batch))
         logprobs = rowwise(states, network.head, self._told, targets)[:, 0]
+        assert self.critic is not None
         values = self.critic(batch, states)
         with self.reference() as start:
             states, targets, _ = start.predictions(batch, start.hidden(batch))
@@ -116,6 +163,7 @@ class PPOObjective(nn.Module):
         config = self.config
         states, targets, _ = network.predictions(batch, network.hidden(batch))
         logprobs, entropy = rowwise(states, network.head, self._told, targets).unbind(1)
+        assert self.critic is not None
         values = self.critic(batch, states)
         known = {name: column[batch.trained] for name, column in batch.token_fields.items()}
         log_ratio = logprobs - known["old_logprobs"]
