@@ -212,10 +212,10 @@ def keys(cls: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
 def suggestion(name: str, owners: list[type[BaseModel]]) -> str:
     """The nearest name in the same section, else anywhere."""
     here = {field for owner in owners for field in owner.model_fields}
-    if meant := nearest(name, here):
-        return f"; did you mean {meant!r}?"
     if name in ELSEWHERE:
         return f"; did you mean {ELSEWHERE[name]!r}?"
+    if meant := nearest(name, here):
+        return f"; did you mean {meant!r}?"
     everywhere = {key.rpartition(".")[2]: key for key in reversed(list(keys()))}
     if meant := nearest(name, everywhere):
         return f"; did you mean {everywhere[meant]!r}?"
