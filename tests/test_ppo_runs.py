@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +125,36 @@ def test_stopped_at_any_step_ends_with_the_same_bytes(settings, tmp_path, at):
     torch.manual_seed(99)
     train(config, QUIET, rewards=REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+
+
+RANKED = """
+import json, sys, torch
+from luthier import configure, train
+from luthier.monitor import Console
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[2])
+from test_ppo_runs import REWARDS
+train(configure(json.loads(sys.argv[1]), method="ppo"), Console(quiet=True), rewards=REWARDS)
+"""
+
+
+def test_two_ranks_learn_what_one_learns(settings, tmp_path):
+    """Each answers half of the prompts; whitening and the KL's coefficient are of all answers."""
+    objective = {"adaptive_kl": {"target": 0.1, "horizon": 20}, "whiten_rewards": True, "missing_eos_penalty": 0.5}
+    train(config_of(settings, **objective), QUIET, rewards=REWARDS)
+    both = config_of(settings, {"output_dir": str(tmp_path / "two")}, **objective).model_dump(mode="json")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RANKED, json.dumps(both), str(Path(__file__).parent)]
+    processes = [subprocess.Popen(command, env=os.environ | known | {"RANK": str(r)}) for r in range(2)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    one, two = ([r for r in records(tmp_path / name / "metrics.jsonl") if r["kind"] == "train"] for name in ("run", "two"))
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two):
+        for name in ("loss", "grad_norm", "reward", "score", "kl", "kl_coef", "policy/approxkl", "entropy", "tokens"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), (a["step"], name)
 
 
 def test_passes_are_left_out_once_the_policy_has_moved(settings):
