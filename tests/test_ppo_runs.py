@@ -16,6 +16,7 @@ from test_train import QUIET, finished
 
 from luthier.config import configure
 from luthier.errors import LuthierError
+from luthier.explain import explain
 from luthier.monitor import Console, records
 from luthier.train import Trainer, steps, train
 
@@ -331,3 +332,15 @@ def test_critics_that_do_not_do(settings, tiny_model, classifier, tmp_path):
     bad(settings, "objective.critic: precision.kind=nf4 keeps the weights in 4 bits",
         critic={"name": str(tiny_model), "trainable": {"kind": "full"}, "precision": {"kind": "nf4"}})  # fmt: skip
     bad(settings, "objective.critic.*is the folder of this run|does not exist", critic=str(tmp_path / "run"))
+
+
+def test_explain_rehearses_a_step(settings, tiny_model, classifier):
+    """Bytes of the policy, and of a critic of its own beside it."""
+    found = {}
+    for name, critic in (("head", "head"), ("model", str(tiny_model)), ("reward model", str(classifier))):
+        found[name] = explain(config_of(settings, {"parallel": {"device": "cpu"}}, critic=critic)).memory
+    trained = Trainer(config_of(settings, critic=str(tiny_model)), QUIET, rewards=REWARDS).made
+    heads, own = (sum(p.numel() * 4 for p in m.parameters()) for m in (trained.network, trained.objective))
+    assert found["head"].weights + found["head"].adapters == heads + 4 * 33
+    assert found["model"].weights + found["model"].adapters == heads + own
+    assert found["reward model"].peak > found["head"].peak
