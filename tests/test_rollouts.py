@@ -196,7 +196,7 @@ def test_stopped_inside_a_round_and_resumed_ends_with_the_same_bytes(asking, tmp
     for stopped_after in (1, 2, 3, 4, 6):
         parted = configure(asking, more, {"output_dir": str(tmp_path / f"parted{stopped_after}")})
         for step in steps(parted, QUIET, {"length": length}):
-            if step.step == stopped_after + 1:  # the checkpoint of the step before is the last
+            if step.step == stopped_after:  # its checkpoint is the last
                 break
         torch.manual_seed(99)
         np.random.seed(99)
@@ -217,6 +217,25 @@ def test_answers_come_from_the_weights_as_they_are(asking):
         assert step.metrics["mismatch_max"] < 1e-4
         loop.close()
     assert found[0] == found[1]
+
+
+def test_the_rest_of_a_round_is_left_out_where_enough_was_learnt(asking, tmp_path, monkeypatch):
+    """The objective says so after the first step of each round: its first pass is finished, the second is left out."""
+    from luthier.objectives.policy_gradient import GRPOObjective
+
+    monkeypatch.setattr(GRPOObjective, "enough", lambda self, metrics: "kl" in metrics, raising=False)
+    more = {"evaluation": {"every": 3}, "checkpoint": {"every": 1, "keep": 9}}
+    trainer = Trainer(configure(asking, more), QUIET, rewards={"length": length})
+    assert [step.step for step in trainer.loop()] == [1, 2, 5, 6]
+    assert trainer.step == 8
+    history = records(Path(asking["output_dir"]) / "metrics.jsonl")
+    assert [r["step"] for r in history if r["kind"] == "evaluation"] == [0, 3, 6, 8], "due in a step that is left out"
+    parted = configure(asking, more, {"output_dir": str(tmp_path / "parted")})
+    for step in steps(parted, QUIET, {"length": length}):
+        if step.step == 1:  # after its checkpoint: the second pass is left out after it, too
+            break
+    assert [step.step for step in steps(parted, QUIET, {"length": length})] == [2, 5, 6]
+    assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
 def test_packed_and_padded_rows_draw_and_learn_the_same(asking, tmp_path):
@@ -261,8 +280,7 @@ def test_two_ranks_answer_and_learn_what_one_does(asking, tmp_path):
         [(r["step"], r["reward"], r["completion_length"]) for r in records(tmp_path / n / "metrics.jsonl")
          if r["kind"] in ("train", "evaluation")] for n in ("run", "two")
     ]  # fmt: skip
-    assert told[0] == pytest.approx(told[1]) if not told[0] else len(told[0]) == len(told[1])
-    for mine, theirs in zip(*told):
+    for mine, theirs in zip(*told, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
