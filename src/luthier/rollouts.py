@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Step = list[list[int]]
 KEPT = 32  # answers of each round that are written down
+BAD_ROUNDS = ("rounds_without_end", "rounds_of_equal_rewards", "rounds_passed_over")
 
 
 class Rollouts(Sequence[Step]):
@@ -62,7 +63,8 @@ class Rollouts(Sequence[Step]):
         self.metrics: dict[str, float] = {}  # of the round
         self.pace: dict[str, float] = {}  # by the clock, which no checkpoint keeps
         self.left_out: int | None = None  # the pass of the round from which on nothing more is learnt
-        self.counts = {"rollouts": 0, "rollout_tokens": 0, "tokens": 0, "drawn_again": 0, "unended_rounds": 0, "idle": 0}
+        self.counts = {"rollouts": 0, "rollout_tokens": 0, "tokens": 0, "drawn_again": 0}
+        self.counts |= dict.fromkeys(BAD_ROUNDS, 0)
         self._laid: tuple[Any, Step] | None = None
 
     def bind(self, made: Assembled, rewards: Sequence[scoring.Built]) -> None:
@@ -115,7 +117,7 @@ class Rollouts(Sequence[Step]):
             self.left_out = within // self._parts(number) + 1
 
     def totals(self, steps: int | None = None) -> dict:
-        return {"rows": len(self.prompts), **{k: v for k, v in self.counts.items() if k in TOLD}}
+        return {"rows": len(self.prompts), **self.counts}
 
     def position(self, step: int) -> dict:
         return self.plan.position(step)
@@ -258,14 +260,14 @@ class Rollouts(Sequence[Step]):
 
     def _drawn_again(self, number: int, samples: list[Sampled]) -> tuple[list[Sampled], int]:
         """Groups that teach nothing are replaced by such of other prompts, where the objective wants that."""
-        again = 0
+        again, tried = 0, {one.prompt for one in samples}
         for attempt in range(1, getattr(self.objective, "resamples", 0) + 1):
             groups = grouped(samples)
             idle = [at for at, group in enumerate(groups) if self.objective.idle(group)]
             if not idle:
                 break
-            kept = {group[0].prompt for at, group in enumerate(groups) if at not in set(idle)}
-            asked = self._others(number, attempt, len(idle), kept)
+            asked = self._others(number, attempt, len(idle), tried)
+            tried |= set(asked)
             fresh = grouped(self._answers(number, attempt, asked))
             for at, group in zip(idle, fresh):
                 again += 1
@@ -277,11 +279,11 @@ class Rollouts(Sequence[Step]):
             samples = [one for group in groups for one in group]
         return samples, again
 
-    def _others(self, number: int, attempt: int, count: int, kept: set[int]) -> list[int]:
-        """So many prompts, drawn from all; as long as there are others, none that is in the round already."""
+    def _others(self, number: int, attempt: int, count: int, tried: set[int]) -> list[int]:
+        """So many prompts, drawn from all; as long as there are others, none that was asked in this round."""
         generator = np.random.default_rng([_seed(self.config), number, attempt])
         order = generator.permutation(len(self.prompts)).tolist()
-        order = [i for i in order if i not in kept] or order
+        order = [i for i in order if i not in tried] or order
         return (order * (count // len(order) + 1))[:count]
 
     def _score(self, samples: list[Sampled]) -> None:
@@ -328,16 +330,28 @@ class Rollouts(Sequence[Step]):
 
     # ------------------------------------------------------------------ what is said of a round
     def _warn_of(self, samples: Sequence[Sampled]) -> None:
-        if not any(one.ended for one in samples):
-            self.counts["unended_rounds"] += 1
-            if self.counts["unended_rounds"] == 1:
-                self.warn(
-                    f"no answer of a round of {len(samples)} came to its end within objective.max_completion_length="
-                    f"{self.settings.max_completion_length}: raise it, start from a model that ends its answers "
-                    "(method=lora on some right ones), or reward short ones (rewards: length)"
-                )
-        if not any(one.learnt for one in samples):
-            self.warn("no answer of a round is learnt from, so its steps are passed over")
+        s, groups = self.settings, grouped(samples)
+        wrong = {
+            "rounds_without_end": not any(one.ended for one in samples),
+            "rounds_of_equal_rewards": s.num_generations > 1 and bool(self.rewards) and all(
+                len({one.reward for one in group}) == 1 for group in groups
+            ),
+            "rounds_passed_over": not any(one.learnt for one in samples),
+        }  # fmt: skip
+        texts = {
+            "rounds_without_end": f"no answer of a round of {len(samples)} came to its end within "
+            f"objective.max_completion_length={s.max_completion_length}: raise it, start from a model that ends its "
+            "answers (method=lora on some right ones), or reward short ones (rewards: length)",
+            "rounds_of_equal_rewards": f"in each of the {len(groups)} groups of a round all answers have equal rewards, so "
+            "no answer is better than another: begin with easier prompts or a model that is right now and then, raise "
+            "objective.num_generations or temperature, or give objective.rewards that tell answers apart",
+            "rounds_passed_over": "no answer of a round is learnt from, so its steps are passed over; of "
+            "objective.mask_truncated_completions the remedy is a larger objective.max_completion_length",
+        }
+        for name in BAD_ROUNDS:
+            self.counts[name] += wrong[name]
+            if wrong[name] and self.counts[name] == 1:
+                self.warn(f"{texts[name]} (said once; the report counts such rounds)")
 
     def _write(self, number: int) -> None:
         """Some answers of the round, for people."""
@@ -355,7 +369,6 @@ class Rollouts(Sequence[Step]):
         write_atomically(self.folder / f"round-{number + 1:06}.jsonl", "".join(lines))
 
 
-TOLD = ("tokens", "rollouts", "rollout_tokens", "drawn_again", "unended_rounds")
 
 
 def _seed(config: Config) -> int:

@@ -266,13 +266,14 @@ class Trainer:
                 self.save()
                 raise
             self.waited = time.monotonic() - began
-            if not rows:  # the rest of a round that enough was learnt from
+            taken = None
+            if rows:
+                with self.profiler.step(self.step + 1):
+                    taken = self._take()
+                self._log(taken)
+            else:  # of a round of answers that enough was learnt from
                 self.step += 1
                 self.ahead = None  # was made before that was known
-                continue
-            with self.profiler.step(self.step + 1):
-                taken = self._take()
-            self._log(taken)
             last = self.step == len(self.steps)
             due = bool(config.checkpoint.every) and self.step % config.checkpoint.every == 0
             if self._evaluation_due():
@@ -283,7 +284,8 @@ class Trainer:
                 self.save()
             if stop:
                 raise self._interrupted()
-            yield taken
+            if taken is not None:
+                yield taken
 
     def _ended(self) -> bool:
         return self.step == len(self.steps) or bool(self.patience and self.patience.exhausted)
