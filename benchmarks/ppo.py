@@ -1,7 +1,7 @@
 """PPO on a task that can be verified: words written backwards, from a model that learnt it by half.
 
     python benchmarks/ppo.py                       # 120 batches of rollouts, 3 to 12 minutes on two cores
-    python benchmarks/ppo.py --rounds 20           # a try of a minute
+    python benchmarks/ppo.py --rounds 12           # a try of a minute
     python benchmarks/ppo.py --critic model        # the critic is a copy of the start instead of a head on the policy
 
 A small model (0.9 M weights, bytes as tokens) starts at random and learns to write words backwards from examples, until
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -67,10 +68,11 @@ def begun(folder: Path, chosen: list[str], steps: int, seed: int, template: Path
 
 def configuration(folder: Path, start: str, options: argparse.Namespace) -> Config:
     fresh = words(9000, 1)[5000:]
+    critics = {"head": "head", "detached": {"kind": "head", "detach": True}, "model": start}
     objective = {
         "rewards": ["exact_match"], "max_completion_length": 12, "num_mini_batches": 4, "num_ppo_epochs": 2,
         "kl_coef": options.kl_coef, "missing_eos_penalty": 0.5,
-        "critic": start if options.critic == "model" else options.critic,
+        "critic": critics[options.critic],
     }  # fmt: skip
     each = options.mini_batch * objective["num_mini_batches"]
     return configure(
@@ -93,17 +95,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=120, help="batches of rollouts")
     parser.add_argument("--mini-batch", type=int, default=64, help="answers in an optimiser step; a round has four of it")
-    parser.add_argument("--begin", type=int, default=900, help="steps on examples before")
+    parser.add_argument("--begin", type=int, default=110, help="steps on examples before")
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--kl-coef", type=float, default=0.01)
-    parser.add_argument("--critic", choices=("head", "model"), default="head")
+    parser.add_argument("--critic", choices=("head", "detached", "model"), default="head")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", help="folder of a start that --keep-start kept")
+    parser.add_argument("--keep-start", help="keep it in this folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         folder, began = Path(root), time.monotonic()
         template = folder / "template.jinja"
         template.write_text(TEMPLATE)
-        start = begun(folder, words(5000, 1), options.begin, options.seed, template)
+        start = options.start or begun(folder, words(5000, 1), options.begin, options.seed, template)
+        if options.keep_start:
+            shutil.copytree(start, options.keep_start)
         warm = time.monotonic() - began
         print(f"the start: {options.begin} steps on 5,000 examples, {warm:.0f} s", flush=True)
         config = configuration(folder, start, options)
