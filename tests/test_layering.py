@@ -21,8 +21,8 @@ FLOORS = [
     {"methods"},
     AXES,
     {"checkpoint", "monitor", "measured"},
-    {"batch", "logprobs", "surgery", "scores"},
-    {"kernels", "files", "settings", "signals", "document", "intervals"},
+    {"batch", "logprobs", "surgery", "scores", "classes"},
+    {"kernels", "files", "settings", "signals", "document", "intervals", "labels"},
     {"errors"},
 ]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from . import scores
+from . import classes, scores
 from .files import write_atomically
 from .intervals import Figure, finite, quotient, sign_test
 from .scores import Answer
 
 COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy")
-FALLING = ("kl",)  # what an objective counts and is the better the less of it there is
+FALLING = ("kl", *classes.FALLING)  # what an objective counts and is the better the less of it there is
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Documents:
             out |= {"perplexity": of("loss", "weight", _perplexity), "bits_per_byte": of("nll", "bytes", _bits)}
         if "token_accuracy" in c:
             out["token_accuracy"] = of("token_accuracy", "weight", higher=True)
-        out |= {name: of(name, "weight", higher=name not in FALLING) for name in c if name not in COUNTED}
+        own = [name for name in c if name not in COUNTED and not name.startswith(classes.PREFIXES)]
+        out |= {name: of(name, "weight", higher=name not in FALLING) for name in own}
+        out |= classes.figures(c)
         return {prefix + key: figure for key, figure in out.items()}
 
     def subset(self, at: Sequence[int]) -> Documents:
@@ -131,6 +133,8 @@ def compare(base: Measured | None, tuned: Measured) -> dict:
     for key, name in (("loss", "held_out_loss"), ("token_accuracy", "token_accuracy")):
         if key in report["figures"]:
             report[name] = {k: v for k, v in report["figures"][key].items() if k in ("base", "tuned")}
+    if matrix := classes.confusion(tuned.documents["held_out"].columns):
+        report["confusion_matrix"] = classes.table(*matrix)
     if tuned.answers:
         report["answers"] = {"tuned": summary(tuned.answers, tuned.metrics)}
         if base and base.answers:
@@ -176,8 +180,9 @@ def _paired(base: Measured, tuned: Measured) -> tuple[Measured, Measured]:
 
 def _common(one: Documents, other: Documents) -> Documents:
     """The documents of `one` that `other` has, too: the same row with the same learnt tokens and text."""
-    theirs = {(r, *(other.columns[n][i] for n in ("weight", "bytes"))) for i, r in enumerate(other.rows)}
-    at = [i for i, r in enumerate(one.rows) if (r, *(one.columns[n][i] for n in ("weight", "bytes"))) in theirs]
+    told = [n for n in ("weight", "bytes") if n in one.columns]
+    theirs = {(r, *(other.columns[n][i] for n in told)) for i, r in enumerate(other.rows)}
+    at = [i for i, r in enumerate(one.rows) if (r, *(one.columns[n][i] for n in told)) in theirs]
     return one.subset(at)
 
 
@@ -237,6 +242,12 @@ def write_comparison(path: Path, rows: Sequence[Mapping]) -> None:
     if rows:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def confusion(folder: Path, step: int) -> tuple[list[str], np.ndarray] | None:
+    """Labels and counts [true, said] of the held-out rows after a step, where they have one label each."""
+    found = read(folder, step, ())
+    return found and classes.confusion(found.documents["held_out"].columns)
 
 
 def answers_file(folder: Path, step: int) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from . import checkpoint, evaluate, measured, surgery
-from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
+from .assemble import Assembled, assemble, load_weights, restore, seed_everything, settled, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
 from .data import dataset as datasets
@@ -100,10 +100,11 @@ class Trainer:
     def __init__(
         self, config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
     ):  # fmt: skip
-        self.config, self.console = config, console or Console()
+        self.console = console or Console()
         self.ranks = Ranks(config.parallel)
         if not self.ranks.first:
             self.console = Console(quiet=True)  # one speaks for all
+        self.config = config = settled(config, self.console.say)
         self.folder = Path(config.output_dir)
         self.signals = Signals()
         self.step = 0

@@ -17,7 +17,7 @@ from typing import Any
 from .. import checkpoint
 from ..errors import DataError
 from ..files import flush_folder, write_atomically
-from . import Data, Source, formats, masks, readers, shards, sources, tokenise
+from . import Data, Source, formats, labelled, masks, readers, shards, sources, tokenise
 from .shards import Shard
 from .tokenise import Fault
 
@@ -63,12 +63,12 @@ def key_of(data: Data, source: Source, files: Sequence[Path], renderer: Any) -> 
     for path in files:
         with open(path, "rb") as file:
             contents[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
-    code = [Path(module.__file__ or "").read_bytes() for module in (formats, masks, readers, shards, sources, tokenise)]
+    code = [Path(module.__file__ or "").read_bytes() for module in (formats, labelled, masks, readers, shards, sources, tokenise)]
     told = {
         "files": contents,  # their names stand in what is said of bad rows
         "source": source.model_dump(exclude={"path", "weight", "limit"}),
         "options": data.model_dump(exclude=WITHOUT_EFFECT),
-        "renderer": {k: v for k, v in vars(renderer).items() if isinstance(v, str | int | float | bool | None)},
+        "renderer": {k: v for k, v in vars(renderer).items() if isinstance(v, str | int | float | bool | tuple | None)},
         "tokenizer": [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
                       {name: str(token) for name, token in tokenizer.special_tokens_map.items()}],
         "code": hashlib.sha256(b"".join(code)).hexdigest(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import preferences, prompts
+from . import labelled, preferences, prompts
 from .conversations import Conversation
 from .masks import Rendered, Renderer
 
@@ -12,6 +12,8 @@ KINDS: dict[str, Callable[[Renderer, Conversation], Rendered]] = {
     "text": Renderer.render,
     "pairs": preferences.rendered,
     "prompts": prompts.rendered,
+    "labelled": labelled.rendered,
+    "tagged": labelled.rendered_tags,
 }
 
 

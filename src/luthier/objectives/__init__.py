@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
+from .classification import Classification, TokenClassification
 from .next_token import NextToken
 from .objective import Learning
 
-__all__ = ["Learning", "NextToken", "Objective"]
+__all__ = ["Classification", "Learning", "NextToken", "Objective", "TokenClassification"]
 
-Objective = NextToken
+Objective = Annotated[NextToken | Classification | TokenClassification, Field(discriminator="kind")]
