@@ -14,7 +14,7 @@ FLOORS = [
     {"train"},
     {"evaluate", "export", "explain"},
     {"harness", "reload", "card"},
-    {"assemble", "generate", "adapters"},
+    {"assemble", "generate", "classify", "adapters"},
     {"config"},
     {"contradictions", "faults"},
     {"fields"},

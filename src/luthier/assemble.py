@@ -177,10 +177,22 @@ def settled(config: Config, say: Say = lambda text: None) -> Config:
             "objective.labels and objective.problem_type"
         )
     rows = holdout.training_rows(config.data, objective.rows)
-    made = objective.settled(row.label for row in rows if row.label is not None)
+    through_template = False
+
+    def labels() -> Iterator[Any]:
+        nonlocal through_template
+        for row in rows:
+            through_template = through_template or not row.plain
+            if row.label is not None:
+                yield row.label
+
+    made = objective.settled(labels())
     names = f"{len(made.scores)} labels: {', '.join(made.scores[:12])}{', ...' if len(made.scores) > 12 else ''}"
     say(f"{made.problem}, told from the training rows; {names}")
-    return config.model_copy(update={"objective": made})
+    data = config.data
+    if through_template and data.format == "auto":  # known to whoever is to label further texts
+        data = data.model_copy(update={"format": "labelled_messages"})
+    return config.model_copy(update={"objective": made, "data": data})
 
 
 def _ending(config: Config) -> heads.Ending:

@@ -17,6 +17,7 @@ import torch
 from . import checkpoint, evaluate, measured, surgery
 from .assemble import Assembled, assemble, load_weights, restore, seed_everything, settled, tokenizer_and_renderer
 from .batch import Batch
+from .classify import Classifier
 from .config import Config, read_run
 from .data import dataset as datasets
 from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError
@@ -64,6 +65,12 @@ class Result:
         """The tuned model, ready to be asked."""
         made, _ = restore(self.folder)
         return Chat(made.network, made.renderer)
+
+    def classifier(self) -> Classifier:
+        """The tuned model of a run that classifies, ready to be given texts."""
+        made, _ = restore(self.folder)
+        chat = made.config.data.format == "labelled_messages"
+        return Classifier(made.network, made.renderer, chat, made.config.batch.micro_tokens)
 
     def export(self, out: str | Path, kind: str = "adapter", dtype: str | None = None) -> dict:
         """Write the model where other tools read it: `adapter`, `merged` or `full`, the latter two in `dtype`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import labels
@@ -58,6 +59,11 @@ def tagged(key: str) -> Callable[[Mapping], Conversation]:
 def rendered(renderer: Renderer, conversation: Conversation) -> Rendered:
     """All tokens of the row, of which none is predicted, and what it is labelled with."""
     found = _labelled(conversation.label, renderer)
+    return replace(unlabelled(renderer, conversation), labels=found)
+
+
+def unlabelled(renderer: Renderer, conversation: Conversation) -> Rendered:
+    """All tokens of a row."""
     renderer.check_texts(conversation)
     contents = [message["content"] for message in conversation.messages]
     if not any(text.strip() for text in contents) or (conversation.plain and not all(text.strip() for text in contents)):
@@ -69,7 +75,7 @@ def rendered(renderer: Renderer, conversation: Conversation) -> Rendered:
             raise BadRow("template", "the tokenizer has no chat template to write messages with: give text instead")
         text = renderer.apply(conversation, conversation.messages)
         ids, types, cut = _coded(renderer, [text], add_special_tokens=False)
-    return _made(renderer, ids, cut, labels=found, types=types)
+    return _made(renderer, ids, cut, types=types)
 
 
 def _labelled(label: Any, renderer: Renderer) -> tuple[float, ...]:
@@ -88,8 +94,8 @@ def _made(renderer: Renderer, ids: Sequence[int], cut: int, **more: Any) -> Rend
         end -= 1
     if not end:
         raise BadRow("empty_text", "a text of no token")
-    for name in ("types", "token_labels"):
-        more[name] = None if more.get(name) is None else more[name][:end]
+    if more.get("types") is not None:
+        more["types"] = more["types"][:end]
     return Rendered("", [], tokens=Tokens(list(ids[:end]), [0.0] * end), whole=True, cut=cut, **more)
 
 
@@ -114,26 +120,35 @@ def rendered_tags(renderer: Renderer, conversation: Conversation) -> Rendered:
         found = labels.tags(conversation.label, renderer.labels)
     except labels.WrongLabel as error:
         raise BadRow("label", str(error)) from None
+    made, firsts = untagged(renderer, words)
+    of_tokens = [labels.NOTHING if word is None else found[word] for word in firsts]
+    if not any(label != labels.NOTHING for label in of_tokens):
+        raise BadRow("label", "the tags say nothing of any word")
+    return replace(made, token_labels=of_tokens)
+
+
+def untagged(renderer: Renderer, words: Sequence[str]) -> tuple[Rendered, list[int | None]]:
+    """All tokens of a row of words, and of each token the word that it is the first of, if it is."""
     if not words or not all(word.strip() for word in words):
         raise BadRow("empty_text", "no word" if not words else f"word {[bool(w.strip()) for w in words].index(False)} is empty")
-    renderer.check_texts(conversation)
-    text = conversation.messages[0]["content"]
+    text = " ".join(words)
+    renderer.check_texts(Conversation([said("user", text)[0]]))
     given: dict[str, Any] = {"return_offsets_mapping": True, "verbose": False}
     coded, cut = renderer.tokenizer(text, **given), 0
     if len(coded["input_ids"]) > renderer.max_length and renderer.long_text == CUT:
         cut = len(coded["input_ids"]) - renderer.max_length
         coded = renderer.tokenizer(text, truncation=True, max_length=renderer.max_length, **given)
-    owners = words_of(text, words, coded["offset_mapping"])
-    of_tokens, seen = [], set()
-    for owner in owners:
-        of_tokens.append(labels.NOTHING if owner is None or owner in seen else found[owner])
-        seen.add(owner)
+    firsts: list[int | None] = []
+    seen: set[int | None] = set()
+    for word in words_of(text, words, coded["offset_mapping"]):
+        firsts.append(None if word in seen else word)
+        seen.add(word)
     missing = [i for i in range(len(words)) if i not in seen]
     if missing and not cut:
         raise BadRow("word", f"word {missing[0]} ({shown(words[missing[0]])}) has no token of its own")
-    if not any(label != labels.NOTHING for label in of_tokens):
-        raise BadRow("label", "the tags say nothing of any word")
-    return _made(renderer, coded["input_ids"], cut, token_labels=of_tokens)
+    made = _made(renderer, coded["input_ids"], cut)
+    assert made.tokens is not None
+    return made, firsts[: len(made.tokens.ids)]
 
 
 def words_of(text: str, words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
