@@ -18,7 +18,7 @@ from . import checkpoint, surgery, teachers
 from .config import Config, read_run
 from .data import holdout
 from .data.masks import Renderer
-from .errors import CheckpointError, ModelError
+from .errors import CheckpointError, ConfigError, ModelError
 from .models import heads, load, network, skeleton, start, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
@@ -127,7 +127,9 @@ def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tupl
     if of_text and tokenizer.eos_token is None and not tokenizer.chat_template:
         raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
     data = config.data
-    return tokenizer, Renderer(tokenizer, data.train_on, data.max_length, data.long_text, config.objective.rows)
+    o = config.objective
+    labels = () if o.ends_in == "tokens" else o.scores
+    return tokenizer, Renderer(tokenizer, data.train_on, data.max_length, data.long_text, o.rows, labels, o.problem)
 
 
 def _trained_tokenizer(config: Config, say: Say) -> Path | None:
@@ -163,6 +165,35 @@ def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.dev
     load.check_context(model, config.data.max_length, tell)
     load.check_virtual(model, config.data.max_length, _virtual(config))
     return model
+
+
+def settled(config: Config, say: Say = lambda text: None) -> Config:
+    """The configuration with what its training rows say: the names of their labels, and which kind they are of."""
+    objective = config.objective
+    if not objective.unsettled:
+        return config
+    if config.data.streaming:
+        raise ConfigError(
+            "data.streaming=true: labels cannot be told from rows that are read as they are learnt: give "
+            "objective.labels and objective.problem_type"
+        )
+    rows = holdout.training_rows(config.data, objective.rows)
+    through_template = False
+
+    def labels() -> Iterator[Any]:
+        nonlocal through_template
+        for row in rows:
+            through_template = through_template or not row.plain
+            if row.label is not None:
+                yield row.label
+
+    made = objective.settled(labels())
+    names = f"{len(made.scores)} labels: {', '.join(made.scores[:12])}{', ...' if len(made.scores) > 12 else ''}"
+    say(f"{made.problem}, told from the training rows; {names}")
+    data = config.data
+    if through_template and data.format == "auto":  # known to whoever is to label further texts
+        data = data.model_copy(update={"format": "labelled_messages"})
+    return config.model_copy(update={"objective": made, "data": data})
 
 
 def _ending(config: Config) -> heads.Ending:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Step = list[list[int]]
 KEPT = 32  # answers of each round that are written down
+CLOCKS = ("rollout_seconds", "rollout_tokens_per_second")  # no part of where a run stands
 
 
 class Rollouts(Sequence[Step]):
@@ -130,7 +131,8 @@ class Rollouts(Sequence[Step]):
         return {name: torch.from_numpy(array) for name, array in to_arrays(self.samples).items()}
 
     def numbers(self) -> dict:
-        return {"round": self.round, "metrics": self.metrics, "left_out": self.left_out, "counts": self.counts}
+        metrics = {name: value for name, value in self.metrics.items() if name not in CLOCKS}
+        return {"round": self.round, "metrics": metrics, "left_out": self.left_out, "counts": self.counts}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         self._take(from_arrays({name: tensor.numpy() for name, tensor in tensors.items()}))

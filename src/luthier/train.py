@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from . import ahead, checkpoint, evaluate, measured, rewards, surgery
-from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
+from .assemble import Assembled, assemble, load_weights, restore, seed_everything, settled, tokenizer_and_renderer
 from .batch import Batch
+from .classify import Classifier
 from .config import Config, read_run
 from .data import dataset as datasets
 from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError, RewardError
@@ -67,6 +68,12 @@ class Result:
         made, _ = restore(self.folder)
         return Chat(made.network, made.renderer)
 
+    def classifier(self) -> Classifier:
+        """The tuned model of a run that classifies, ready to be given texts."""
+        made, _ = restore(self.folder)
+        chat = made.config.data.format == "labelled_messages"
+        return Classifier(made.network, made.renderer, chat, made.config.batch.micro_tokens)
+
     def export(self, out: str | Path, kind: str = "adapter", dtype: str | None = None) -> dict:
         """Write the model where other tools read it: `adapter`, `merged` or `full`, the latter two in `dtype`."""
         return export(self.folder, Path(out), kind, dtype)
@@ -110,10 +117,11 @@ class Trainer:
         self, config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
         rewards: Functions | None = None,
     ):  # fmt: skip
-        self.config, self.console = config, console or Console()
+        self.console = console or Console()
         self.ranks = Ranks(config.parallel)
         if not self.ranks.first:
             self.console = Console(quiet=True)  # one speaks for all
+        self.config = config = settled(config, self.console.say)
         self.folder = Path(config.output_dir)
         self.signals = Signals()
         self.step = 0

@@ -18,6 +18,7 @@ from ..errors import LuthierError
 from ..models.names import TRAIN
 from ..optim import schedule
 
+WITH_LABELS = ("labelled", "tagged")  # kinds of rows of which no token is predicted
 SMALL = 4 << 20  # bytes of data files that are read and tokenised, a few seconds' work
 
 
@@ -63,8 +64,9 @@ def plan_line(dataset: Dataset | Stream, steps: Steps | StreamSteps, micro_token
         return caption
     assert isinstance(dataset, Dataset)
     rows, count, tokens = len(steps.rows) - 1, len(steps), steps.tokens()
+    learnt = f", {dataset.trained_tokens:,} of them learnt" if dataset.renderer.kind not in WITH_LABELS else ""
     lines = [
-        f"{len(dataset):,} rows, {dataset.tokens:,} tokens, {dataset.trained_tokens:,} of them learnt; "
+        f"{len(dataset):,} rows, {dataset.tokens:,} tokens{learnt}; "
         f"{count:,} steps of {len(steps.documents) / count:.1f} rows in {rows / count:.1f} packed rows "
         f"({tokens / (rows * micro_tokens):.1%} of {micro_tokens} slots each)"
     ]
