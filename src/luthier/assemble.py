@@ -187,7 +187,7 @@ def settled(config: Config, say: Say = lambda text: None) -> Config:
             if row.label is not None:
                 yield row.label
 
-    made = objective.settled(labels())
+    made = objective.told_by(labels())
     names = f"{len(made.scores)} labels: {', '.join(made.scores[:12])}{', ...' if len(made.scores) > 12 else ''}"
     say(f"{made.problem}, told from the training rows; {names}")
     data = config.data

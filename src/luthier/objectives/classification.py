@@ -33,7 +33,7 @@ class Labelling(Learning):
     def unsettled(self) -> bool:
         return not self.labels or self.class_weights == "balanced"
 
-    def settled(self, found: Iterable[Any]) -> Self:
+    def told_by(self, found: Iterable[Any]) -> Self:
         tally = labels.Tally.of((tag for tags in found for tag in tags) if self.rows == "tagged" else found, self.problem)
         if not tally.counts and tally.problem != labels.VALUE:
             raise DataError("data.train: no row has a label; name the column that holds it with data.columns")

@@ -35,13 +35,9 @@ class Learning(Settings):
         """Whether some of these settings are told from the labels of the training rows, before anything heavy."""
         return False
 
-    def settled(self, found: Iterable[Any]) -> Self:
+    def told_by(self, found: Iterable[Any]) -> Self:
         """These settings with what the labels of the training rows say."""
         return self
-
-    def problems(self) -> list[str]:
-        """What of these settings does not go together."""
-        return []
 
     @property
     def scores(self) -> tuple[str, ...]:
