@@ -14,7 +14,6 @@ from luthier import configure, steps, train
 from luthier.assemble import assemble
 from luthier.batch import Batch
 from luthier.data import dataset
-from luthier.errors import ConfigError
 from luthier.monitor import records
 from luthier.objectives import CPO, DPO, ORPO, SimPO
 from luthier.objectives.pairs import Sides, judged
