@@ -58,6 +58,10 @@ ELSEWHERE = {  # what other libraries call it
     "groupsize": "precision.group_size", "weight_dtype": "precision.scheme", "activation_dtype": "precision.scheme",
     "quantizer": "precision.scheme", "quantization_aware_training": "precision.kind", "qat": "precision.kind",
     "fake_quant_after_n_step": "precision.fake_quant_after_n_steps",
+    "pref_beta": "objective.beta", "pref_loss": "objective.loss_type", "pref_ftx": "objective.rpo_alpha",
+    "dpo_label_smoothing": "objective.label_smoothing", "kto_chosen_weight": "objective.desirable_weight",
+    "kto_rejected_weight": "objective.undesirable_weight", "gamma_beta_ratio": "objective.simpo_gamma",
+    "precompute_ref_batch_size": "batch.micro_tokens", "ref_model": "objective.kind",
 }  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
     "optim.kind": {
