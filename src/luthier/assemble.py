@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,24 @@ from .trainable import Partial, Prompt, adapter_files, saved
 from .trainable.adapter import Adapting
 
 
+class Start(dict[str, torch.Tensor]):
+    """First values of what moves, where they are needed; exchanged with the present ones once, however often asked."""
+
+    inside = False
+
+    @contextmanager
+    def put(self, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        if self.inside:
+            yield
+            return
+        self.inside = True
+        try:
+            with surgery.swapped(parameters, self):
+                yield
+        finally:
+            self.inside = False
+
+
 @dataclass
 class Assembled:
     """What a run works with."""
@@ -39,7 +57,7 @@ class Assembled:
     ranks: Ranks
     begins: dict[str, int] = field(default_factory=dict)  # parameter -> steps taken before it moves, where not from 0
     sources: saved.Sources | None = None  # the adapters that were loaded
-    start: dict[str, torch.Tensor] = field(default_factory=dict)  # first values of what moves, where they are needed
+    start: Start = field(default_factory=Start)
     teacher: teachers.Teacher | None = None  # frozen, once an objective asked for it
 
     def unfreeze(self, step: int) -> None:
@@ -54,7 +72,7 @@ class Assembled:
         kept = {entry.name for entry in self.config.model.beneath}
         kept |= {saved.TRAINED} if self.sources and saved.TRAINED in self.sources.files else set()
         off = set(surgery.names(self.network.model)) - kept
-        with surgery.adapters_off(self.network.model, off), surgery.swapped(self.parameters(), self.start):
+        with surgery.adapters_off(self.network.model, off), self.start.put(self.parameters()):
             yield
 
     @contextmanager
@@ -295,7 +313,8 @@ def _keep_start(made: Assembled, loaded: bool = False, training: bool = True) ->
     if loaded or compares:
         off = set() if loaded else {id(p) for p in surgery.added(made.network.model)}
         named = made.parameters().items()
-        made.start = {n: p.detach().clone() for n, p in named if id(p) not in off and not n.startswith("objective.")}
+        moving = {n: p for n, p in named if id(p) not in off and not n.startswith("objective.")}
+        made.start.update({name: p.detach().clone() for name, p in moving.items()})
     if compares:
         made.objective.reference = made.reference
 

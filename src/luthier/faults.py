@@ -65,7 +65,11 @@ ELSEWHERE = {  # what other libraries call it
     "kd_temperature": "objective.temperature", "distillation_temperature": "objective.temperature",
     "teacher_model_revision": "objective.teacher.revision", "alpha_ce": "objective.alpha",
     "distillation_alpha": "objective.alpha", "ce_weight": "objective.alpha", "lambda": "objective.lmbda",
-    "on_policy_lambda": "objective.lmbda", "top_k_logits": "objective.top_k"
+    "on_policy_lambda": "objective.lmbda", "top_k_logits": "objective.top_k",
+    "pref_beta": "objective.beta", "pref_loss": "objective.loss_type", "pref_ftx": "objective.rpo_alpha",
+    "dpo_label_smoothing": "objective.label_smoothing", "kto_chosen_weight": "objective.desirable_weight",
+    "kto_rejected_weight": "objective.undesirable_weight", "gamma_beta_ratio": "objective.simpo_gamma",
+    "precompute_ref_batch_size": "batch.micro_tokens", "ref_model": "objective.kind",
 }  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
     "optim.kind": {
