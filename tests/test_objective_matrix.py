@@ -51,13 +51,14 @@ def objective_config(base, tmp_path):  # noqa: F811
             "trainable": {"kind": trainable}, "precision": {"kind": precision}, "monitor": {"report_to": []},
             "optim": {"learning_rate": 1e-2},
         }  # fmt: skip
+        if kind(objective) == "ppo":
+            reward = {"kind": "length", "unit": "characters", "target": 6}
+            settings["objective"] = {"rewards": [reward], "num_mini_batches": 2, "max_completion_length": 8}
+        if kind(objective) == "grpo":  # a random model's bytes are up to so many characters
+            reward = {"kind": "length", "unit": "characters", "target": 6}
+            settings["objective"] = {"rewards": [reward], "num_generations": 2, "max_completion_length": 8}
         if kind(objective) == "distillation":
             settings["objective"] = {"teacher": str(base)}
-        if objective.rows == "prompts":
-            settings["objective"] = {
-                "rewards": [{"kind": "regex", "pattern": "[a-p]"}], "max_completion_length": 6, "temperature": 2.0,
-            }  # fmt: skip
-            settings["batch"]["examples"] = 8
         if trainable == "partial":
             settings["trainable"]["last_layers"] = 1
         return configure(settings, extra, method=name)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import checkpoint, surgery, teachers
+from . import checkpoint, critics, surgery, teachers
 from .config import Config, read_run
 from .data import holdout
 from .data.masks import Renderer
 from .errors import CheckpointError, ConfigError, ModelError
-from .models import heads, load, network, skeleton, start, vocabulary
+from .models import heads, load, network, skeleton, start, translation, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
@@ -91,6 +91,11 @@ class Assembled:
         named = self.network.model.named_parameters()
         moving = {name: p for name, p in named if p.requires_grad or name in self.begins}
         return moving | {f"objective.{n}": p for n, p in surgery.trainable(self.objective).items()}
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """What adapters drew at the start and need ever after, by name."""
+        own = surgery.constants(self.objective)
+        return surgery.constants(self.network.model) | {f"objective.{name}": t for name, t in own.items()}
 
 
 def quietly() -> None:
@@ -280,7 +285,54 @@ def assemble(
     made.sources = saved.Sources(files) if files else None
     _keep_start(made, saved.TRAINED in files, training)
     _give_teacher(made, tell, training)
+    if training:
+        _give_critic(made, tell)
     return made
+
+
+def _give_critic(made: Assembled, tell: Say) -> None:
+    """A critic that is a network of its own is assembled as a run's network is; it serves training alone."""
+    critic = critics.settings_of(made.config)
+    if critic is None:
+        return
+
+    def say(text: str) -> None:
+        tell(f"the critic: {text}")
+
+    state = checkpoint.random_state()
+    if (folder := critics.run_folder(critic)) is not None:
+        theirs = _critic_run(made.config, folder)
+        found = assemble(theirs, say, ranks=made.ranks)
+        chosen, _ = best_or_newest(folder)
+        load_weights(found, chosen, checkpoint.read_state(chosen)["deployed"])
+        tokenizer = found.tokenizer
+    else:
+        model = critics.config_of(made.config, critic).model
+        tokenizer = load.load_tokenizer(model)
+        theirs = critics.config_of(made.config, critic, load.scores_texts(model))
+        found = assemble(theirs, say, opened=(made.tokenizer, made.renderer), ranks=made.ranks)
+    checkpoint.restore_random_state(state)
+    if apart := translation.difference(made.tokenizer, tokenizer):
+        raise ModelError(
+            f"objective.critic={critic.name!r} has other tokens than the policy, whose tokens it is to judge: {apart}; "
+            "use a model with the same tokenizer"
+        )
+    if found.network.ends_in != "tokens":
+        network.check_causal(found.network)
+    made.objective.take_critic(found.network)
+
+
+def _critic_run(config: Config, folder: Path) -> Config:
+    """The run of a reward model, in rows and on the device of the run that it serves."""
+    theirs = read_run(folder)
+    if theirs.objective.kind != "reward":
+        raise ModelError(
+            f"objective.critic={str(folder)!r} is a run of method={theirs.method}: give one of method=reward, or the "
+            "folder of a model"
+        )
+    own = {"batch": config.batch, "parallel": config.parallel}
+    longest = {"data": theirs.data.model_copy(update={"max_length": config.data.max_length})}
+    return theirs.model_copy(update=own | longest)
 
 
 def _give_teacher(made: Assembled, tell: Say, training: bool) -> None:
@@ -359,6 +411,14 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         made.teacher = teachers.outlined(config, net, partial(_dtype, device=device), partial(outline, device=device))
         made.objective.teacher = lambda: made.teacher
         made.objective.meet(net, made.teacher.network)
+    if critic := critics.settings_of(config):
+        folder = critics.run_folder(critic)
+        if folder is None:
+            scores = load.scores_texts(critics.config_of(config, critic).model)
+            theirs = critics.config_of(config, critic, scores)
+        else:
+            theirs = _critic_run(config, folder)
+        made.objective.take_critic(outline(theirs, device, tell).network)
     return made
 
 
@@ -409,10 +469,9 @@ def restore(
 
 def load_weights(made: Assembled, folder: Path, group: str = "weights") -> None:
     """What moves, from a checkpoint: the weights of its step, or the group of its tensors that is to be deployed."""
-    named, tensors = made.parameters(), checkpoint.read_tensors(folder, group)
     passing = tuple(f"objective.{name}" for name in getattr(made.objective, "passing", ()))
-    if passing:  # served training alone, and are there only while a run trains
-        tensors = {n: t for n, t in tensors.items() if n in named or not n.startswith(passing)}
-    checkpoint.load_into(named, tensors, str(folder))
-    constants = surgery.constants(made.network.model)
-    checkpoint.load_into(constants, checkpoint.read_tensors(folder, "constants"), str(folder))
+    for of_group, named in ((group, made.parameters()), ("constants", made.constants())):
+        tensors = checkpoint.read_tensors(folder, of_group)
+        if passing:  # served training alone, and are there only while a run trains
+            tensors = {n: t for n, t in tensors.items() if n in named or not n.startswith(passing)}
+        checkpoint.load_into(named, tensors, str(folder))

@@ -11,6 +11,7 @@ from .distillation import Distillation
 from .grpo import GRPO
 from .next_token import NextToken
 from .objective import Learning
+from .ppo import PPO
 from .preference import CPO, DPO, KTO, ORPO, SimPO
 from .reward import BradleyTerry
 from .rolling_out import RollingOut
@@ -21,6 +22,7 @@ __all__ = [
     "GRPO",
     "KTO",
     "ORPO",
+    "PPO",
     "BradleyTerry",
     "Classification",
     "Distillation",
@@ -43,6 +45,7 @@ Objective = Annotated[
     | KTO
     | BradleyTerry
     | Distillation
-    | GRPO,
+    | GRPO
+    | PPO,
     Field(discriminator="kind"),
 ]
