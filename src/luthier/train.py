@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import ahead, checkpoint, evaluate, measured, rewards, surgery
+from . import ahead, checkpoint, evaluate, measured, reward_models, rewards, surgery
 from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
 from .batch import Batch
 from .config import Config, read_run
@@ -209,7 +209,7 @@ class Trainer:
 
     def _rewards(self, functions: Functions) -> list[rewards.scoring.Built]:
         """What answers are scored with: the rewards of the configuration, and functions that it does not name."""
-        given = rewards.Given(functions, None)
+        given = rewards.Given(functions, reward_models.loader(self.ranks, self.console.warn))
         return rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
 
     def _compute_ahead(self) -> None:
