@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import rewards
 from .data import Data, sources
 from .errors import AdapterError
 from .fields import ON_ANSWERS, PYTHON_DOCS, Config, Evaluation
@@ -63,6 +64,8 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(config.precision, QAT):
         found += _contradictions_of_qat(config, config.precision)
     found += config.objective.problems()
+    if config.objective.rolls_out:
+        found += _contradictions_of_rollouts(config)
     if (wanted := config.objective.ahead) and data.streaming:
         found.append(
             f"objective.{wanted} computes something for every row before the first step, and the rows of a stream "
@@ -113,6 +116,46 @@ def _faults_of_formats(config: Config) -> list[str]:
             found.append(f"data.format={name} is not for method={config.method}: use {fitting}")
     if config.evaluation.forgetting and config.objective.ends_in != "tokens":
         found.append("evaluation.forgetting: this model does not predict tokens, so it has no such loss: leave it out")
+    return found
+
+
+def _contradictions_of_rollouts(config: Config) -> list[str]:
+    """What does not go with answers that the network gives meanwhile."""
+    o, batch, found = config.objective, config.batch, rewards.faults(config.objective.rewards)
+    room = config.data.max_length - o.max_completion_length
+    if room < 1:
+        found.append(
+            f"objective.max_completion_length={o.max_completion_length} leaves no room for a prompt in data.max_length="
+            f"{config.data.max_length}, which is of both: raise data.max_length"
+        )
+    if batch.tokens is not None:
+        found.append(
+            f"batch.tokens={batch.tokens}: how long answers will be is not known, so a step has so many of them: use "
+            "batch.examples"
+        )
+    elif ((batch.examples or 16) * o.num_mini_batches) % o.num_generations:
+        found.append(
+            f"batch.examples={batch.examples or 16} x objective.num_mini_batches={o.num_mini_batches} answers are no "
+            f"whole number of groups of objective.num_generations={o.num_generations}: use a multiple of that"
+        )
+    if config.data.streaming:
+        found.append(f"data.streaming=true with method={config.method}: prompts are few and short; read them whole")
+    if config.optim.fused_backward:
+        found.append(
+            "optim.fused_backward allows one row a step, and how many rows answers will fill is not known: leave it out"
+        )
+    if o.rows != "prompts":
+        return found
+    e = config.evaluation
+    if e.generate:
+        found.append(
+            f"evaluation.generate={e.generate}: method={config.method} answers every held-out prompt at each evaluation, "
+            "and rewards score the answers: leave it out; a reward of weight 0 is measured only"
+        )
+    if config.data.validation is not None and e.metric_for_best_model == "loss":
+        found.append("evaluation.metric_for_best_model=loss: answers have rewards and no loss: use reward")
+    if isinstance(config.schedule, ReduceLROnPlateau) and config.schedule.metric == "loss":
+        found.append("schedule.metric=loss: held-out answers have rewards and no loss: use reward")
     return found
 
 

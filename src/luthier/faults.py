@@ -65,7 +65,21 @@ ELSEWHERE = {  # what other libraries call it
     "kd_temperature": "objective.temperature", "distillation_temperature": "objective.temperature",
     "teacher_model_revision": "objective.teacher.revision", "alpha_ce": "objective.alpha",
     "distillation_alpha": "objective.alpha", "ce_weight": "objective.alpha", "lambda": "objective.lmbda",
-    "on_policy_lambda": "objective.lmbda", "top_k_logits": "objective.top_k"
+    "on_policy_lambda": "objective.lmbda", "top_k_logits": "objective.top_k",
+    "reward_funcs": "objective.rewards", "reward_functions": "objective.rewards", "reward_model": "objective.rewards",
+    "reward_weights": "objective.rewards", "max_prompt_length": "data.max_length",
+    "response_length": "objective.max_completion_length", "max_response_length": "objective.max_completion_length",
+    "generation_batch_size": "objective.num_mini_batches", "steps_per_generation": "objective.num_mini_batches",
+    "rollout_batch_size": "objective.num_mini_batches", "group_size": "objective.num_generations",
+    "epsilon_low": "objective.epsilon", "cliprange": "objective.epsilon", "clip_eps": "objective.epsilon",
+    "kl_penalty": "objective.kl_estimator", "kl_loss_coef": "objective.beta", "kl_loss_type": "objective.kl_estimator",
+    "entropy_coeff": "objective.entropy_coef", "filter_groups": "objective.max_resamples",
+    "num_resample_times": "objective.max_resamples", "dynamic_sample": "objective.max_resamples",
+    "rloo_k": "objective.num_generations", "num_sample_generations": "evaluation.every",
+    "vllm_importance_sampling_correction": "objective.rollout_correction",
+    "vllm_importance_sampling_mode": "objective.rollout_correction",
+    "vllm_importance_sampling_cap": "objective.rollout_correction_cap",
+    "overlong_filter": "objective.mask_truncated_completions",
 }  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
     "optim.kind": {

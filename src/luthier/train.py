@@ -153,7 +153,7 @@ class Trainer:
             self.console.show(table(self.made.network.model, self.made.begins))
         self._check_begins()
         if isinstance(self.steps, Rollouts):
-            self.steps.bind(self.made, self._rewards(rewards or {}))
+            self._reward_with(rewards or {})
         if config.objective.ahead:
             self._compute_ahead()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
@@ -207,10 +207,14 @@ class Trainer:
             pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
 
-    def _rewards(self, functions: Functions) -> list[rewards.scoring.Built]:
-        """What answers are scored with: the rewards of the configuration, and functions that it does not name."""
+    def _reward_with(self, functions: Functions) -> None:
+        """Score answers with the rewards of the configuration, and with the functions that it does not name."""
         given = rewards.Given(functions, reward_models.loader(self.ranks, self.console.warn))
-        return rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+        built = rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+        assert isinstance(self.steps, Rollouts)
+        self.steps.bind(self.made, built)
+        if self.measurement is not None:
+            self.measurement = replace(self.measurement, rewards=built)
 
     def _compute_ahead(self) -> None:
         """What the objective makes of every row by the network as it is now, before anything has moved."""
@@ -424,7 +428,7 @@ class Trainer:
             checkpoint.restore_random_state(state)
             self.save()
             raise self._interrupted() from None
-        except MetricError:  # a user's function; what was trained must not be lost for it
+        except (MetricError, RewardError):  # a user's function; what was trained must not be lost for it
             checkpoint.restore_random_state(state)
             self.save()
             raise
@@ -593,7 +597,7 @@ class Trainer:
                 "training_seconds": sum(r["seconds"] for r in history if "seconds" in r),
             }  # fmt: skip
             report |= self.clipper.figures()
-            report |= measured.report(self.folder, final, self.config.evaluation.metrics)
+            report |= measured.report(self.folder, final, evaluate.metrics_of(self.config))
             report |= warnings_of(history)
             if self.monitor:
                 self.monitor.finish(report)
