@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import log
-from types import SimpleNamespace
 
 import pytest
 import torch

@@ -5,13 +5,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import rewards
+from pydantic import ValidationError
+
+from . import critics, rewards
 from .data import Data, sources
 from .errors import AdapterError
+from .faults import explained
 from .fields import ON_ANSWERS, PYTHON_DOCS, Config, Evaluation
 from .models import Model, names
 from .objectives import Distillation
 from .objectives.distillation import Teacher
+from .objectives.ppo import ValueModel
 from .optim import (
     SGD,
     Constant,
@@ -89,6 +93,7 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
             if problem := formats.wrong_columns(columns):
                 found.append(problem)
     found += _faults_of_formats(config)
+    found += config.objective.problems() + _contradictions_of_scores(config)
     for source in data.sources():
         for name in [source.path] if isinstance(source.path, str) else source.path:
             if problem := sources.missing(name):
@@ -100,7 +105,32 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     found += _contradictions_of_precision(config)
     if isinstance(config.objective, Distillation) and config.objective.teacher:
         found += _faults_of_teacher(config, config.objective.teacher, weights)
+    if critic := critics.settings_of(config):
+        found += _faults_of_critic(config, critic, weights)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
+
+
+def _contradictions_of_scores(config: Config) -> list[str]:
+    """What goes with a network that ends in scores of texts or of their tokens, and what with one that predicts them."""
+    found, data, ends_in = [], config.data, config.objective.ends_in
+    if config.objective.rows in ("labelled", "tagged") and data.long_text == "split":
+        found.append(
+            "data.long_text=split would give the label of a text to each of its pieces: use data.long_text=cut, or error"
+        )
+    if ends_in == "tokens":
+        if data.long_text == "cut" and config.objective.rows == "text":
+            found.append("data.long_text=cut would leave text out that could be learnt: use data.long_text=split, or error")
+        return found
+    if config.evaluation.generate:
+        found.append(f"evaluation.generate={config.evaluation.generate}: this model gives scores, not answers: leave it out")
+    if config.evaluation.tasks:
+        found.append("evaluation.tasks need a model that predicts tokens: leave them out")
+    if data.streaming and config.objective.unsettled:
+        found.append(
+            "data.streaming=true: labels cannot be told from rows that are read as they are learnt: give "
+            "objective.labels, and objective.problem_type"
+        )
+    return found
 
 
 def _faults_of_formats(config: Config) -> list[str]:
@@ -196,6 +226,32 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             "embeddings and the head in trainable.modules_to_save"
         )
     return found
+
+
+def _faults_of_critic(config: Config, critic: ValueModel, weights: bool) -> list[str]:
+    """What is wrong with a critic that is a network of its own."""
+    folder, given = critics.run_folder(critic), [n for n in ("trainable", "precision") if getattr(critic, n)]
+    if folder is not None:
+        found = []
+        if given or critic.revision:
+            named = [*given, *(["revision"] if critic.revision else [])][0]
+            found.append(f"objective.critic.{named}, but {critic.name!r} is a run, which goes on as it was: leave it out")
+        if folder.resolve() == Path(config.output_dir).expanduser().resolve():
+            found.append(f"objective.critic={critic.name!r} is the folder of this run: give another output_dir")
+        return found
+    try:
+        made = critics.config_of(config, critic)
+    except ValidationError as error:
+        return [f"objective.critic.{text}" for text in explained(error.errors())]
+    found = [text.replace("model.name: ", "", 1) for text in names.problems(made.model, weights)]
+    found += _contradictions_of_precision(made) + adapter_files.problems(made.trainable)
+    if isinstance(made.trainable, Adapting):
+        found += made.trainable.problems()
+    if isinstance(made.trainable, Partial) and made.trainable.unfreeze:
+        found.append("trainable.unfreeze: what moves in a critic moves from the start: leave it out there")
+    if isinstance(made.precision, QAT):
+        found.append("precision.kind=qat rounds what is deployed, and a critic is not: use as_loaded there")
+    return [f"objective.critic: {text}" for text in found]
 
 
 def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:

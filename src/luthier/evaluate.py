@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import rollouts, scores
+from . import reward_models, rollouts, scores
 from .assemble import Assembled, assemble
 from .batch import Batch, Document, rectangles
 from .config import Config
@@ -25,12 +25,16 @@ from .generate import complete, generate
 from .measured import Documents, Measured
 from .objectives import NextToken
 from .parallel.ranks import Ranks
-from .rewards import scoring
+from .rewards import Given, scoring, with_functions
 from .rewards.scoring import Built
 from .scores import Answer, Scorer
 from .surgery import added, trainable
 
 Tell = Callable[[str], None]
+NO_REWARD = (
+    "objective.rewards: nothing says what an answer is worth: name a reward, for example objective.rewards=[exact_match], "
+    "or give a function with --reward FILE.py:FUNCTION, in Python rewards={name: function}"
+)
 DOCS_ROWS, DOCS_CHARACTERS = 24, 600  # of the fixed slice of Python's documentation
 
 
@@ -185,6 +189,16 @@ def answers(
         cut = length == max_new_tokens
         out.append(Answer(row, prompt, reference, text, truncated=cut, messages=tuple(messages[:last])))
     return out
+
+
+def built_rewards(
+    config: Config, functions: Mapping[str, Callable[..., Any]], ranks: Ranks, tell: Tell
+) -> list[Built]:  # fmt: skip
+    """The rewards of a run: those of its configuration, and functions that this does not name; ConfigError if none."""
+    wanted = with_functions(config.objective.rewards, list(functions))
+    if not wanted:
+        raise ConfigError(NO_REWARD)
+    return scoring.build(wanted, Given(functions, reward_models.loader(ranks, tell)))
 
 
 def rewarded(made: Assembled, dataset: Dataset, rewards: Sequence[Built]) -> tuple[Documents, list[Answer]]:

@@ -79,7 +79,10 @@ def run(options: argparse.Namespace) -> Any:
         raise DataError("the run held no rows of its stream out: name rows to evaluate with --data")
     wanted = Measurement.of(config, rows, made.renderer, console.say, console.warn, functions)
     if config.objective.rows == "prompts":
-        wanted = replace(wanted, rewards=built_rewards(config, options.reward, made.ranks, console.warn))
+        from ..scores import load_function
+
+        own = dict(load_function(place, "--reward") for place in options.reward)
+        wanted = replace(wanted, rewards=built_rewards(config, own, made.ranks, console.warn))
     tuned = score(made.ranks, functions, measure(made, wanted))
     with base_of(made, console.say) as before:
         base = score(before.ranks, functions, measure(before, wanted))
