@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import LLAMA, ROWS, make_model, make_tokenizer, save_model
@@ -14,7 +15,7 @@ from luthier.assemble import assemble, restore
 from luthier.batch import Batch
 from luthier.config import Config
 from luthier.data.dataset import load
-from luthier.errors import ConfigError, ModelError
+from luthier.errors import ConfigError, DataError, ModelError
 from luthier.models.translation import Pieces, Translation, difference
 from luthier.monitor import records
 
@@ -213,6 +214,117 @@ def test_a_run_with_kept_outputs_resumes_without_its_teacher(distilled, teacher,
     torch.manual_seed(99)
     train(parted, QUIET)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+
+
+# ---------------------------------------------------------------------------- the student's own answers
+
+
+def rounds(config) -> tuple:
+    """The run's rollouts, with the first batch of answers drawn."""
+    from luthier.train import Trainer
+
+    trainer = Trainer(config, QUIET)
+    trainer.steps[0]
+    return trainer, trainer.steps
+
+
+def test_some_rows_are_answered_by_the_student(distilled):
+    """The others are learnt as they are; the hard loss is of those alone."""
+    config = distilled({"batch": {"examples": 24, "micro_tokens": 2048}},
+                       on_policy={"lmbda": 0.5, "max_completion_length": 8}, alpha=0.5)  # fmt: skip
+    trainer, drawn = rounds(config)
+    given = [one for one in drawn.samples if one.given]
+    own = [one for one in drawn.samples if not one.given]
+    assert len(given) + len(own) == 24
+    assert 4 < len(given) < 20
+    for one in given:
+        document = drawn.prompts.documents[one.prompt]
+        assert one.document().tokens.tolist() == document.tokens.tolist()[: len(one.tokens)]
+        assert np.array_equal(one.document().weights > 0, document.weights[: len(one.tokens)] > 0)
+        assert document.weights.sum() == len(one)
+    for one in own:
+        prompt = drawn.prompts.renderer.prompt(drawn.prompts.conversations[one.prompt])[0]
+        assert one.tokens[: one.start].tolist() == prompt
+        assert 1 <= len(one) <= 8
+        assert one.logprobs.any()
+    made = trainer.made
+    batch = trainer._batch(list(range(len(drawn.documents))))
+    loss = made.objective(made.network, made.objective.prepare(made.network, batch))
+    tokens = sum(map(len, drawn.samples))
+    assert loss.count.item() == tokens
+    assert loss.metrics["on_policy"].item() == sum(map(len, own))
+    hard = 0.0
+    with torch.no_grad():
+        for one in given:
+            tokens_of = torch.tensor(one.tokens[None].astype(np.int64))
+            with made.network.natively() as model:
+                logprobs = model(tokens_of).logits[0].log_softmax(-1)
+            targets = torch.tensor(one.tokens[one.start :].astype(np.int64))
+            hard -= logprobs[one.start - 1 : -1].gather(-1, targets[:, None]).sum().item()
+    assert loss.metrics["hard_loss"].item() == pytest.approx(hard, rel=1e-4)
+    total = 0.5 * loss.metrics["hard_loss"] + 0.5 * loss.metrics["soft_loss"]
+    assert loss.total.item() == pytest.approx(total.item(), rel=1e-4)
+
+
+def test_a_student_learns_from_its_own_answers(distilled):
+    """Reverse KL on its own samples, arXiv:2306.13649 with lambda 1: held-out KL falls, though no row's answer is
+    learnt."""
+    config = distilled({"max_steps": 40}, on_policy={"lmbda": 1.0, "max_completion_length": 12}, divergence="reverse_kl",
+                       alpha=0.0)  # fmt: skip
+    result = train(config, QUIET)
+    taken = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert {r["on_policy"] for r in taken} == {1.0}
+    assert all(1 <= r["completion_length"] <= 12 for r in taken)
+    assert np.mean([r["soft_loss"] for r in taken[-5:]]) < 0.7 * np.mean([r["soft_loss"] for r in taken[:5]])
+    assert result.report["figures"]["kl"]["tuned"] < result.report["figures"]["kl"]["base"]
+
+
+def test_stopped_in_a_batch_of_answers_and_resumed_ends_with_the_same_bytes(distilled, tmp_path):
+    settings = {"on_policy": {"lmbda": 0.6, "max_completion_length": 8, "num_mini_batches": 2}}
+    train(distilled({"checkpoint": {"every": 3}}, **settings), QUIET)
+    parted = distilled({"checkpoint": {"every": 1}, "output_dir": str(tmp_path / "parted")}, **settings)
+    for step in steps(parted, QUIET):
+        if step.step == 4:  # after the checkpoint of step 3, in the middle of the second batch of answers
+            break
+    torch.manual_seed(99)
+    train(parted, QUIET)
+    one, other = finished(tmp_path / "run"), finished(tmp_path / "parted")
+    assert {n: b for n, b in one.items() if n.endswith(".safetensors")} == {
+        n: b for n, b in other.items() if n.endswith(".safetensors")
+    }
+    states = [json.loads(files["state.json"]) for files in (one, other)]
+    for state in states:
+        told = state["parts"]["rollouts"].pop("metrics")
+        assert told.pop("rollout_seconds") > 0
+    assert states[0] == states[1]
+
+
+def test_what_cannot_be_answered_is_refused(distilled, tmp_path):
+    (tmp_path / "plain.txt").write_text("one two three\n\nfour five six\n\nseven eight nine\n")
+    plain = {"data": {"train": str(tmp_path / "plain.txt"), "validation": None}}
+    with pytest.raises(DataError, match="objective.on_policy answers the prompts of rows, and plain text has none"):
+        train(distilled(plain, on_policy={}), QUIET)
+    with pytest.raises(ConfigError) as caught:
+        distilled({"data": {"streaming": True, "validation": None, "format": "text"}, "batch": {"examples": None,
+                  "tokens": 64}}, on_policy={}, top_k=3)  # fmt: skip
+    for told in ("batch.tokens=64 counts tokens", "data.streaming=true has no prompts", "data.format=text has no prompts",
+                 "objective.top_k=3 keeps what the teacher says of rows before the first step, and answers"):  # fmt: skip
+        assert told in str(caught.value)
+    with pytest.raises(DataError, match="lower objective.on_policy.max_completion_length"):
+        train(distilled(on_policy={"max_completion_length": 60}), QUIET)
+
+
+def test_a_conversation_is_learnt_to_its_last_answer_alone(distilled, tmp_path):
+    turns = [{"role": r, "content": c} for r, c in
+             (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]  # fmt: skip
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    data = {"data": {"train": str(tmp_path / "turns.jsonl"), "validation": None}, "batch": {"examples": 1}}
+    config = distilled(data, on_policy={"lmbda": 1e-9, "max_completion_length": 4})
+    trainer, drawn = rounds(config)
+    assert trainer.made.tokenizer.decode(drawn.samples[0].tokens[drawn.samples[0].start :]) == "d<|im_end|>"
+    assert config.objective.remarks(trainer.rows_read) == [
+        "objective.on_policy: 1 of 1 rows have several answers, of which the last is learnt"
+    ]
 
 
 # ---------------------------------------------------------------------------- teachers

@@ -63,6 +63,8 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(config.precision, QAT):
         found += _contradictions_of_qat(config, config.precision)
     found += config.objective.problems()
+    if isinstance(config.objective, Distillation) and config.objective.on_policy:
+        found += _contradictions_of_on_policy(config)
     if (wanted := config.objective.ahead) and data.streaming:
         found.append(
             f"objective.{wanted} computes something for every row before the first step, and the rows of a stream "
@@ -153,6 +155,17 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             "embeddings and the head in trainable.modules_to_save"
         )
     return found
+
+
+def _contradictions_of_on_policy(config: Config) -> list[str]:
+    told = {
+        f"batch.tokens={config.batch.tokens}": (config.batch.tokens, "counts tokens that are not known yet: use "
+                                                "batch.examples"),
+        "data.streaming=true": (config.data.streaming, "has no prompts that can be counted: leave it out"),
+        "data.format=text": (config.data.format == "text", "has no prompts that could be answered: give rows with "
+                             "prompts and answers"),
+    }  # fmt: skip
+    return [f"objective.on_policy: {key} {why}" for key, (given, why) in told.items() if given]
 
 
 def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:

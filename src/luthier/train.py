@@ -194,7 +194,8 @@ class Trainer:
         """The steps of the run: of rows that are there, or of answers that are yet to be given."""
         config = self.config
         if config.objective.rolls_out:
-            if not (config.objective.rewards or functions):
+            wanted = getattr(config.objective, "rewards", None)
+            if wanted is not None and not (wanted or functions):
                 raise ConfigError(
                     "objective.rewards: nothing says what an answer is worth: name a reward, or give a function"
                 )
@@ -209,8 +210,8 @@ class Trainer:
 
     def _rewards(self, functions: Functions) -> list[rewards.scoring.Built]:
         """What answers are scored with: the rewards of the configuration, and functions that it does not name."""
-        given = rewards.Given(functions, None)
-        return rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+        given, named = rewards.Given(functions, None), getattr(self.config.objective, "rewards", [])
+        return rewards.scoring.build(rewards.with_functions(named, list(functions)), given)
 
     def _compute_ahead(self) -> None:
         """What the objective makes of every row by the network as it is now, before anything has moved."""
