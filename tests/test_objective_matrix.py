@@ -30,6 +30,9 @@ def rows_of(rows: str) -> list[dict]:
     return {
         "text": [{"prompt": q, "completion": f"say {i}"} for i, q in enumerate(asked)],
         "pairs": [{"prompt": q, "chosen": f"good {i}", "rejected": f"{i} bad"} for i, q in enumerate(asked)],
+        "unpaired": [{"prompt": q, "completion": f"say {i}", "label": i % 3 > 0} for i, q in enumerate(asked)],
+        "whole_pairs": [{"prompt": q, "chosen": f"good {i}", "rejected": f"{i} bad"} for i, q in enumerate(asked)],
+        "prompts": [{"prompt": q, "answer": str(i)} for i, q in enumerate(asked)],
     }[rows]
 
 
@@ -47,6 +50,11 @@ def objective_config(base, tmp_path):  # noqa: F811
         }  # fmt: skip
         if kind(objective) == "distillation":
             settings["objective"] = {"teacher": str(base)}
+        if objective.rows == "prompts":
+            settings["objective"] = {
+                "rewards": [{"kind": "regex", "pattern": "[a-p]"}], "max_completion_length": 6, "temperature": 2.0,
+            }  # fmt: skip
+            settings["batch"]["examples"] = 8
         if trainable == "partial":
             settings["trainable"]["last_layers"] = 1
         return configure(settings, extra, method=name)
@@ -57,7 +65,10 @@ def objective_config(base, tmp_path):  # noqa: F811
 def gradients(trainer: Trainer, documents: list, limit: int) -> dict[str, torch.Tensor]:
     """Of all documents, in micro-batches of so many tokens, divided by what they count."""
     made, count = trainer.made, 0.0
-    for part in Batch.pack(documents).to(made.ranks.device).split(limit):
+    parts = Batch.pack(documents).to(made.ranks.device).split(limit)
+    if survey := getattr(made.objective, "survey", None):
+        survey(made.network, parts, made.ranks.sum_)
+    for part in parts:
         loss = made.objective(made.network, made.objective.prepare(made.network, part))
         assert set(loss.metrics) >= set(made.objective.metrics)
         loss.total.backward()
