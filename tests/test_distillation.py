@@ -27,7 +27,8 @@ def teacher(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(7)
-    model = LlamaForCausalLM(LlamaConfig(**LLAMA | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3}))
+    larger = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3}
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA | larger))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
@@ -81,7 +82,8 @@ def test_a_student_comes_near_its_teacher(distilled):
 def test_held_out_loss_is_that_of_a_student_alone(distilled, settings):
     """Of the next token, whatever the teacher says: runs with and without one can be compared."""
     with_teacher = train(distilled({"max_steps": 1}), QUIET).report["figures"]
-    alone = train(configure(settings, {"max_steps": 1, "output_dir": settings["output_dir"] + "1"}, method="full"), QUIET)
+    plain = configure(settings, {"max_steps": 1, "output_dir": settings["output_dir"] + "1"}, method="full")
+    alone = train(plain, QUIET)
     for name in ("loss", "perplexity", "bits_per_byte", "token_accuracy"):
         assert with_teacher[name]["base"] == pytest.approx(alone.report["figures"][name]["base"], rel=1e-5)
 
@@ -186,8 +188,7 @@ def test_what_is_kept_of_the_teacher_teaches_like_the_teacher(distilled, tmp_pat
         for key in ("loss", "kl", "hard_loss", "agreement", "teacher_entropy"):
             if key in one:
                 assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-5), key
-    made = [step for step in steps(config, QUIET)]
-    assert not made, "it is finished"
+    assert not list(steps(config, QUIET)), "it is finished"
     files = {p.parent.name for p in (kept.folder / "ahead").rglob("*.safetensors")}
     assert files == {"training", "held_out"}
 
@@ -269,8 +270,8 @@ def test_some_rows_are_answered_by_the_student(distilled):
 def test_a_student_learns_from_its_own_answers(distilled):
     """Reverse KL on its own samples, arXiv:2306.13649 with lambda 1: held-out KL falls, though no row's answer is
     learnt."""
-    config = distilled({"max_steps": 40}, on_policy={"lmbda": 1.0, "max_completion_length": 12}, divergence="reverse_kl",
-                       alpha=0.0)  # fmt: skip
+    drawn = {"lmbda": 1.0, "max_completion_length": 12}
+    config = distilled({"max_steps": 40}, on_policy=drawn, divergence="reverse_kl", alpha=0.0)
     result = train(config, QUIET)
     taken = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
     assert {r["on_policy"] for r in taken} == {1.0}
@@ -302,15 +303,18 @@ def test_stopped_in_a_batch_of_answers_and_resumed_ends_with_the_same_bytes(dist
 def test_what_cannot_be_answered_is_refused(distilled, tmp_path):
     (tmp_path / "plain.txt").write_text("one two three\n\nfour five six\n\nseven eight nine\n")
     plain = {"data": {"train": str(tmp_path / "plain.txt"), "validation": None}}
-    with pytest.raises(DataError, match="objective.on_policy answers the prompts of rows, and plain text has none"):
+    with pytest.raises(DataError, match=r"objective\.on_policy answers the prompts of rows, and plain text has none"):
         train(distilled(plain, on_policy={}), QUIET)
+    streamed = {"data": {"streaming": True, "validation": None, "format": "text"}, "batch": {"examples": None,
+                "tokens": 64}}  # fmt: skip
     with pytest.raises(ConfigError) as caught:
-        distilled({"data": {"streaming": True, "validation": None, "format": "text"}, "batch": {"examples": None,
-                  "tokens": 64}}, on_policy={}, top_k=3)  # fmt: skip
-    for told in ("batch.tokens=64 counts tokens", "data.streaming=true has no prompts", "data.format=text has no prompts",
-                 "objective.top_k=3 keeps what the teacher says of rows before the first step, and answers"):  # fmt: skip
+        distilled(streamed, on_policy={}, top_k=3)
+    for told in (
+        "batch.tokens=64 counts tokens", "data.streaming=true has no prompts", "data.format=text has no prompts",
+        "objective.top_k=3 keeps what the teacher says of rows before the first step, and answers",
+    ):  # fmt: skip
         assert told in str(caught.value)
-    with pytest.raises(DataError, match="lower objective.on_policy.max_completion_length"):
+    with pytest.raises(DataError, match=r"lower objective\.on_policy\.max_completion_length"):
         train(distilled(on_policy={"max_completion_length": 60}), QUIET)
 
 
@@ -333,7 +337,8 @@ def test_a_conversation_is_learnt_to_its_last_answer_alone(distilled, tmp_path):
 def test_a_run_with_an_adapter_teaches_what_it_learnt(distilled, settings):
     """Its best checkpoint with its LoRA: the probabilities are those of the run itself."""
     run = settings["output_dir"] + "-teacher"
-    result = train(configure(settings, {"trainable": {"r": 4}, "output_dir": run, "max_steps": 20}, method="lora"), QUIET)
+    adapted = {"trainable": {"r": 4}, "output_dir": run, "max_steps": 20}
+    result = train(configure(settings, adapted, method="lora"), QUIET)
     made = assemble(distilled(teacher=run))
     batch = batch_of(made)
     opened, _ = restore(result.folder)
@@ -355,7 +360,7 @@ def test_a_teacher_in_fewer_bits(distilled, settings, teacher, precision, method
         assemble(distilled(teacher={"name": name, "precision": p})) for p in ("as_loaded", precision)
     )  # fmt: skip
     batch = batch_of(plain)
-    one, other = (made.objective.prepare(made.network, batch).token_fields["teacher_states"] for made in (plain, stored))
+    one, other = (m.objective.prepare(m.network, batch).token_fields["teacher_states"] for m in (plain, stored))
     apart = (one - other).norm() / one.norm()
     assert 1e-4 < apart < (0.35 if precision == "nf4" else 0.1)
     layers = [type(m).__name__ for m in stored.teacher.network.modules()]
@@ -447,7 +452,8 @@ def test_a_text_is_read_in_other_tokens(tmp_path):
             assert theirs.decode(read.tokens[: place + 1].tolist()) == mine
             borders += 1
     whole = {theirs.decode(read.tokens[: n + 1].tolist()) for n in range(read.ends[1])}
-    assert borders == sum(own.decode(tokens[: i + 1]).replace("<|im_end|>", "</s>") in whole for i in range(len(tokens)))
+    read_so_far = [own.decode(tokens[: i + 1]).replace("<|im_end|>", "</s>") for i in range(len(tokens))]
+    assert borders == sum(text in whole for text in read_so_far)
     assert 0 < borders < len(tokens)
     assert at.tolist()[len(tokens) :] == [p + read.ends[1] if p >= 0 else -1 for p in at.tolist()[: len(tokens)]]
     for mine, other in zip(made.own.tolist(), made.theirs.tolist()):
@@ -495,7 +501,7 @@ def test_another_vocabulary_is_refused_or_aligned(distilled, settings, tmp_path)
     with torch.no_grad():
         model.lm_head.weight.mul_(40)
     model.save_pretrained(folder)
-    with pytest.raises(ModelError, match="has another vocabulary: .* of the student, is .*objective.vocabulary=align"):
+    with pytest.raises(ModelError, match=r"has another vocabulary: .* of the student, is .*objective.vocabulary=align"):
         assemble(distilled(teacher=str(folder)))
     made = assemble(distilled(teacher=str(folder), vocabulary="align"))
     batch = batch_of(made)
@@ -544,9 +550,9 @@ def test_teachers_that_cannot_teach(distilled, settings, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="is a LlamaForSequenceClassification, which gives no scores of the next token"):
+    with pytest.raises(ConfigError, match="is a LlamaForSequenceClassification, which gives no scores of the next"):
         distilled(teacher=str(folder))
-    with pytest.raises(ConfigError, match="objective.top_k=4 computes something for every row before the first step"):
+    with pytest.raises(ConfigError, match=r"objective\.top_k=4 computes something for every row before the first step"):
         distilled({"data": {"streaming": True, "validation": None}}, top_k=4)
     config = distilled({"max_steps": 1})
     train(config, QUIET)

@@ -110,8 +110,7 @@ class Distillation(Learning):
         return self.on_policy is not None
 
     @property
-    def sampling(self) -> OnPolicy | None:
-        """The settings that say how answers are drawn."""
+    def sampling(self) -> Any:
         return self.on_policy
 
     @property
@@ -137,8 +136,8 @@ class Distillation(Learning):
             )
         if self.top_k and self.on_policy:
             found.append(
-                f"objective.top_k={self.top_k} keeps what the teacher says of rows before the first step, and answers of "
-                "objective.on_policy are given later: leave one of them out"
+                f"objective.top_k={self.top_k} keeps what the teacher says of rows before the first step, and answers "
+                "of objective.on_policy are given later: leave one of them out"
             )
         if self.hidden_states and self.vocabulary == "align":
             found.append(

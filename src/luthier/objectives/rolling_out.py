@@ -51,7 +51,6 @@ class RollingOut(Learning):
 
     @property
     def sampling(self) -> Any:
-        """The settings that say how answers are drawn."""
         return self
 
     @property

@@ -72,10 +72,6 @@ class DistillationObjective(nn.Module):
         fields = dict(batch.token_fields)
         if IDS in fields:
             return batch
-        if self.config.top_k and batch.tokens.is_meta:  # shapes alone, of what would have been kept
-            k, empty = self.config.top_k, batch.tokens.new_empty
-            fields[IDS], fields[KEPT] = empty(len(batch), k, dtype=torch.int32), empty(len(batch), k + 2).float()
-            return replace(batch, token_fields=fields)
         assert self.teacher is not None
         teacher = self.teacher()
         if teacher.translation is not None:
