@@ -407,10 +407,11 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     net.compiled = device == "cuda" and layers.compiled(config.parallel, torch.device(device))
     made = Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
     _keep_start(made)
-    if config.objective.taught and not config.objective.ahead:
-        made.teacher = teachers.outlined(config, net, partial(_dtype, device=device), partial(outline, device=device))
-        made.objective.teacher = lambda: made.teacher
-        made.objective.meet(net, made.teacher.network)
+    if config.objective.taught:
+        teacher = teachers.outlined(config, net, partial(_dtype, device=device), partial(outline, device=device))
+        made.objective.teacher = lambda: teacher
+        made.objective.meet(net, teacher.network)
+        made.teacher = None if config.objective.ahead else teacher  # by then it is gone
     if critic := critics.settings_of(config):
         folder = critics.run_folder(critic)
         if folder is None:

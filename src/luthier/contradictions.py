@@ -68,7 +68,9 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(config.precision, QAT):
         found += _contradictions_of_qat(config, config.precision)
     found += config.objective.problems()
-    if config.objective.rolls_out:
+    if isinstance(config.objective, Distillation) and config.objective.on_policy:
+        found += _contradictions_of_on_policy(config)
+    elif config.objective.rolls_out:
         found += _contradictions_of_rollouts(config)
     if (wanted := config.objective.ahead) and data.streaming:
         found.append(
@@ -252,6 +254,17 @@ def _faults_of_critic(config: Config, critic: ValueModel, weights: bool) -> list
     if isinstance(made.precision, QAT):
         found.append("precision.kind=qat rounds what is deployed, and a critic is not: use as_loaded there")
     return [f"objective.critic: {text}" for text in found]
+
+
+def _contradictions_of_on_policy(config: Config) -> list[str]:
+    told = {
+        f"batch.tokens={config.batch.tokens}": (config.batch.tokens, "counts tokens that are not known yet: use "
+                                                "batch.examples"),
+        "data.streaming=true": (config.data.streaming, "has no prompts that can be counted: leave it out"),
+        "data.format=text": (config.data.format == "text", "has no prompts that could be answered: give rows with "
+                             "prompts and answers"),
+    }  # fmt: skip
+    return [f"objective.on_policy: {key} {why}" for key, (given, why) in told.items() if given]
 
 
 def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:

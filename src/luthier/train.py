@@ -202,7 +202,8 @@ class Trainer:
         """The steps of the run: of rows that are there, or of answers that are yet to be given."""
         config = self.config
         if config.objective.rolls_out:
-            if not (config.objective.rewards or functions):
+            wanted = getattr(config.objective, "rewards", None)
+            if wanted is not None and not (wanted or functions):
                 raise ConfigError(evaluate.NO_REWARD)
             folder = self.folder / "rollouts" if self.ranks.first else None
             assert isinstance(self.training, datasets.Dataset)
