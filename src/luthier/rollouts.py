@@ -156,7 +156,8 @@ class Rollouts(Sequence[Step]):
         key = (number, a_pass, part)
         if self._laid is None or self._laid[0] != key:
             order = np.random.default_rng([_seed(self.config), number, a_pass]).permutation(len(self.documents))
-            mine = np.array_split(order, self._parts(number))[part].tolist()
+            # Answers to one prompt side by side, as the network runs what neighbours begin with once.
+            mine = sorted(np.array_split(order, self._parts(number))[part].tolist())
             batch = self.config.batch
             steps = stream.laid_out(
                 [mine], self.lengths, examples=max(1, len(mine)), tokens=None, micro_tokens=batch.micro_tokens,
