@@ -1,4 +1,4 @@
-"""GRPO and its kin: advantages, estimators and losses by hand, gradients that of REINFORCE, the same for any batching."""
+"""GRPO and its kin: advantages, estimators, losses by hand, REINFORCE's gradient, the same for any batching."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_scaled_by_the_whole_batch_by_hand():
 
 
 def test_equal_rewards_teach_exactly_nothing():
-    """Three times 0.1 has a mean that is not 0.1 in floating point, and dividing by a tiny deviation would blow it up."""
+    """Three times 0.1 has a mean that is not 0.1 in floating point; dividing by a tiny deviation would blow it up."""
     rewards = np.array([[0.1, 0.1, 0.1]])
     assert (rewards - rewards.mean()).any() or rewards.std() == 0
     assert advantages.equal(rewards).tolist() == [True]
@@ -90,7 +90,7 @@ def test_k2_has_the_gradient_of_the_divergence_and_k1_none():
 
 
 def test_clipped_losses_by_hand():
-    """Ratios 1.5, 0.5, 1.5, 0.5 with advantages 1, 1, -1, -1 and a clip from 0.8 to 1.3: the smaller of the two gains is
+    """Ratios 1.5, 0.5, 1.5, 0.5 with advantages 1, 1, -1, -1 and a clip from 0.8 to 1.3: the smaller of both gains is
     1.3, 0.5, -1.5, -0.8."""
     log_ratio = torch.tensor([1.5, 0.5, 1.5, 0.5]).log()
     loss, clipped = pg.clipped_loss(log_ratio, torch.tensor([1.0, 1, -1, -1]), 0.2, 0.3)

@@ -1,4 +1,4 @@
-"""GRPO's losses and gradients against TRL's GRPOTrainer on the same tensors; where the two differ, the test says why."""
+"""GRPO's losses and gradients against TRL's GRPOTrainer on the same tensors; where they differ, a test says why."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def ours(given, **settings) -> tuple[float, torch.Tensor, dict]:
         part = slice(start, start + len(one))
         start += len(one)
         log_ratio = (values["old"] - values["rollout"])[part].numpy()
-        one.fields = {"old_logprobs": values["old"][part].numpy(), "reference_logprobs": values["reference"][part].numpy(),
-                      "advantages": torch.full((len(one),), advantage).numpy()}  # fmt: skip
+        one.fields = {f"{name}_logprobs": values[name][part].numpy() for name in ("old", "reference")}
+        one.fields["advantages"] = torch.full((len(one),), advantage).numpy()
         if settings["rollout_correction"] != "none":
             one.fields["correction"] = pg.correction(log_ratio, settings["rollout_correction"], 1.2)
     net.zero_grad()
@@ -132,7 +132,8 @@ PLAIN = {"epsilon": 0.2, "beta": 0.0, "rollout_correction": "none"}
 @pytest.mark.parametrize(
     "settings",
     [
-        {"loss_type": "grpo"}, {"loss_type": "bnpo"}, {"loss_type": "dapo", "epsilon_high": 0.28}, {"loss_type": "dr_grpo"},
+        {"loss_type": "grpo"}, {"loss_type": "bnpo"}, {"loss_type": "dapo", "epsilon_high": 0.28},
+        {"loss_type": "dr_grpo"},
         {"loss_type": "grpo", "beta": 0.3}, {"loss_type": "dapo", "beta": 0.3, "rollout_correction": "token_truncate"},
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.1},
         {"loss_type": "grpo", "delta": 1.3}, {"loss_type": "grpo", "rollout_correction": "sequence_mask"},
@@ -152,7 +153,7 @@ def test_loss_and_gradient_are_those_of_trl(given, settings):
 
 
 def test_trl_averages_the_means_of_micro_batches_where_ours_is_one_mean(given):
-    """bnpo of answers of 1 and 13 tokens in two micro-batches: TRL's normaliser is each micro-batch's own, so accumulated
+    """bnpo of answers of 1 and 13 tokens in two micro-batches: TRL divides each by its own tokens, so accumulated
     it is the mean of two means. Ours is the mean over all 14 tokens, whoever shares a micro-batch with whom."""
     net, samples, values, advantages = given
     whole, _, _ = ours(given, **PLAIN | {"loss_type": "bnpo"})

@@ -5,10 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import rewards
 from pydantic import ValidationError
 
-from . import critics
+from . import critics, rewards
 from .data import Data, sources
 from .errors import AdapterError
 from .faults import explained
@@ -69,7 +68,9 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(config.precision, QAT):
         found += _contradictions_of_qat(config, config.precision)
     found += config.objective.problems()
-    if config.objective.rolls_out:
+    if isinstance(config.objective, Distillation) and config.objective.on_policy:
+        found += _contradictions_of_on_policy(config)
+    elif config.objective.rolls_out:
         found += _contradictions_of_rollouts(config)
     if (wanted := config.objective.ahead) and data.streaming:
         found.append(
@@ -94,6 +95,7 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
             if problem := formats.wrong_columns(columns):
                 found.append(problem)
     found += _faults_of_formats(config)
+    found += config.objective.problems() + _contradictions_of_scores(config)
     for source in data.sources():
         for name in [source.path] if isinstance(source.path, str) else source.path:
             if problem := sources.missing(name):
@@ -108,6 +110,29 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if critic := critics.settings_of(config):
         found += _faults_of_critic(config, critic, weights)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
+
+
+def _contradictions_of_scores(config: Config) -> list[str]:
+    """What goes with a network that ends in scores of texts or of their tokens, and what with one that predicts them."""
+    found, data, ends_in = [], config.data, config.objective.ends_in
+    if config.objective.rows in ("labelled", "tagged") and data.long_text == "split":
+        found.append(
+            "data.long_text=split would give the label of a text to each of its pieces: use data.long_text=cut, or error"
+        )
+    if ends_in == "tokens":
+        if data.long_text == "cut" and config.objective.rows == "text":
+            found.append("data.long_text=cut would leave text out that could be learnt: use data.long_text=split, or error")
+        return found
+    if config.evaluation.generate:
+        found.append(f"evaluation.generate={config.evaluation.generate}: this model gives scores, not answers: leave it out")
+    if config.evaluation.tasks:
+        found.append("evaluation.tasks need a model that predicts tokens: leave them out")
+    if data.streaming and config.objective.unsettled:
+        found.append(
+            "data.streaming=true: labels cannot be told from rows that are read as they are learnt: give "
+            "objective.labels, and objective.problem_type"
+        )
+    return found
 
 
 def _faults_of_formats(config: Config) -> list[str]:
@@ -128,7 +153,8 @@ def _faults_of_formats(config: Config) -> list[str]:
 
 def _contradictions_of_rollouts(config: Config) -> list[str]:
     """What does not go with answers that the network gives meanwhile."""
-    o, batch, found = config.objective, config.batch, rewards.faults(config.objective.rewards)
+    o, batch = config.objective.sampling, config.batch
+    found = rewards.faults(o.rewards)
     room = config.data.max_length - o.max_completion_length
     if room < 1:
         found.append(
@@ -151,13 +177,13 @@ def _contradictions_of_rollouts(config: Config) -> list[str]:
         found.append(
             "optim.fused_backward allows one row a step, and how many rows answers will fill is not known: leave it out"
         )
-    if o.rows != "prompts":
+    if config.objective.rows != "prompts":
         return found
     e = config.evaluation
     if e.generate:
         found.append(
-            f"evaluation.generate={e.generate}: method={config.method} answers every held-out prompt at each evaluation, "
-            "and rewards score the answers: leave it out; a reward of weight 0 is measured only"
+            f"evaluation.generate={e.generate}: method={config.method} answers every held-out prompt at each "
+            "evaluation, and rewards score the answers: leave it out; a reward of weight 0 is measured only"
         )
     if config.data.validation is not None and e.metric_for_best_model == "loss":
         found.append("evaluation.metric_for_best_model=loss: answers have rewards and no loss: use reward")
@@ -229,6 +255,17 @@ def _faults_of_critic(config: Config, critic: ValueModel, weights: bool) -> list
     if isinstance(made.precision, QAT):
         found.append("precision.kind=qat rounds what is deployed, and a critic is not: use as_loaded there")
     return [f"objective.critic: {text}" for text in found]
+
+
+def _contradictions_of_on_policy(config: Config) -> list[str]:
+    told = {
+        f"batch.tokens={config.batch.tokens}": (config.batch.tokens, "counts tokens that are not known yet: use "
+                                                "batch.examples"),
+        "data.streaming=true": (config.data.streaming, "has no prompts that can be counted: leave it out"),
+        "data.format=text": (config.data.format == "text", "has no prompts that could be answered: give rows with "
+                             "prompts and answers"),
+    }  # fmt: skip
+    return [f"objective.on_policy: {key} {why}" for key, (given, why) in told.items() if given]
 
 
 def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:

@@ -32,8 +32,8 @@ from .surgery import added, trainable
 
 Tell = Callable[[str], None]
 NO_REWARD = (
-    "objective.rewards: nothing says what an answer is worth: name a reward, for example objective.rewards=[exact_match], "
-    "or give a function with --reward FILE.py:FUNCTION, in Python rewards={name: function}"
+    "objective.rewards: nothing says what an answer is worth: name a reward, for example "
+    "objective.rewards=[exact_match], or give a function with --reward FILE.py:FUNCTION (in Python, rewards=)"
 )
 DOCS_ROWS, DOCS_CHARACTERS = 24, 600  # of the fixed slice of Python's documentation
 
@@ -69,7 +69,9 @@ def measure(made: Assembled, wanted: Measurement, answer: bool = True) -> Measur
     """All figures of a network as it stands; with `answer`, those of its answers and tasks, too."""
     config = wanted.config
     asks = config.objective.rows == "prompts"  # and is measured by what its answers are worth
-    sets = ({} if asks else {"held_out": wanted.rows}) | ({"forgetting": wanted.forgetting} if wanted.forgetting else {})
+    sets = {} if asks else {"held_out": wanted.rows}
+    if wanted.forgetting:
+        sets["forgetting"] = wanted.forgetting
     found: list[Answer] = []
     tasks: dict[str, dict] = {}
     objectives = {"held_out": made.objective, "forgetting": NextToken().build()}
@@ -195,7 +197,7 @@ def built_rewards(
     config: Config, functions: Mapping[str, Callable[..., Any]], ranks: Ranks, tell: Tell
 ) -> list[Built]:  # fmt: skip
     """The rewards of a run: those of its configuration, and functions that this does not name; ConfigError if none."""
-    wanted = with_functions(config.objective.rewards, list(functions))
+    wanted = with_functions(getattr(config.objective, "rewards", []), list(functions))
     if not wanted:
         raise ConfigError(NO_REWARD)
     return scoring.build(wanted, Given(functions, reward_models.loader(ranks, tell)))
@@ -203,7 +205,7 @@ def built_rewards(
 
 def rewarded(made: Assembled, dataset: Dataset, rewards: Sequence[Built]) -> tuple[Documents, list[Answer]]:
     """Greedy answers to all prompts and what rewards say of each; the ranks share them. RewardError on all ranks."""
-    s, stop = made.config.objective, made.renderer.stop_tokens()
+    s, stop = made.config.objective.sampling, made.renderer.stop_tokens()
     mine = made.ranks.mine(range(len(dataset)))
     prompts = [rollouts.prompt_of(made.config, dataset, i) for i in mine]
     given = complete(made.network, prompts, stop, s.max_completion_length, batch_size=s.decode_batch_size)

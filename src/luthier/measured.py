@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from . import scores
+from . import classes, scores
 from .files import write_atomically
 from .intervals import Figure, finite, quotient, sign_test
 from .scores import Answer
 
 COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy")
-FALLING = ("kl", "completion_length", "rewards/rejected", "logps/rejected")  # of what an objective counts: the less, the better
+FALLING = (  # of what is counted: the less, the better
+    "kl", "completion_length", "rewards/rejected", "logps/rejected", *classes.FALLING,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class Documents:
             out |= {"perplexity": of("loss", "weight", _perplexity), "bits_per_byte": of("nll", "bytes", _bits)}
         if "token_accuracy" in c:
             out["token_accuracy"] = of("token_accuracy", "weight", higher=True)
-        for name in [name for name in c if name not in COUNTED]:
+        for name in [name for name in c if name not in COUNTED and not name.startswith(classes.PREFIXES)]:
             number = name == "kl" or (name.startswith(("rewards/", "logps/")) and "accuracies" not in name)
             out[name] = of(name, "weight", _mean if number else quotient, name not in FALLING)
+        out |= classes.figures(c)
         return {prefix + key: figure for key, figure in out.items()}
 
     def subset(self, at: Sequence[int]) -> Documents:
@@ -138,6 +141,8 @@ def compare(base: Measured | None, tuned: Measured) -> dict:
     for key, name in (("loss", "held_out_loss"), ("token_accuracy", "token_accuracy")):
         if key in report["figures"]:
             report[name] = {k: v for k, v in report["figures"][key].items() if k in ("base", "tuned")}
+    if matrix := classes.confusion(tuned.documents["held_out"].columns):
+        report["confusion_matrix"] = classes.table(*matrix)
     if tuned.answers:
         report["answers"] = {"tuned": summary(tuned.answers, tuned.metrics)}
         if base and base.answers:
@@ -246,6 +251,12 @@ def write_comparison(path: Path, rows: Sequence[Mapping]) -> None:
     if rows:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def confusion(folder: Path, step: int) -> tuple[list[str], np.ndarray] | None:
+    """Labels and counts [true, said] of the held-out rows after a step, where they have one label each."""
+    found = read(folder, step, ())
+    return found and classes.confusion(found.documents["held_out"].columns)
 
 
 def answers_file(folder: Path, step: int) -> Path:

@@ -140,6 +140,18 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 5e-5},
         ),
         row(
+            "classify", "a head on the network gives a text its labels, or a value", "arXiv:1810.04805",
+            any_of=("trainable", "precision"), data={"max_length": 512, "long_text": "cut"},
+            trainable={"kind": "lora"}, objective={"kind": "classification"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
+            "classify_tokens", "a head on the network gives each word of a text its tag", "arXiv:1810.04805",
+            any_of=("trainable", "precision"), data={"max_length": 512, "long_text": "cut"},
+            trainable={"kind": "lora"}, objective={"kind": "token_classification"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
             model={"init": "random"}, data={"format": "text"},
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},

@@ -49,7 +49,7 @@ def _of_run(folder: Path, ranks: Ranks, tell: Tell) -> tuple[network.Network, Re
     objective = read_run(folder).objective
     if objective.kind != "reward":
         raise ModelError(f"it is a run of objective.kind={objective.kind}: give one of method=reward")
-    made, _ = restore(folder, tell)
+    made, _ = restore(folder, lambda text: None if text.startswith("a new head") else tell(text))  # it is filled next
     made.network.requires_grad_(False).to(ranks.device)
     return made.network, made.renderer
 

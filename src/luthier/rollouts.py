@@ -38,6 +38,8 @@ Say = Callable[[str], None]
 Step = list[list[int]]
 KEPT = 32  # answers of each round that are written down
 BAD_ROUNDS = ("rounds_without_end", "rounds_of_equal_rewards", "rounds_passed_over")
+CLOCKS = ("rollout_seconds", "rollout_tokens_per_second")  # no part of where a run stands
+GIVEN = 1 << 20  # of the random numbers that say which rows keep their answers: no pass or attempt has this number
 
 
 class Rollouts(Sequence[Step]):
@@ -47,12 +49,12 @@ class Rollouts(Sequence[Step]):
     """
 
     def __init__(self, config: Config, prompts: Dataset, folder: Path | None, warn: Say):
-        self.config, self.settings, self.warn = config, config.objective, warn
+        self.config, self.settings, self.warn = config, config.objective.sampling, warn
         self.prompts = fitting(config, prompts, warn)
         self.folder = folder  # where answers are written down, of the rank that does
         self.round_steps = self.settings.num_mini_batches * self.settings.passes
         rounds = None if config.max_steps is None else -(-config.max_steps // self.round_steps)
-        self.plan = self.prompts.plan(
+        self.rounds = self.prompts.plan(
             examples=asked_at_once(config), tokens=None, micro_tokens=config.batch.micro_tokens, pack=True,
             seed=config.data.seed, epochs=config.epochs, max_steps=rounds,
         )  # fmt: skip
@@ -73,7 +75,7 @@ class Rollouts(Sequence[Step]):
 
     # ------------------------------------------------------------------ what the loop asks of any steps
     def __len__(self) -> int:
-        last = len(self.plan) - 1
+        last = len(self.rounds) - 1
         answers = self._asked(last) * self.settings.num_generations
         parts = min(self.settings.num_mini_batches, -(-answers // self._examples))
         total = last * self.round_steps + parts * self.settings.passes
@@ -86,7 +88,7 @@ class Rollouts(Sequence[Step]):
 
     @property
     def caption(self) -> str:
-        count, s = len(self.plan), self.settings
+        count, s = len(self.rounds), self.settings
         return (
             f"{len(self.prompts):,} prompts; {len(self):,} steps on {count:,} rounds of {asked_at_once(self.config):,} "
             f"prompts with {s.num_generations} answers each, {s.num_mini_batches * s.passes} steps a round"
@@ -120,10 +122,10 @@ class Rollouts(Sequence[Step]):
         return {"rows": len(self.prompts), **self.counts}
 
     def position(self, step: int) -> dict:
-        return self.plan.position(step)
+        return self.rounds.position(step)
 
     def resume(self, position: dict, step: int) -> str | None:
-        return self.plan.resume(position, step)
+        return self.rounds.resume(position, step)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -142,7 +144,7 @@ class Rollouts(Sequence[Step]):
 
     # ------------------------------------------------------------------ where a step is
     def _asked(self, number: int) -> int:
-        return self.plan.rows[self.plan.steps[number + 1]] - self.plan.rows[self.plan.steps[number]]
+        return self.rounds.rows[self.rounds.steps[number + 1]] - self.rounds.rows[self.rounds.steps[number]]
 
     def _parts(self, number: int) -> int:
         """Steps in a pass: fewer in the last round, where it has fewer answers."""
@@ -154,7 +156,8 @@ class Rollouts(Sequence[Step]):
         key = (number, a_pass, part)
         if self._laid is None or self._laid[0] != key:
             order = np.random.default_rng([_seed(self.config), number, a_pass]).permutation(len(self.documents))
-            mine = np.array_split(order, self._parts(number))[part].tolist()
+            # Answers to one prompt side by side, as the network runs what neighbours begin with once.
+            mine = sorted(np.array_split(order, self._parts(number))[part].tolist())
             batch = self.config.batch
             steps = stream.laid_out(
                 [mine], self.lengths, examples=max(1, len(mine)), tokens=None, micro_tokens=batch.micro_tokens,
@@ -165,7 +168,7 @@ class Rollouts(Sequence[Step]):
 
     # ------------------------------------------------------------------ a round
     def _enter_whole(self, number: int) -> None:
-        """A signal may come anywhere in it: then the objective knows no more than before, as the round is made again."""
+        """A signal may come anywhere in it: then the objective knows what it knew, as the round is made again."""
         before = self.objective.numbers() if hasattr(self.objective, "restore") else {}
         try:
             self._enter(number)
@@ -176,21 +179,23 @@ class Rollouts(Sequence[Step]):
 
     def _enter(self, number: int) -> None:
         began = time.monotonic()
-        rows = self.plan[number]
+        rows = self.rounds[number]
         asked = [document for row in rows for document in row]
         samples = self._answers(number, 0, asked)
         samples, again = self._drawn_again(number, samples)
         drawn = time.monotonic() - began
+        answers = [one for one in samples if not one.given]
         self._score(samples)
-        metrics = _told_of(samples, self.settings.num_generations > 1) | self.objective.credit(samples)
-        tokens = sum(map(len, samples))
-        self.pace = {"rollout_seconds": drawn, "rollout_tokens_per_second": tokens / max(drawn, 1e-9)}
+        metrics = _told_of(answers, self.settings.num_generations > 1) if answers else {}
+        metrics |= self.objective.credit(samples)
+        tokens = sum(map(len, answers))
+        self.pace = dict(zip(CLOCKS, (drawn, tokens / max(drawn, 1e-9))))
         if getattr(self.objective, "resamples", 0):
             metrics["drawn_again"] = again
-        self._warn_of(samples)
+        self._warn_of(answers)
         self._take(samples)
         self.round, self.left_out, self.metrics = number, None, metrics
-        self.counts["rollouts"] += len(samples)
+        self.counts["rollouts"] += len(answers)
         self.counts["rollout_tokens"] += tokens
         self.counts["drawn_again"] += again
         self._write(number)
@@ -203,7 +208,8 @@ class Rollouts(Sequence[Step]):
     def _answers(self, number: int, attempt: int, asked: Sequence[int]) -> list[Sampled]:
         """Rewarded answers to these prompts, groups in their order, on every rank."""
         error, mine = None, []
-        places = self.made.ranks.mine(range(len(asked)))
+        own = self._given(number, asked)
+        places = self.made.ranks.mine([at for at in range(len(asked)) if at not in own])
         try:
             mine = self._sampled([(number, attempt, at) for at in places], [asked[at] for at in places])
             self._reward(mine)
@@ -212,7 +218,21 @@ class Rollouts(Sequence[Step]):
         if self.made.ranks.any(error is not None):
             raise error or RewardError("a reward failed on another rank, which says how")
         found = [one for part in self._gathered(to_arrays(mine)) for one in from_arrays(part)]
-        return sorted(found, key=lambda one: one.group)  # stable: answers of a group stay in their order
+        return sorted([*found, *own.values()], key=lambda one: one.group)  # stable: answers stay in their order
+
+    def _given(self, number: int, asked: Sequence[int]) -> dict[int, Sampled]:
+        """The last answers of rows that the network is not to answer, by their places among what is asked."""
+        share, out = getattr(self.objective, "share", 1.0), {}
+        kept = np.random.default_rng([_seed(self.config), number, GIVEN]).random(len(asked)) >= share
+        for at in np.flatnonzero(kept).tolist():
+            document = self.prompts.documents[asked[at]]
+            learnt = np.flatnonzero(document.weights)
+            before = np.flatnonzero(document.weights[: learnt[-1]] == 0)
+            start, stop = int(before[-1]) + 1, int(learnt[-1]) + 1
+            none = np.zeros(stop - start, np.float32)
+            tokens = np.asarray(document.tokens[:stop], np.int32)
+            out[at] = Sampled(asked[at], document.row, at, tokens, start, True, none, none, given=True)
+        return out
 
     def _sampled(self, places: Sequence[tuple[int, int, int]], asked: Sequence[int]) -> list[Sampled]:
         """Answers by this rank. What is drawn depends on its place alone, not on who shares a batch or a rank."""
@@ -330,6 +350,8 @@ class Rollouts(Sequence[Step]):
 
     # ------------------------------------------------------------------ what is said of a round
     def _warn_of(self, samples: Sequence[Sampled]) -> None:
+        if not samples:
+            return
         s, groups = self.settings, grouped(samples)
         wrong = {
             "rounds_without_end": not any(one.ended for one in samples),
@@ -340,10 +362,10 @@ class Rollouts(Sequence[Step]):
         }  # fmt: skip
         texts = {
             "rounds_without_end": f"no answer of a round of {len(samples)} came to its end within "
-            f"objective.max_completion_length={s.max_completion_length}: raise it, start from a model that ends its "
+            f"{s.section}.max_completion_length={s.max_completion_length}: raise it, start from a model that ends its "
             "answers (method=lora on some right ones), or reward short ones (rewards: length)",
-            "rounds_of_equal_rewards": f"in each of the {len(groups)} groups of a round all answers have equal rewards, so "
-            "no answer is better than another: begin with easier prompts or a model that is right now and then, raise "
+            "rounds_of_equal_rewards": f"in each of the {len(groups)} groups of a round all answers have equal "
+            "rewards, so none is better: begin with easier prompts or a model that is right now and then, raise "
             "objective.num_generations or temperature, or give objective.rewards that tell answers apart",
             "rounds_passed_over": "no answer of a round is learnt from, so its steps are passed over; of "
             "objective.mask_truncated_completions the remedy is a larger objective.max_completion_length",
@@ -377,7 +399,7 @@ def _seed(config: Config) -> int:
 
 def asked_at_once(config: Config) -> int:
     """Prompts of a round."""
-    s = config.objective
+    s = config.objective.sampling
     assert config.batch.examples is not None
     answers = config.batch.examples * s.num_mini_batches
     if answers % s.num_generations:
@@ -392,7 +414,13 @@ def prompt_of(config: Config, prompts: Dataset, document: int) -> list[int]:
     """The tokens that are to be answered: of a prompt all, of a conversation those before its last answer."""
     if config.objective.rows == "prompts":
         return prompts.documents[document].tokens.tolist()
-    return prompts.renderer.prompt(prompts.conversations[document])[0]
+    conversation = prompts.conversations[document]
+    if conversation.plain:
+        raise DataError(
+            f"{config.objective.sampling.section} answers the prompts of rows, and plain text has none: give rows with "
+            "prompts and answers"
+        )
+    return prompts.renderer.prompt(conversation)[0]
 
 
 def completed(made: Assembled, prompts: Dataset, document: int, new: Sequence[int], ended: bool) -> Completed:
@@ -409,16 +437,17 @@ def completed(made: Assembled, prompts: Dataset, document: int, new: Sequence[in
 
 def fitting(config: Config, prompts: Dataset, warn: Say) -> Dataset:
     """The prompts that leave room for the longest answer; others are an error, or left out, as data.on_bad_row says."""
-    room = config.data.max_length - config.objective.max_completion_length
+    s = config.objective.sampling
+    room = config.data.max_length - s.max_completion_length
     lengths = [len(prompt_of(config, prompts, i)) for i in range(len(prompts))]
     long = [i for i, length in enumerate(lengths) if length > room]
     if not long:
         return prompts
     rows = ", ".join(str(prompts.documents[i].row) for i in long[:10]) + (", ..." if len(long) > 10 else "")
     text = (
-        f"{len(long)} of {len(prompts)} prompts (rows {rows}; the first has {lengths[long[0]]} tokens) leave no room for "
-        f"objective.max_completion_length={config.objective.max_completion_length} tokens in data.max_length="
-        f"{config.data.max_length}: raise data.max_length, or lower objective.max_completion_length"
+        f"{len(long)} of {len(prompts)} prompts (rows {rows}; the first has {lengths[long[0]]} tokens) leave no room "
+        f"for {s.section}.max_completion_length={s.max_completion_length} tokens in data.max_length="
+        f"{config.data.max_length}: raise data.max_length, or lower {s.section}.max_completion_length"
     )
     if config.data.on_bad_row == "error" or len(long) == len(prompts):
         raise DataError(f"{text}. Or leave them out with data.on_bad_row=skip; nothing was trained.")

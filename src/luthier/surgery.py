@@ -391,23 +391,29 @@ def merged(model: nn.Module) -> Iterator[None]:
         (name, module) for name, module in outer(model)
         if isinstance(module, Adapter) and linear_shape(module) and _all_merge(module)
     ]  # fmt: skip
-    for name, module in wrapped:
-        tensors, layer = _plain(module, None), innermost(module)
-        weight = tensors["weight"].t() if transposed(layer) else tensors["weight"]
-        copy = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in tensors, device="meta")
-        copy.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        if "bias" in tensors:
-            copy.bias = nn.Parameter(tensors["bias"], requires_grad=False)
-        swap(model, name, copy)
     try:
+        for name, module in wrapped:
+            swap(model, name, _merged_layer(module))
         yield
     finally:
         for name, module in wrapped:
             swap(model, name, module)
 
 
+def _merged_layer(module: Any) -> nn.Linear:
+    tensors, layer = _plain(module, None), innermost(module)
+    weight = tensors["weight"].t() if transposed(layer) else tensors["weight"]
+    copy = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in tensors, device="meta")
+    copy.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    if "bias" in tensors:
+        copy.bias = nn.Parameter(tensors["bias"], requires_grad=False)
+    return copy
+
+
 def _all_merge(module: Any) -> bool:
-    return not isinstance(module, Adapter) or ((module.rule.mergeable or not module.enabled) and _all_merge(module.base))
+    if not isinstance(module, Adapter):
+        return True
+    return (module.rule.mergeable or not module.enabled) and _all_merge(module.base)
 
 
 def base_name(name: str) -> str:

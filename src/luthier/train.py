@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from . import ahead, checkpoint, evaluate, measured, surgery
-from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
+from .assemble import Assembled, assemble, load_weights, restore, seed_everything, settled, tokenizer_and_renderer
 from .batch import Batch
+from .classify import Classifier
 from .config import Config, read_run
 from .data import dataset as datasets
+from .data.blocks import Stream
 from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError, RewardError
 from .explain import plan_line, table
 from .export import export, keep_probe
@@ -67,6 +69,12 @@ class Result:
         made, _ = restore(self.folder)
         return Chat(made.network, made.renderer)
 
+    def classifier(self) -> Classifier:
+        """The tuned model of a run that classifies, ready to be given texts."""
+        made, _ = restore(self.folder)
+        chat = made.config.data.format == "labelled_messages"
+        return Classifier(made.network, made.renderer, chat, made.config.batch.micro_tokens)
+
     def export(self, out: str | Path, kind: str = "adapter", dtype: str | None = None) -> dict:
         """Write the model where other tools read it: `adapter`, `merged` or `full`, the latter two in `dtype`."""
         return export(self.folder, Path(out), kind, dtype)
@@ -110,10 +118,11 @@ class Trainer:
         self, config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
         rewards: Functions | None = None,
     ):  # fmt: skip
-        self.config, self.console = config, console or Console()
+        self.console = console or Console()
         self.ranks = Ranks(config.parallel)
         if not self.ranks.first:
             self.console = Console(quiet=True)  # one speaks for all
+        self.config = config = settled(config, self.console.say)
         self.folder = Path(config.output_dir)
         self.signals = Signals()
         self.step = 0
@@ -130,6 +139,7 @@ class Trainer:
         self._check_same_run()
         opened = tokenizer_and_renderer(config, say)
         listing = self.folder if self.ranks.first else None  # the first rank lists skipped rows
+        self.training: datasets.Dataset | Stream | Rollouts
         self.training, self.validation = datasets.open_rows(config.data, opened[1], listing, say, warn)
         self.rows_read = self.training  # before any that the network makes itself
         self._plan(rewards or {})
@@ -194,12 +204,14 @@ class Trainer:
         """The steps of the run: of rows that are there, or of answers that are yet to be given."""
         config = self.config
         if config.objective.rolls_out:
-            if not (config.objective.rewards or functions):
+            wanted = getattr(config.objective, "rewards", None)
+            if wanted is not None and not (wanted or functions):
                 raise ConfigError(evaluate.NO_REWARD)
             folder = self.folder / "rollouts" if self.ranks.first else None
             assert isinstance(self.training, datasets.Dataset)
             self.training = self.steps = Rollouts(config, self.training, folder, self.console.warn)
             return
+        assert not isinstance(self.training, Rollouts)
         self.steps = self.training.plan(
             examples=config.batch.examples, tokens=config.batch.tokens, micro_tokens=config.batch.micro_tokens,
             pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,

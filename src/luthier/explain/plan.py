@@ -6,18 +6,18 @@ import os
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
+from typing import Any
 
 from ..assemble import tokenizer_and_renderer
 from ..config import Config
 from ..data import Data, kinds
-from ..data.blocks import Steps as StreamSteps
-from ..data.blocks import Stream
 from ..data.dataset import Dataset, open_rows
 from ..data.stream import Plan as Steps
 from ..errors import LuthierError
 from ..models.names import TRAIN
 from ..optim import schedule
 
+WITH_LABELS = ("labelled", "tagged")  # kinds of rows of which no token is predicted
 SMALL = 4 << 20  # bytes of data files that are read and tokenised, a few seconds' work
 
 
@@ -57,14 +57,16 @@ class Plan:
         return made | {"largest_row": row}
 
 
-def plan_line(dataset: Dataset | Stream, steps: Steps | StreamSteps, micro_tokens: int) -> str:
+def plan_line(dataset: Any, steps: Any, micro_tokens: int) -> str:
     """The rows and steps of a run in a sentence, and the passes of each source of a mixture."""
     if caption := getattr(steps, "caption", None):  # of a stream, or of answers that are yet to be given
         return caption
     assert isinstance(dataset, Dataset)
+    assert isinstance(steps, Steps)
     rows, count, tokens = len(steps.rows) - 1, len(steps), steps.tokens()
+    learnt = f", {dataset.trained_tokens:,} of them learnt" if dataset.renderer.kind not in WITH_LABELS else ""
     lines = [
-        f"{len(dataset):,} rows, {dataset.tokens:,} tokens, {dataset.trained_tokens:,} of them learnt; "
+        f"{len(dataset):,} rows, {dataset.tokens:,} tokens{learnt}; "
         f"{count:,} steps of {len(steps.documents) / count:.1f} rows in {rows / count:.1f} packed rows "
         f"({tokens / (rows * micro_tokens):.1%} of {micro_tokens} slots each)"
     ]
@@ -140,7 +142,7 @@ def assumed(config: Config, why: str) -> Plan:
     units = tuple(range(0, len(lengths) + 1, members)) if members > 1 else ()
     learnt = sum(lengths)
     if config.objective.rolls_out:
-        learnt = len(lengths) * min(longest, config.objective.max_completion_length)
+        learnt = len(lengths) * min(longest, config.objective.sampling.max_completion_length)
         source = f"{why}: every prompt with its answer has data.max_length={longest} tokens"
     row = Row(tuple(lengths), learnt, units, kinds.LABELS.get(kind, 0))
     return Plan((row, row) if rows > 1 else (row,), rows, tokens, squares, config.max_steps, source)

@@ -220,6 +220,9 @@ def _check_keys(model: Model, made: Any, info: dict) -> None:
 def check_context(model: Any, max_length: int, tell: Callable[[str], None]) -> None:
     """Documents longer than the positions that the model knows: learnt ones do not exist, rotary ones are new to it."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    counted = [m for m in model.modules() if hasattr(m, "create_position_ids_from_input_ids")]
+    if isinstance(limit, int) and counted:  # RoBERTa's first position comes after that of its padding
+        limit -= counted[0].padding_idx + 1
     if not isinstance(limit, int) or limit >= max_length:
         return
     words = model.get_input_embeddings()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from .classification import Classification, TokenClassification
 from .distillation import Distillation
 from .grpo import GRPO
 from .next_token import NextToken
@@ -23,16 +24,20 @@ __all__ = [
     "ORPO",
     "PPO",
     "BradleyTerry",
+    "Classification",
     "Distillation",
     "Learning",
     "NextToken",
     "Objective",
     "RollingOut",
     "SimPO",
+    "TokenClassification",
 ]
 
 Objective = Annotated[
     NextToken
+    | Classification
+    | TokenClassification
     | DPO
     | SimPO
     | ORPO

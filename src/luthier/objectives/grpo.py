@@ -42,7 +42,7 @@ class GRPO(RollingOut):
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Of log r, the reference's log-probability less the policy's: -log r, (log r)^2 / 2, r - 1 - log r."""
     kl_in: Literal["loss", "reward"] = "loss"
-    """Where the divergence counts: a term of each token's loss, or taken off the answer's reward, summed over tokens."""
+    """Where the divergence counts: a term of each token's loss, or, summed over tokens, taken off the reward."""
     report_kl: bool = True
     """Measure the divergence where beta is 0, too; where the weights themselves move, it costs a copy of them."""
     entropy_coef: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -82,8 +82,8 @@ class GRPO(RollingOut):
             )
         if self.beta and self.kl_estimator == "k1" and self.kl_in == "loss":
             found.append(
-                "objective.kl_estimator=k1 as a term of the loss has a gradient of mean zero, so it holds nothing back: "
-                "use k2 or k3, or objective.kl_in=reward"
+                "objective.kl_estimator=k1 as a term of the loss has a gradient of mean zero, so it holds nothing "
+                "back: use k2 or k3, or objective.kl_in=reward"
             )
         if self.beta and self.kl_in == "reward" and self.kl_estimator != "k1":
             found.append(
@@ -91,7 +91,7 @@ class GRPO(RollingOut):
                 "reward wants the unbiased estimator: use k1"
             )
         if self.kl_in == "reward" and not self.beta:
-            found.append("objective.kl_in=reward with objective.beta=0 takes nothing off: give beta, or leave kl_in out")
+            found.append("objective.kl_in=reward with objective.beta=0 takes nothing off: leave one out")
         if self.delta is not None and self.delta <= 1 + self.high:
             found.append(
                 f"objective.delta={self.delta} is not above 1 + epsilon_high={1 + self.high:g}, where the ratio is "

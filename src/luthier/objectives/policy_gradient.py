@@ -80,7 +80,7 @@ def clipped_loss(
 
 
 def correction(log_ratio: np.ndarray, how: str, cap: float) -> np.ndarray:
-    """[n] weights of the tokens of one answer, from log p(in training) - log p(as drawn): truncated importance sampling.
+    """[n] weights of an answer's tokens, from log p(in training) - log p(as drawn): truncated importance sampling.
 
     https://fengyao.notion.site/off-policy-rl
     """
