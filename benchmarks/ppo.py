@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=120, help="batches of rollouts")
     parser.add_argument("--mini-batch", type=int, default=64, help="answers in an optimiser step; a round has four of it")
     parser.add_argument("--begin", type=int, default=110, help="steps on examples before")
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--kl-coef", type=float, default=0.01)
     parser.add_argument("--critic", choices=("head", "detached", "model"), default="head")
     parser.add_argument("--seed", type=int, default=0)
