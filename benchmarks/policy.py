@@ -2,6 +2,7 @@
 
     python benchmarks/policy.py OUT                       # the start, GRPO on it, one row of a table
     python benchmarks/policy.py OUT --method dr_grpo --seed 1
+    python benchmarks/policy.py OUT --method ppo --steps 80      # two passes: the same answers as 40 steps of GRPO
     python benchmarks/policy.py OUT --trl                 # TRL's GRPOTrainer beside it, same start, prompts and steps
     python benchmarks/policy.py OUT --set optim.learning_rate=1e-4
 
@@ -30,6 +31,7 @@ from luthier import configure, train
 from luthier.cli.demo import model_path
 from luthier.monitor import Console, records
 
+OBJECTIVES = {"ppo": {"num_ppo_epochs": 2, "kl_coef": 0.02, "lam": 1.0}}
 HELD_OUT, PROMPTS, EACH, LONGEST = 64, 8, 8, 16
 
 
@@ -77,7 +79,8 @@ def luthier(folder: Path, model: Path, options: argparse.Namespace) -> dict:
         "data": {"train": str(folder / "prompts.jsonl"), "validation": str(folder / "held_out.jsonl"), "max_length": 96,
                  "seed": options.seed},
         "batch": {"examples": PROMPTS * EACH, "micro_tokens": 1024}, "optim": {"learning_rate": options.rate},
-        "objective": {"num_generations": EACH, "max_completion_length": LONGEST}, "monitor": {"report_to": []},
+        "objective": {"num_generations": EACH, "max_completion_length": LONGEST, **OBJECTIVES.get(options.method, {})},
+        "monitor": {"report_to": []},
         "output_dir": str(run),
     }  # fmt: skip
     began = time.monotonic()

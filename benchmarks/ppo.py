@@ -82,8 +82,9 @@ def configuration(folder: Path, start: str, options: argparse.Namespace) -> Conf
                 "train": write(folder / "prompts.jsonl", fresh[300:], "answer"), "max_length": 32,
                 "validation": write(folder / "held_out.jsonl", fresh[:300], "answer"),
             },
-            "objective": objective, "trainable": {"kind": "full"}, "batch": {"examples": options.mini_batch, "micro_tokens": 4096},
-            "optim": {"learning_rate": options.rate}, "seed": options.seed, "epochs": 1 + options.rounds * each // len(fresh[300:]),
+            "objective": objective, "trainable": {"kind": "full"},
+            "batch": {"examples": options.mini_batch, "micro_tokens": 4096}, "optim": {"learning_rate": options.rate},
+            "seed": options.seed, "epochs": 1 + options.rounds * each // len(fresh[300:]),
             "max_steps": options.rounds * 8, "evaluation": {"every": max(1, options.rounds // 6) * 8},
             "monitor": {"report_to": []}, "output_dir": str(folder / "run"),
         },
@@ -94,7 +95,7 @@ def configuration(folder: Path, start: str, options: argparse.Namespace) -> Conf
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=120, help="batches of rollouts")
-    parser.add_argument("--mini-batch", type=int, default=64, help="answers in an optimiser step; a round has four of it")
+    parser.add_argument("--mini-batch", type=int, default=64, help="answers in an optimiser step, a quarter of a batch")
     parser.add_argument("--begin", type=int, default=110, help="steps on examples before")
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--kl-coef", type=float, default=0.01)
@@ -116,7 +117,7 @@ def main() -> None:
         report = train(config, Console(quiet=True)).report
         history = records(folder / "run" / "metrics.jsonl")
     seconds = time.monotonic() - began
-    print("| step | reward of greedy answers, held out | KL of an answer from the start, in training |\n| --- | --- | --- |")
+    print("| step | reward of greedy answers, held out | KL of an answer from the start |\n| --- | --- | --- |")
     taken = [r for r in history if r["kind"] == "train"]
     for record in history:
         if record["kind"] == "evaluation":
@@ -126,8 +127,8 @@ def main() -> None:
     low, high = figure["change_interval"]
     print(
         f"\n| method | base | tuned | gain (95%) | KL | seconds |\n| --- | --- | --- | --- | --- | --- |\n"
-        f"| ppo, critic {options.critic} | {figure['base']:.3f} | {figure['tuned']:.3f} | {figure['change']:.3f} ({low:.3f} to "
-        f"{high:.3f}) | {taken[-1]['kl']:.2f} | {seconds:.0f} |"
+        f"| ppo, critic {options.critic} | {figure['base']:.3f} | {figure['tuned']:.3f} | {figure['change']:.3f} "
+        f"({low:.3f} to {high:.3f}) | {taken[-1]['kl']:.2f} | {seconds:.0f} |"
     )
 
 

@@ -17,7 +17,8 @@ def close(found, wanted):
 
 
 def test_a_token_earns_its_share_of_the_kl_and_the_last_one_the_score():
-    """Coefficient 0.5. First answer: KL 0.1, -0.2, 0.3, score 1: -0.05, 0.1, -0.15 + 1. Second: KL 0.4, score -2: -2.2."""
+    """Coefficient 0.5. First answer: KL 0.1, -0.2, 0.3, score 1: -0.05, 0.1, -0.15 + 1. Second: KL 0.4, score -2:
+    -2.2."""
     kl, scores, ends = torch.tensor([0.1, -0.2, 0.3, 0.4]), torch.tensor([1.0, -2.0]), (0, 3, 4)
     close(token_rewards(scores, kl, 0.5, ends), [-0.05, 0.1, 0.85, -2.2])
     close(token_rewards(scores, None, 0.5, ends), [0.0, 0.0, 1.0, -2.0])
@@ -29,7 +30,8 @@ def test_advantages_and_returns_of_answers_of_other_lengths():
     d = 1 - 0.2 = 0.8, A = 0.8;
     d = 0 + 0.9 x 0.2 - 0.4 = -0.22, A = -0.22 + 0.45 x 0.8 = 0.14;
     d = 0 + 0.9 x 0.4 - 0.5 = -0.14, A = -0.14 + 0.45 x 0.14 = -0.077.
-    Returns: 0.5 - 0.077, 0.4 + 0.14, 0.2 + 0.8. The second answer, reward 2, value 0.5, knows nothing of the first: 1.5.
+    Returns: 0.5 - 0.077, 0.4 + 0.14, 0.2 + 0.8. The second answer, reward 2, value 0.5, knows nothing of the first:
+    1.5.
     """
     rewards, values = torch.tensor([0.0, 0.0, 1.0, 2.0]), torch.tensor([0.5, 0.4, 0.2, 0.5])
     advantages, returns = gae(rewards, values, (0, 3, 4), 0.9, 0.5)

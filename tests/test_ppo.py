@@ -27,8 +27,8 @@ def test_the_policy_is_followed_until_it_has_changed_enough():
 
 
 def test_values_are_followed_until_they_have_changed_enough():
-    """Before 0, clip 0.2. V = 0.5, R = 1: 0.25 and (0.2 - 1)^2 = 0.64, half of which is 0.32, without a gradient. R = 0:
-    0.25 and 0.04, 0.125, gradient 0.5. V = 0.1, R = 1: 0.81 twice, 0.405, gradient -0.9. Without a clip 0.125 first."""
+    """Before 0, clip 0.2. V = 0.5, R = 1: 0.25 and (0.2 - 1)^2 = 0.64, half of which is 0.32, without a gradient.
+    R = 0: 0.25 and 0.04, 0.125, gradient 0.5. V = 0.1, R = 1: 0.81 twice, 0.405, gradient -0.9. Without a clip 0.125 first."""
     values = torch.tensor([0.5, 0.5, 0.1], requires_grad=True)
     returns = torch.tensor([1.0, 0.0, 1.0])
     loss, clipped = value_loss(values, torch.zeros(3), returns, 0.2)
@@ -102,14 +102,15 @@ def answers(*scores: float, ended=(True, True)) -> list[Sampled]:
 
 def credited(made: PPOObjective, samples) -> tuple[dict, list, list]:
     told = made.credit(samples)
-    return told, *([np.round(s.fields[n].astype(float), 6).tolist() for s in samples] for n in ("advantages", "returns"))
+    names = ("advantages", "returns")
+    return told, *([np.round(s.fields[n].astype(float), 6).tolist() for s in samples] for n in names)
 
 
 def test_credit_by_hand():
     """Coefficient 0.5, gamma 1, lam 0.5. First answer, score 1, KL 0.1 and 0.3: rewards -0.05 and 1 - 0.15 = 0.85;
     d = 0.85 - 0.4 = 0.45; d = -0.05 + 0.4 - 0.2 = 0.15, A = 0.15 + 0.5 x 0.45 = 0.375. Returns 0.575 and 0.85.
-    Second, score 2, KL -0.5: reward 2.25, A = 2.15, return 2.25. KL of answers: (0.4 - 0.5) / 2 = -0.05; of rewards with
-    it (0.8 + 2.25) / 2 = 1.525."""
+    Second, score 2, KL -0.5: reward 2.25, A = 2.15, return 2.25. KL of answers: (0.4 - 0.5) / 2 = -0.05; of rewards
+    with it (0.8 + 2.25) / 2 = 1.525."""
     made = objective(kl_coef=0.5, lam=0.5, whiten_advantages=False)
     told, advantages, returns = credited(made, answers(1.0, 2.0))
     assert advantages == [[0.375, 0.45], [2.15]]

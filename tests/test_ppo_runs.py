@@ -1,4 +1,4 @@
-"""Runs of PPO: ratios and KL at the start, invariance, kill and resume inside a batch of rollouts, learning, bad input."""
+"""Runs of PPO: the start, invariance, kill and resume inside a round, ranks, learning, critics, bad input."""
 
 from __future__ import annotations
 
@@ -151,7 +151,8 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path):
     command = [sys.executable, "-c", RANKED, json.dumps(both), str(Path(__file__).parent)]
     processes = [subprocess.Popen(command, env=os.environ | known | {"RANK": str(r)}) for r in range(2)]
     assert [p.wait(timeout=120) for p in processes] == [0, 0]
-    one, two = ([r for r in records(tmp_path / name / "metrics.jsonl") if r["kind"] == "train"] for name in ("run", "two"))
+    history = (records(tmp_path / name / "metrics.jsonl") for name in ("run", "two"))
+    one, two = ([r for r in each if r["kind"] == "train"] for each in history)
     assert len(one) == len(two) == 8
     for a, b in zip(one, two):
         for name in ("loss", "grad_norm", "reward", "score", "kl", "kl_coef", "policy/approxkl", "entropy", "tokens"):
@@ -308,9 +309,8 @@ def test_a_run_of_a_reward_model_goes_on_as_the_critic(settings, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"one {n}", "chosen": "abc", "rejected": str(n)} for n in range(12)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judged = configure(
-        settings, {"data": {"train": str(pairs)}, "output_dir": str(tmp_path / "judge"), "max_steps": 3}, method="reward"
-    )
+    other = {"data": {"train": str(pairs)}, "output_dir": str(tmp_path / "judge"), "max_steps": 3}
+    judged = configure(settings, other, method="reward")
     train(judged, QUIET)
     config = config_of(settings, {"max_steps": 3}, critic=str(tmp_path / "judge"))
     trainer = Trainer(config, QUIET, rewards=REWARDS)

@@ -238,7 +238,9 @@ def _faults_of_critic(config: Config, critic: ValueModel, weights: bool) -> list
         found = []
         if given or critic.revision:
             named = [*given, *(["revision"] if critic.revision else [])][0]
-            found.append(f"objective.critic.{named}, but {critic.name!r} is a run, which goes on as it was: leave it out")
+            found.append(
+                f"objective.critic.{named}, but {critic.name!r} is a run, which goes on as it was: leave it out"
+            )
         if folder.resolve() == Path(config.output_dir).expanduser().resolve():
             found.append(f"objective.critic={critic.name!r} is the folder of this run: give another output_dir")
         return found

@@ -64,16 +64,15 @@ class ModelCritic(nn.Module):
             if head.weight is not embeddings.weight:  # nothing is learnt of it
                 head.requires_grad_(False)
             return
-        (score,) = scores if len(scores) == 1 else (None,)
-        if surgery.linear_shape(score) != (self.value.in_features, 1):
+        if [surgery.linear_shape(score) for score in scores] != [(self.value.in_features, 1)]:
             raise ModelError(
-                f"objective.critic: {type(network.model).__name__} makes its score by more than one linear layer with one "
-                "output, which is no value of each token: use a reward model with one, or a language model"
+                f"objective.critic: {type(network.model).__name__} makes its score by more than one linear layer with "
+                "one output, which is no value of each token: use a reward model with one, or a language model"
             )
         with torch.no_grad():
-            for name, tensor in surgery.dense(score).items():  # of one that was trained, as it is now
+            for name, tensor in surgery.dense(scores[0]).items():  # of one that was trained, as it is now
                 getattr(self.value, name).copy_(tensor)
-        score.requires_grad_(False)
+        scores[0].requires_grad_(False)
 
     def forward(self, batch: Batch, states: Tensor) -> Tensor:
         """[N] at the positions that predict what is learnt; the policy's own states are not looked at."""
@@ -103,7 +102,9 @@ class PPOObjective(nn.Module):
             self.coefficient = Coefficient(config.kl_coef, adaptive.target, adaptive.horizon)
         if config.kl_in == "loss":
             self.metrics = (*self.metrics, "loss/kl")
-        self.critic = HeadCritic(config.critic, _width(network)) if isinstance(config.critic, ValueHead) else None
+        self.critic: HeadCritic | ModelCritic | None = None
+        if isinstance(config.critic, ValueHead):
+            self.critic = HeadCritic(config.critic, _width(network))
         self._told = with_entropy(config.temperature, bool(config.entropy_coef))
 
     def take_critic(self, network: Any) -> None:

@@ -1,7 +1,7 @@
 """Rewards of tokens, generalised advantages and returns of answers of any lengths, whitening.
 
-Answers lie end to end in flat rows [N] of learnt tokens, each at the position that predicts it; `ends` [D + 1] are their
-cumulative lengths. Values are of the state before a token is chosen: of the prompt and of the tokens before it.
+Answers lie end to end in flat rows [N] of learnt tokens, each at the position that predicts it; `ends` [D + 1] are
+their cumulative lengths. Values are of the state before a token is chosen: of the prompt and of the tokens before it.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def whitened(values: Tensor, keep_mean: bool = False, epsilon: float = 1e-8) -> 
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
-    """[] 1 - Var(returns - values) / Var(returns): 1 of a critic that knows, 0 of one that tells a constant; 0 where all
-    returns are the same."""
+    """[] 1 - Var(returns - values) / Var(returns): 1 of a critic that knows, 0 of one that tells a constant; 0 where
+    all returns are the same."""
     spread = returns.var(correction=0)
     left = (returns - values).var(correction=0)
     return torch.where(spread > 0, 1 - left / spread.clamp(min=1e-12), torch.zeros_like(spread))

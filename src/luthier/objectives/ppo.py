@@ -114,8 +114,8 @@ class PPO(RollingOut):
         found = []
         if self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_coef:
             found.append(
-                "objective.kl_estimator=k1 as a term of the loss has a gradient of mean zero, so it holds nothing back: "
-                "use k2 or k3, or objective.kl_in=reward"
+                "objective.kl_estimator=k1 as a term of the loss has a gradient of mean zero, so it holds nothing "
+                "back: use k2 or k3, or objective.kl_in=reward"
             )
         if self.adaptive_kl and not self.kl_coef:
             found.append(
