@@ -28,7 +28,8 @@ def test_the_policy_is_followed_until_it_has_changed_enough():
 
 def test_values_are_followed_until_they_have_changed_enough():
     """Before 0, clip 0.2. V = 0.5, R = 1: 0.25 and (0.2 - 1)^2 = 0.64, half of which is 0.32, without a gradient.
-    R = 0: 0.25 and 0.04, 0.125, gradient 0.5. V = 0.1, R = 1: 0.81 twice, 0.405, gradient -0.9. Without a clip 0.125 first."""
+    R = 0: 0.25 and 0.04, 0.125, gradient 0.5. V = 0.1, R = 1: 0.81 twice, 0.405, gradient -0.9. Without a clip the
+    first is 0.125."""
     values = torch.tensor([0.5, 0.5, 0.1], requires_grad=True)
     returns = torch.tensor([1.0, 0.0, 1.0])
     loss, clipped = value_loss(values, torch.zeros(3), returns, 0.2)
