@@ -5,9 +5,9 @@
     python benchmarks/ppo.py --critic model        # the critic is a copy of the start instead of a head on the policy
 
 A small model (0.9 M weights, bytes as tokens) starts at random and learns to write words backwards from examples, until
-its greedy answers are right about two times in five, and one in seven of those that it samples. PPO goes on from there
-with nothing but the reward, 1 where the answer is the word backwards and else 0, on words that the examples did not have;
-300 others are held out, answered greedily. Printed: the curve, a row for the table of results, the KL from the start.
+its greedy answers are right about two times in five, and one in seven of those that it samples. PPO goes on from
+there with nothing but the reward, 1 where the answer is the word backwards and else 0, on words that the examples did
+not have; 300 others are held out, answered greedily. Printed: the curve, a row for the table of results, the KL.
 """
 
 from __future__ import annotations
