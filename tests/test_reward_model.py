@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +16,7 @@ import torch
 from conftest import FAMILIES, VOCABULARY, make_model, make_tokenizer, write_rows
 from test_train import QUIET, finished
 
-from luthier import configure, reward_models, steps, train
+from luthier import configure, explain, reward_models, steps, train
 from luthier.batch import Batch
 from luthier.data import kinds
 from luthier.data.formats import FORMATS
@@ -25,6 +30,7 @@ from luthier.objectives.bradley_terry import bradley_terry, centring, won
 from luthier.parallel import Parallel
 from luthier.parallel.ranks import Ranks
 from luthier.rewards import Completed, RewardModel
+from luthier.train import Trainer
 
 PAIRS = [
     {"prompt": f"{word} {n}", "chosen": f"{n} {word[::-1]}", "rejected": f"{word} {n} {n}"}
@@ -319,3 +325,63 @@ def test_what_is_no_reward_model_is_refused(tiny_model, settings):
     result = train(configure(settings, {"max_steps": 1}, method="lora"), QUIET)
     with pytest.raises(ModelError, match=r"it is a run of objective.kind=next_token"):
         load(RewardModel(model=str(result.folder)))
+
+
+def test_what_is_exported_scores_as_the_run(pairs, tmp_path):
+    """Merged, it is a sequence classifier with one label that transformers loads by itself; the adapter is PEFT's."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    result = train(trained(pairs, max_steps=8), QUIET)
+    result.export(tmp_path / "merged", "merged")
+    result.export(tmp_path / "adapter", "adapter")
+    load = reward_models.loader(Ranks(Parallel(device="cpu")))
+    answers = [asked(0, "yes"), asked(1, "no, not at all"), asked(2, PAIRS[2]["chosen"])]
+    wanted = load(RewardModel(model=str(result.folder)))(answers)
+    assert load(RewardModel(model=str(tmp_path / "merged")))(answers) == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert (merged.config.num_labels, merged.config.id2label) == (1, {0: "reward"})
+    base = AutoModelForSequenceClassification.from_pretrained(pairs["model"], num_labels=1, pad_token_id=0)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    for score, one in zip(wanted, answers):
+        text = f"<|im_start|>user\n{one.prompt}<|im_end|>\n<|im_start|>assistant\n{one.completion}<|im_end|>"
+        tokens = torch.tensor([make_tokenizer()(text)["input_ids"]])
+        with torch.no_grad():
+            assert merged(tokens).logits[0, 0].item() == pytest.approx(score, rel=1e-4, abs=1e-6)
+            assert adapted(tokens).logits[0, 0].item() == pytest.approx(score, rel=1e-4, abs=1e-6)
+
+
+ON_RANK = """
+import json, sys, torch
+torch.set_num_threads(1)
+from luthier import configure, train
+from luthier.monitor import Console
+train(configure(json.loads(sys.argv[1])), Console(quiet=True))
+"""
+
+
+def test_two_ranks_learn_what_one_learns(pairs, tmp_path):
+    train(trained(pairs, max_steps=2), QUIET)
+    both = json.dumps(trained(pairs, max_steps=2, output_dir=str(tmp_path / "two")).model_dump(mode="json"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, "-c", ON_RANK, both]
+    ranks = [subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank)}) for rank in range(2)]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    one, two = ([(r["kind"], r["step"], r["loss"], r["rewards/accuracies"]) for r in records(folder / "metrics.jsonl")]
+                for folder in (tmp_path / "run", tmp_path / "two"))  # fmt: skip
+    assert [row[:2] for row in one] == [row[:2] for row in two]
+    assert [row[2:] for row in one] == [pytest.approx(row[2:], rel=1e-4) for row in two]
+
+
+def test_it_is_explained_beforehand(pairs):
+    """What it says without a weight is so: what moves, the head among it, and tokens of both members of each pair."""
+    config = trained(pairs)
+    found = explain(config)
+    run = Trainer(config, QUIET)
+    assert sum(moving.trainable for moving in found.moving) == sum(p.numel() for p in run.parameters.values())
+    assert any("score" in moving.name for moving in found.moving)
+    rows = [run.training.lengths[d] for row in run.steps[0] for d in row]
+    assert min(rows) > 2 * len("<|im_start|>user"), "both conversations are in a row's length"
+    assert found.memory.peak > 0

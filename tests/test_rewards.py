@@ -373,6 +373,23 @@ def test_a_slow_regular_expression_is_an_error_with_its_row():
         score({"kind": "regex", "pattern": r"(a+)+$", "timeout": 0.2}, "a" * 60 + "b")
 
 
+def test_an_answer_that_cannot_be_worked_out_is_an_error_or_wrong():
+    entry = {"kind": "math", "timeout": 0.5}
+    with pytest.raises(RewardError, match=r"'math' took more than 0.5 s on row 3"):
+        score(entry, "$9^{9^{9^{9}}}$", answer="4")
+    assert score({**entry, "slow_is_wrong": True}, "$9^{9^{9^{9}}}$", answer="4") == 0
+
+
+def test_an_answer_nested_beyond_reason_is_wrong():
+    deep = "[" * 900 + "]" * 900
+    schema = {"type": "array", "items": {"$ref": "#"}}
+    entry = {"kind": "json_schema", "schema_inline": schema}
+    assert score(entry, "[[], []]") == 1
+    assert score(entry, deep) == 0
+    assert score("json", deep, answer="[]") == 0
+    assert score({"kind": "math", "numbers_only": True}, "1" * 9000, answer="4") == 0
+
+
 def test_the_limit_holds_in_other_threads():
     found = []
 

@@ -390,6 +390,8 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     if store := config.precision.storage(dtype):
         model = load.stored(model, store, meta, tell)
     model.train()
+    if config.objective.ends_in != "tokens":
+        heads.assume_padding(model)
     net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
     reason = "model.attention=padded" if config.model.attention == "padded" else network.unpackable(net)

@@ -139,6 +139,13 @@ def name_padding(model: Any, tokenizer: Any) -> None:
         part.pad_token_id = tokenizer.pad_token_id
 
 
+def assume_padding(model: Any) -> None:
+    """The same where there is no tokenizer, for shapes alone."""
+    for part in (model.config, model.config.get_text_config()):
+        if getattr(part, "pad_token_id", None) is None:
+            part.pad_token_id = 0
+
+
 # ---------------------------------------------------------------------------- scores
 
 

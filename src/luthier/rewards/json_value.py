@@ -90,7 +90,10 @@ class JsonSchema(PerCompletion):
                 except (ValueError, RewardError) as error:
                     raise RewardError(f"column {self.schema_column!r}: {error}") from None
             text = block(answer.completion) if self.fenced else answer.completion
-            return float(is_json(text) and check.is_valid(json.loads(text)))
+            try:
+                return float(is_json(text) and check.is_valid(json.loads(text)))
+            except RecursionError:  # deeper than a schema can follow
+                return 0.0
 
         return score
 

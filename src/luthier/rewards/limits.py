@@ -25,14 +25,20 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def _alarmed(seconds: float, call: Callable[[], Any]) -> Any:
+    done = False
+
     def late(number: int, frame: Any) -> None:
-        raise Late
+        if not done:
+            raise Late
 
     began = time.monotonic()
     handler = signal.signal(signal.SIGALRM, late)
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        return call()
+        try:
+            return call()
+        finally:
+            done = True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)

@@ -27,6 +27,12 @@ class Mathematics(PerCompletion):
     """Of the data: the right value, LaTeX or plain."""
     numbers_only: bool = False
     """Compare the last number of both, exactly, and nothing else; needs no library."""
+    slow_is_wrong: bool = False
+    """An answer such as 9^9^9^9, which cannot be compared within `timeout`, gets 0; by default it is an error."""
+
+    @property
+    def late(self) -> float | None:
+        return 0.0 if self.slow_is_wrong else None
 
     def problem(self) -> str | None:
         if not self.numbers_only and find_spec("math_verify") is None:
@@ -50,9 +56,10 @@ def last_number(text: str) -> Fraction | None:
     if not found:
         return None
     above, _, below = found[-1].replace(",", "").partition("/")
-    if below and not int(below):
+    try:
+        return Fraction(above) / int(below or 1)
+    except (ValueError, ZeroDivisionError):  # more digits than Python reads
         return None
-    return Fraction(above) / int(below or 1)
 
 
 def _numbers_equal(wanted: str, answer: str, column: str) -> bool:

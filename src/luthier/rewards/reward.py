@@ -68,10 +68,15 @@ class PerCompletion(Rewarding):
     timeout: float = Field(10.0, gt=0, allow_inf_nan=False)
     """Seconds that scoring one answer may take; more is an error that names the row."""
 
+    @property
+    def late(self) -> float | None:
+        """What an answer gets that takes longer, where the settings say so."""
+        return None
+
     def scorer(self, given: Given) -> Callable[[Completed], Any]:
         raise NotImplementedError
 
     def build(self, given: Given = NOTHING) -> Reward:
         from .scoring import each
 
-        return each(self.called, self.scorer(given), self.timeout)
+        return each(self.called, self.scorer(given), self.timeout, self.late)

@@ -52,8 +52,9 @@ def total(rewards: Sequence[Built], completed: Sequence[Completed]) -> Scores:
     return Scores(columns, totals)
 
 
-def each(name: str, score: Callable[[Completed], Any], seconds: float) -> Reward:
-    """A reward of what `score` gives each answer within a time."""
+def each(name: str, score: Callable[[Completed], Any], seconds: float, late: float | None = None) -> Reward:
+    """A reward of what `score` gives each answer within a time; `late` is what one gets that takes longer, else that is
+    an error."""
 
     def scored(completed: Sequence[Completed]) -> list[float]:
         return [one(answer) for answer in completed]
@@ -64,6 +65,8 @@ def each(name: str, score: Callable[[Completed], Any], seconds: float) -> Reward
         except RewardError as error:
             raise RewardError(f"reward {name!r}, row {answer.row}: {error}") from error
         except Late:
+            if late is not None:
+                return late
             raise RewardError(
                 f"reward {name!r} took more than {seconds:g} s on row {answer.row}, for {_shown(answer.completion)}: "
                 "make it quicker, or give its `timeout` more"
