@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from luthier.config import configure
 from luthier.errors import ConfigError
 from luthier.methods import METHODS
 from luthier.models.sizes import SIZES
+from luthier.objectives import Objective
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -81,13 +82,27 @@ def write_data(example: dict, folder: Path) -> None:
     """The files that an example names, small: conversations, or texts where its method or the entry says so."""
     data = example.get("data", {})
     train = data["train"] if isinstance(data["train"], list) else [data["train"]]
-    text = METHODS[example.get("method", "lora")].settings.get("data", {}).get("format")
+    settings = METHODS[example.get("method", "lora")].settings
+    text = settings.get("data", {}).get("format") or rows_of(settings["objective"]["kind"])
     for entry in [*train, data.get("validation"), example.get("evaluation", {}).get("forgetting")]:
         entry = entry if isinstance(entry, dict) else {"path": entry}
         kind = entry.get("format", data.get("format", text))
         for name in entry["path"] if isinstance(entry["path"], list) else [entry["path"]]:
             if isinstance(name, str) and name != "python-docs":
                 write_file(folder / name.replace("**/", "").replace("*", "part"), kind)
+
+
+def rows_of(objective: str) -> str | None:
+    """The kind of rows that an objective learns from, where it is not text."""
+    classes = get_args(get_args(Objective)[0])
+    kind = next(cls.rows for cls in classes if cls.model_fields["kind"].default == objective)
+    return None if kind == "text" else kind
+
+
+SMALL_ROWS = {  # of each kind, from a question and its answer
+    "pairs": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"][::-1]},
+    "unpaired": lambda row: {**row, "label": len(row["prompt"]) % 2 == 0},
+}
 
 
 def write_adapters(example: dict, folder: Path, model: Path) -> None:
@@ -112,7 +127,7 @@ def write_adapters(example: dict, folder: Path, model: Path) -> None:
 
 
 def write_file(path: Path, kind: str | None) -> None:
-    assert kind in (None, "auto", "text", "messages", "prompt_completion"), f"no small rows of data.format={kind} here"
+    assert kind in (None, "auto", "text", "messages", "prompt_completion", *SMALL_ROWS), f"no small rows of data.format={kind} here"
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = [f"{row['prompt']} makes {row['completion']}." for row in ROWS]
     if not path.suffix:
@@ -120,6 +135,8 @@ def write_file(path: Path, kind: str | None) -> None:
         path = path / "part.jsonl"
     if path.suffix in (".txt", ".md"):
         path.write_text("\n\n".join(texts))
+    elif kind in SMALL_ROWS:
+        path.write_text("".join(json.dumps(SMALL_ROWS[kind](row)) + "\n" for row in ROWS))
     elif kind == "text":
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     elif kind == "messages":
