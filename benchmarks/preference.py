@@ -154,8 +154,8 @@ def of_trl(job: dict) -> dict:
         output_dir=job["folder"], per_device_train_batch_size=EXAMPLES, per_device_eval_batch_size=EXAMPLES,
         max_steps=job["steps"], learning_rate=job["rate"], lr_scheduler_type="linear", warmup_steps=0, max_length=512,
         beta=job["objective"].get("beta", 0.1), logging_steps=1, save_strategy="no", report_to=[], bf16=False,
-        use_cpu=True, gradient_checkpointing=False, train_sampling_strategy="sequential", max_grad_norm=1.0, disable_tqdm=True,
-        adam_beta2=0.999, weight_decay=0.0,
+        use_cpu=True, gradient_checkpointing=False, train_sampling_strategy="sequential", max_grad_norm=1.0,
+        disable_tqdm=True, weight_decay=0.0,
     )  # fmt: skip
     adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = Trainer(

@@ -100,7 +100,7 @@ def rows_of(objective: str) -> str | None:
 
 
 SMALL_ROWS = {  # of each kind, from a question and its answer
-    "pairs": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"][::-1]},
+    "pairs": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"]},
     "unpaired": lambda row: {**row, "label": len(row["prompt"]) % 2 == 0},
 }
 
@@ -127,7 +127,8 @@ def write_adapters(example: dict, folder: Path, model: Path) -> None:
 
 
 def write_file(path: Path, kind: str | None) -> None:
-    assert kind in (None, "auto", "text", "messages", "prompt_completion", *SMALL_ROWS), f"no small rows of data.format={kind} here"
+    known = (None, "auto", "text", "messages", "prompt_completion", *SMALL_ROWS)
+    assert kind in known, f"no small rows of data.format={kind} here"
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = [f"{row['prompt']} makes {row['completion']}." for row in ROWS]
     if not path.suffix:
