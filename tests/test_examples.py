@@ -43,6 +43,8 @@ SMALLER: dict[str, Any] = {
     "trainable.r": 4,
     "trainable.modules_to_save": ["embed_tokens", "lm_head"],
     "trainable.ensure_weight_tying": False,  # the small model's head is not tied
+    "objective.num_generations": 2,
+    "objective.max_completion_length": 8,
     "precision.group_size": 16,
     "precision.fake_quant_after_n_steps": 1,
     "schedule.warmup": 1,
@@ -82,8 +84,7 @@ def write_data(example: dict, folder: Path) -> None:
     """The files that an example names, small: conversations, or texts where its method or the entry says so."""
     data = example.get("data", {})
     train = data["train"] if isinstance(data["train"], list) else [data["train"]]
-    settings = METHODS[example.get("method", "lora")].settings
-    text = settings.get("data", {}).get("format") or rows_of(settings["objective"]["kind"])
+    text = METHODS[example.get("method", "lora")].settings.get("data", {}).get("format") or rows_of(example)
     for entry in [*train, data.get("validation"), example.get("evaluation", {}).get("forgetting")]:
         entry = entry if isinstance(entry, dict) else {"path": entry}
         kind = entry.get("format", data.get("format", text))
@@ -92,16 +93,19 @@ def write_data(example: dict, folder: Path) -> None:
                 write_file(folder / name.replace("**/", "").replace("*", "part"), kind)
 
 
-def rows_of(objective: str) -> str | None:
-    """The kind of rows that an objective learns from, where it is not text."""
+def rows_of(example: dict) -> str | None:
+    """The kind of rows that the objective of an example learns from, where it is not text."""
+    kind = {**METHODS[example.get("method", "lora")].settings["objective"], **example.get("objective", {})}["kind"]
     classes = get_args(get_args(Objective)[0])
-    kind = next(cls.rows for cls in classes if cls.model_fields["kind"].default == objective)
-    return None if kind == "text" else kind
+    rows = next(c.rows for c in classes if c.model_fields["kind"].default == kind)
+    return None if rows == "text" else rows
 
 
-SMALL_ROWS = {  # of each kind, from a question and its answer
+OTHER_ROWS = {  # small rows of other kinds
     "pairs": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"]},
+    "whole_pairs": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"]},
     "unpaired": lambda row: {**row, "label": len(row["prompt"]) % 2 == 0},
+    "prompts": lambda row: {"prompt": row["prompt"], "answer": row["prompt"].split()[-1], "tests": ["assert 1 == 1"]},
 }
 
 
@@ -127,7 +131,7 @@ def write_adapters(example: dict, folder: Path, model: Path) -> None:
 
 
 def write_file(path: Path, kind: str | None) -> None:
-    known = (None, "auto", "text", "messages", "prompt_completion", *SMALL_ROWS)
+    known = (None, "auto", "text", "messages", "prompt_completion", *OTHER_ROWS)
     assert kind in known, f"no small rows of data.format={kind} here"
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = [f"{row['prompt']} makes {row['completion']}." for row in ROWS]
@@ -136,10 +140,10 @@ def write_file(path: Path, kind: str | None) -> None:
         path = path / "part.jsonl"
     if path.suffix in (".txt", ".md"):
         path.write_text("\n\n".join(texts))
-    elif kind in SMALL_ROWS:
-        path.write_text("".join(json.dumps(SMALL_ROWS[kind](row)) + "\n" for row in ROWS))
     elif kind == "text":
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    elif kind in OTHER_ROWS:
+        path.write_text("".join(json.dumps(OTHER_ROWS[kind](row)) + "\n" for row in ROWS))
     elif kind == "messages":
         turns = [[{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]
                  for r in ROWS]  # fmt: skip

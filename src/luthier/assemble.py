@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import checkpoint, surgery
+from . import checkpoint, critics, surgery, teachers
 from .config import Config, read_run
 from .data import holdout
 from .data.masks import Renderer
-from .errors import CheckpointError, ModelError
-from .models import load, network, skeleton, start, vocabulary
+from .errors import CheckpointError, ConfigError, ModelError
+from .models import heads, load, network, skeleton, start, translation, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
@@ -58,6 +58,7 @@ class Assembled:
     begins: dict[str, int] = field(default_factory=dict)  # parameter -> steps taken before it moves, where not from 0
     sources: saved.Sources | None = None  # the adapters that were loaded
     start: Start = field(default_factory=Start)
+    teacher: teachers.Teacher | None = None  # frozen, once an objective asked for it
 
     def unfreeze(self, step: int) -> None:
         """Let move what moves after `step` optimiser steps. Nothing is computed for what does not move yet."""
@@ -90,6 +91,11 @@ class Assembled:
         named = self.network.model.named_parameters()
         moving = {name: p for name, p in named if p.requires_grad or name in self.begins}
         return moving | {f"objective.{n}": p for n, p in surgery.trainable(self.objective).items()}
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """What adapters drew at the start and need ever after, by name."""
+        own = surgery.constants(self.objective)
+        return surgery.constants(self.network.model) | {f"objective.{name}": t for name, t in own.items()}
 
 
 def quietly() -> None:
@@ -140,10 +146,13 @@ def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tupl
     """The tokenizer of the run, trained first on the training rows where that is asked for."""
     quietly()
     tokenizer = load.load_tokenizer(config.model, _trained_tokenizer(config, say))
-    if tokenizer.eos_token is None and not tokenizer.chat_template:
+    of_text = config.objective.ends_in == "tokens"
+    if of_text and tokenizer.eos_token is None and not tokenizer.chat_template:
         raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
     data = config.data
-    return tokenizer, Renderer(tokenizer, data.train_on, data.max_length, data.long_text, config.objective.rows)
+    o = config.objective
+    labels = () if o.ends_in == "tokens" else o.scores
+    return tokenizer, Renderer(tokenizer, data.train_on, data.max_length, data.long_text, o.rows, labels, o.problem)
 
 
 def _trained_tokenizer(config: Config, say: Say) -> Path | None:
@@ -162,9 +171,9 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
 
 def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say) -> Any:
     """Loaded, or drawn; with a vocabulary that fits the tokenizer."""
-    name, store = config.model, config.precision.storage(dtype)
+    name, store, ending = config.model, config.precision.storage(dtype), _ending(config)
     if name.starts_at_random:
-        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length)
+        model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length, ending)
         model = model.to(device) if store is None else load.stored(model, store, device, tell)
         if name.name:
             tell(
@@ -172,11 +181,47 @@ def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.dev
                 "(to go on from them, method=continued_pretraining)"
             )
     else:
-        model = load.load_model(name, dtype, device, store, tell)
+        model = load.load_model(name, dtype, device, store, tell, ending, config.seed)
     vocabulary.fit(model, tokenizer, name.new_tokens)
+    if ending.ends_in != "tokens":
+        heads.name_padding(model, tokenizer)
     load.check_context(model, config.data.max_length, tell)
     load.check_virtual(model, config.data.max_length, _virtual(config))
     return model
+
+
+def settled(config: Config, say: Say = lambda text: None) -> Config:
+    """The configuration with what its training rows say: the names of their labels, and which kind they are of."""
+    objective = config.objective
+    if not objective.unsettled:
+        return config
+    if config.data.streaming:
+        raise ConfigError(
+            "data.streaming=true: labels cannot be told from rows that are read as they are learnt: give "
+            "objective.labels and objective.problem_type"
+        )
+    rows = holdout.training_rows(config.data, objective.rows)
+    through_template = False
+
+    def labels() -> Iterator[Any]:
+        nonlocal through_template
+        for row in rows:
+            through_template = through_template or not row.plain
+            if row.label is not None:
+                yield row.label
+
+    made = objective.told_by(labels())
+    names = f"{len(made.scores)} labels: {', '.join(made.scores[:12])}{', ...' if len(made.scores) > 12 else ''}"
+    say(f"{made.problem}, told from the training rows; {names}")
+    data = config.data
+    if through_template and data.format == "auto":  # known to whoever is to label further texts
+        data = data.model_copy(update={"format": "labelled_messages"})
+    return config.model_copy(update={"objective": made, "data": data})
+
+
+def _ending(config: Config) -> heads.Ending:
+    o = config.objective
+    return heads.TOKENS if o.ends_in == "tokens" else heads.Ending(o.ends_in, o.scores, o.problem)
 
 
 def _virtual(config: Config) -> int:
@@ -187,10 +232,13 @@ def _virtual(config: Config) -> int:
 
 def _move(config: Config, model: Any, tokenizer: Any, tell: Say) -> None:
     """Choose what moves. A prompt that begins as a text is told its tokens, but where there are no values."""
-    if isinstance(config.trainable, Prompt):
-        config.trainable.apply(model, tokenize=lambda text: tokenizer(text)["input_ids"])
+    t = config.trainable
+    if isinstance(t, Prompt):
+        t.install(model, tokenize=lambda text: tokenizer(text)["input_ids"])
+    elif isinstance(t, Adapting):
+        t.install(model)
     else:
-        config.trainable.apply(model)
+        t.apply(model)
     for line in config.trainable.remarks(model) if isinstance(config.trainable, Adapting) else ():
         tell(line)
 
@@ -208,11 +256,14 @@ def assemble(
     if training:
         model.train()
         config.regularisation.apply(model)
-    net = network.Network(model)
+    net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
     net.noise = config.regularisation.neftune_noise_alpha or 0.0
-    network.check_causal(net)
-    network.check_head(net)
+    if net.ends_in == "tokens":
+        network.check_causal(net)
+        network.check_head(net)
+    else:
+        network.find_scores(net)
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
@@ -233,7 +284,77 @@ def assemble(
     made = Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
     made.sources = saved.Sources(files) if files else None
     _keep_start(made, saved.TRAINED in files, training)
+    _give_teacher(made, tell, training)
+    if training:
+        _give_critic(made, tell)
     return made
+
+
+def _give_critic(made: Assembled, tell: Say) -> None:
+    """A critic that is a network of its own is assembled as a run's network is; it serves training alone."""
+    critic = critics.settings_of(made.config)
+    if critic is None:
+        return
+
+    def say(text: str) -> None:
+        tell(f"the critic: {text}")
+
+    state = checkpoint.random_state()
+    if (folder := critics.run_folder(critic)) is not None:
+        theirs = _critic_run(made.config, folder)
+        found = assemble(theirs, say, ranks=made.ranks)
+        chosen, _ = best_or_newest(folder)
+        load_weights(found, chosen, checkpoint.read_state(chosen)["deployed"])
+        tokenizer = found.tokenizer
+    else:
+        model = critics.config_of(made.config, critic).model
+        tokenizer = load.load_tokenizer(model)
+        theirs = critics.config_of(made.config, critic, load.scores_texts(model))
+        found = assemble(theirs, say, opened=(made.tokenizer, made.renderer), ranks=made.ranks)
+    checkpoint.restore_random_state(state)
+    if apart := translation.difference(made.tokenizer, tokenizer):
+        raise ModelError(
+            f"objective.critic={critic.name!r} has other tokens than the policy, whose tokens it is to judge: {apart}; "
+            "use a model with the same tokenizer"
+        )
+    if found.network.ends_in != "tokens":
+        network.check_causal(found.network)
+    made.objective.take_critic(found.network)
+
+
+def _critic_run(config: Config, folder: Path) -> Config:
+    """The run of a reward model, in rows and on the device of the run that it serves."""
+    theirs = read_run(folder)
+    if theirs.objective.kind != "reward":
+        raise ModelError(
+            f"objective.critic={str(folder)!r} is a run of method={theirs.method}: give one of method=reward, or the "
+            "folder of a model"
+        )
+    own = {"batch": config.batch, "parallel": config.parallel}
+    longest = {"data": theirs.data.model_copy(update={"max_length": config.data.max_length})}
+    return theirs.model_copy(update=own | longest)
+
+
+def _give_teacher(made: Assembled, tell: Say, training: bool) -> None:
+    """The teacher is loaded when it is first needed: before training, unless its outputs are kept on disk."""
+    if not made.config.objective.taught:
+        return
+
+    def restored(folder: Path, precision: Any) -> Assembled:
+        return restore(folder, tell, made.ranks, precision)[0]
+
+    def taught() -> teachers.Teacher:
+        if made.teacher is None:
+            state = checkpoint.random_state()
+            made.teacher = teachers.load_teacher(
+                made.config, made.network, made.tokenizer, made.ranks.device, restored, tell
+            )
+            checkpoint.restore_random_state(state)
+        return made.teacher
+
+    made.objective.teacher = taught
+    if training and not made.config.objective.ahead:
+        made.objective.meet(made.network, taught().network)
 
 
 def _keep_start(made: Assembled, loaded: bool = False, training: bool = True) -> None:
@@ -264,13 +385,12 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     Whether a family runs packed is told from its layers alone, without the comparison that `assemble` makes.
     """
     meta = torch.device("meta")
-    available = device == "cpu" or torch.cuda.is_available()
-    dtype = config.precision.resolve(torch.device(device)) if available else _of_absent_gpu(config.precision.dtype)
-    model = skeleton.outline(config.model, dtype, config.data.max_length)
+    dtype = _dtype(config.precision, device)
+    model = skeleton.outline(config.model, dtype, config.data.max_length, _ending(config))
     if store := config.precision.storage(dtype):
         model = load.stored(model, store, meta, tell)
     model.train()
-    net = network.Network(model)
+    net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
     reason = "model.attention=padded" if config.model.attention == "padded" else network.unpackable(net)
     reason = reason if config.batch.packing else "batch.packing=false"
@@ -287,7 +407,26 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     net.compiled = device == "cuda" and layers.compiled(config.parallel, torch.device(device))
     made = Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
     _keep_start(made)
+    if config.objective.taught:
+        teacher = teachers.outlined(config, net, partial(_dtype, device=device), partial(outline, device=device))
+        made.objective.teacher = lambda: teacher
+        made.objective.meet(net, teacher.network)
+        made.teacher = None if config.objective.ahead else teacher  # by then it is gone
+    if critic := critics.settings_of(config):
+        folder = critics.run_folder(critic)
+        if folder is None:
+            scores = load.scores_texts(critics.config_of(config, critic).model)
+            theirs = critics.config_of(config, critic, scores)
+        else:
+            theirs = _critic_run(config, folder)
+        made.objective.take_critic(outline(theirs, device, tell).network)
     return made
+
+
+def _dtype(precision: Any, device: str) -> torch.dtype:
+    """In which a network computes on a device that may not be here."""
+    available = device == "cpu" or torch.cuda.is_available()
+    return precision.resolve(torch.device(device)) if available else _of_absent_gpu(precision.dtype)
 
 
 def _of_absent_gpu(dtype: str) -> torch.dtype:
@@ -310,12 +449,17 @@ def best_or_newest(folder: Path) -> tuple[Path, list[str]]:
     return newest, refused
 
 
-def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Path]:
-    """A run's network with the weights of its best checkpoint, for evaluation, generation and export."""
+def restore(
+    folder: Path, tell: Say = lambda text: None, ranks: Ranks | None = None, precision: Any = None,
+) -> tuple[Assembled, Path]:  # fmt: skip
+    """A run's network with the weights of its best checkpoint, for evaluation, generation and export; as a teacher on
+    the device of `ranks`, and in another `precision` where one is given."""
     chosen, refused = best_or_newest(folder)
     for line in refused:
         tell(line)
-    made = assemble(read_run(folder), tell, training=False)
+    config = read_run(folder)
+    config = config if precision is None else config.model_copy(update={"precision": precision})
+    made = assemble(config, tell, training=False, ranks=ranks)
     state = checkpoint.read_state(chosen)
     if made.sources:
         made.sources.restore({}, state["parts"]["adapters"])
@@ -326,6 +470,9 @@ def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Pat
 
 def load_weights(made: Assembled, folder: Path, group: str = "weights") -> None:
     """What moves, from a checkpoint: the weights of its step, or the group of its tensors that is to be deployed."""
-    checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, group), str(folder))
-    constants = surgery.constants(made.network.model)
-    checkpoint.load_into(constants, checkpoint.read_tensors(folder, "constants"), str(folder))
+    passing = tuple(f"objective.{name}" for name in getattr(made.objective, "passing", ()))
+    for of_group, named in ((group, made.parameters()), ("constants", made.constants())):
+        tensors = checkpoint.read_tensors(folder, of_group)
+        if passing:  # served training alone, and are there only while a run trains
+            tensors = {n: t for n, t in tensors.items() if n in named or not n.startswith(passing)}
+        checkpoint.load_into(named, tensors, str(folder))

@@ -99,6 +99,59 @@ METHODS: dict[str, Method] = {
             optim={"learning_rate": 1e-2},
         ),
         row(
+            "ppo", "clipped policy gradient on the network's own answers, with a critic", "arXiv:1707.06347",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "ppo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 1e-5}, schedule={"kind": "constant"},
+            evaluation={"metric_for_best_model": "reward"},
+        ),
+        *(
+            row(
+                name, caption, paper, any_of=("trainable", "precision"),
+                trainable={"kind": "lora"}, objective={"kind": "grpo", **objective}, precision={"kind": "as_loaded"},
+                optim={"learning_rate": 1e-5}, schedule={"kind": "constant"},
+                evaluation={"metric_for_best_model": "reward"},
+            )
+            for name, caption, paper, objective in (
+                ("grpo", "answers compared with others to the same prompt", "arXiv:2402.03300", {}),
+                (
+                    "rloo", "each answer compared with the mean of the others", "arXiv:2402.14740",
+                    {"baseline": "leave_one_out", "scale_rewards": "none", "kl_in": "reward", "kl_estimator": "k1",
+                     "beta": 0.05, "loss_type": "dr_grpo"},
+                ),
+                (
+                    "dr_grpo", "GRPO without its biases of length and difficulty", "arXiv:2503.20783",
+                    {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0},
+                ),
+                (
+                    "dapo", "GRPO by tokens, with a higher clip and groups drawn again", "arXiv:2503.14476",
+                    {"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.0, "max_resamples": 3,
+                     "mask_truncated_completions": True},
+                ),
+                (
+                    "gspo", "GRPO with the ratio of whole answers", "arXiv:2507.18071",
+                    {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4, "beta": 0.0},
+                ),
+            )
+        ),
+        row(
+            "distill", "a teacher's distribution at each token is learnt, beside the token", "arXiv:1503.02531",
+            any_of=("trainable", "precision"),
+            trainable={"kind": "full"}, objective={"kind": "distillation"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 5e-5},
+        ),
+        row(
+            "classify", "a head on the network gives a text its labels, or a value", "arXiv:1810.04805",
+            any_of=("trainable", "precision"), data={"max_length": 512, "long_text": "cut"},
+            trainable={"kind": "lora"}, objective={"kind": "classification"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
+            "classify_tokens", "a head on the network gives each word of a text its tag", "arXiv:1810.04805",
+            any_of=("trainable", "precision"), data={"max_length": 512, "long_text": "cut"},
+            trainable={"kind": "lora"}, objective={"kind": "token_classification"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
             "pretrain", "every weight moves, from a random start, on plain text", "",
             model={"init": "random"}, data={"format": "text"},
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
@@ -136,6 +189,11 @@ METHODS: dict[str, Method] = {
             "kto", "answers that are liked gain, others lose, against the start", "arXiv:2402.01306",
             any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "kto"},
             precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "reward", "a score of whole conversations, larger for the better one of each pair", "arXiv:1706.03741",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "reward"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 1e-4},
         ),
     )
 }  # fmt: skip

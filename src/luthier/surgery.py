@@ -65,6 +65,26 @@ def roles(model: Any) -> dict[str, str]:
     return {name: found[id(p)] for name, p in model.named_parameters() if id(p) in found}
 
 
+TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}  # PEFT's names for them
+
+
+def task(model: nn.Module) -> str:
+    """What a transformers model is for, in PEFT's words; a model that scores texts or tokens has a head for that."""
+    return next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), "CAUSAL_LM")
+
+
+def heads(model: Any) -> list[str]:
+    """The modules that make scores of hidden states, where the model ends in scores; also a pooler inside the base."""
+    if task(model) == "CAUSAL_LM":
+        return []
+    base = model.base_model_prefix
+    found = [(name, child) for name, child in model.named_children() if name != base]
+    pooler = getattr(model.base_model, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        found.insert(0, (f"{base}.pooler", pooler))
+    return [n for n, m in found if next(m.parameters(), None) is not None and not isinstance(m, VirtualTokens)]
+
+
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
@@ -80,6 +100,31 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if not found:
         raise ValueError(f"{type(model).__name__} has no list of layers")
     return max(found, key=lambda item: (sum(p.numel() for p in item[1].parameters()), len(item[1])))
+
+
+@contextmanager
+def watched(layers: nn.ModuleList, wanted: Collection[int], found: dict[int, Tensor]) -> Iterator[None]:
+    """While it lasts, the output of each of the layers `wanted` goes into `found`, compiled ones' too."""
+
+    def keep(at: int, out: Any) -> Any:
+        found[at] = out[0] if isinstance(out, tuple) else out
+        return out
+
+    handles, calls = [], {}
+    for at in wanted:
+        layer: Any = layers[at]
+        if (call := layer._compiled_call_impl) is None:
+            handles.append(layer.register_forward_hook(lambda _, given, out, at=at: keep(at, out)))
+        else:  # hooks would be parts of its graph
+            calls[at] = call
+            layer._compiled_call_impl = lambda *a, call=call, at=at, **k: keep(at, call(*a, **k))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for at, call in calls.items():
+            layers[at]._compiled_call_impl = call
 
 
 class QuantisedLinear(nn.Module):
@@ -336,6 +381,33 @@ def swapped(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterat
         yield
     finally:
         exchange()
+
+
+@contextmanager
+@torch.no_grad()
+def merged(model: nn.Module) -> Iterator[None]:
+    """The network with plain copies of its linear layers, adapters merged in, in the place of those for a while."""
+    wrapped = [
+        (name, module) for name, module in outer(model)
+        if isinstance(module, Adapter) and linear_shape(module) and _all_merge(module)
+    ]  # fmt: skip
+    for name, module in wrapped:
+        tensors, layer = _plain(module, None), innermost(module)
+        weight = tensors["weight"].t() if transposed(layer) else tensors["weight"]
+        copy = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in tensors, device="meta")
+        copy.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        if "bias" in tensors:
+            copy.bias = nn.Parameter(tensors["bias"], requires_grad=False)
+        swap(model, name, copy)
+    try:
+        yield
+    finally:
+        for name, module in wrapped:
+            swap(model, name, module)
+
+
+def _all_merge(module: Any) -> bool:
+    return not isinstance(module, Adapter) or ((module.rule.mergeable or not module.enabled) and _all_merge(module.base))
 
 
 def base_name(name: str) -> str:

@@ -6,20 +6,22 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import ahead, checkpoint, evaluate, measured, surgery
-from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
+from .assemble import Assembled, assemble, load_weights, restore, seed_everything, settled, tokenizer_and_renderer
 from .batch import Batch
+from .classify import Classifier
 from .config import Config, read_run
 from .data import dataset as datasets
-from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError
+from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError, RewardError
 from .explain import plan_line, table
 from .export import export, keep_probe
 from .files import write_atomically
@@ -33,6 +35,7 @@ from .optim.optimizer import Optimizer
 from .optim.schedule import Scheduler
 from .parallel.layers import compiled
 from .parallel.ranks import Ranks
+from .rollouts import Rollouts
 from .scores import Scorer
 from .signals import Signals, Stopped
 
@@ -65,23 +68,36 @@ class Result:
         made, _ = restore(self.folder)
         return Chat(made.network, made.renderer)
 
+    def classifier(self) -> Classifier:
+        """The tuned model of a run that classifies, ready to be given texts."""
+        made, _ = restore(self.folder)
+        chat = made.config.data.format == "labelled_messages"
+        return Classifier(made.network, made.renderer, chat, made.config.batch.micro_tokens)
+
     def export(self, out: str | Path, kind: str = "adapter", dtype: str | None = None) -> dict:
         """Write the model where other tools read it: `adapter`, `merged` or `full`, the latter two in `dtype`."""
         return export(self.folder, Path(out), kind, dtype)
 
 
-def train(config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None) -> Result:
+Functions = Mapping[str, Callable[..., Any]]
+
+
+def train(
+    config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
+    rewards: Functions | None = None,
+) -> Result:  # fmt: skip
     """Run a configuration to its end, or go on where its folder stands.
 
     `metrics` are functions (reference, answer, prompt, row) -> number that score answers, too; a row is a mapping with
-    its number `row` and the `messages` that were asked. Each becomes a figure under its name.
+    its number `row` and the `messages` that were asked. Each becomes a figure under its name. `rewards` are functions
+    (prompt, completion, **columns) -> number, for objectives that learn from rewards.
     """
-    return Trainer(config, console, metrics).run()
+    return Trainer(config, console, metrics, rewards).run()
 
 
-def steps(config: Config, console: Console | None = None) -> Iterator[Step]:
+def steps(config: Config, console: Console | None = None, rewards: Functions | None = None) -> Iterator[Step]:
     """The same, one optimiser step at a time; the end of the iteration is the end of the run."""
-    trainer = Trainer(config, console)
+    trainer = Trainer(config, console, rewards=rewards)
     with trainer.signals:
         yield from trainer.loop()
 
@@ -99,11 +115,13 @@ class Trainer:
 
     def __init__(
         self, config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
+        rewards: Functions | None = None,
     ):  # fmt: skip
-        self.config, self.console = config, console or Console()
+        self.console = console or Console()
         self.ranks = Ranks(config.parallel)
         if not self.ranks.first:
             self.console = Console(quiet=True)  # one speaks for all
+        self.config = config = settled(config, self.console.say)
         self.folder = Path(config.output_dir)
         self.signals = Signals()
         self.step = 0
@@ -121,10 +139,8 @@ class Trainer:
         opened = tokenizer_and_renderer(config, say)
         listing = self.folder if self.ranks.first else None  # the first rank lists skipped rows
         self.training, self.validation = datasets.open_rows(config.data, opened[1], listing, say, warn)
-        self.steps = self.training.plan(
-            examples=config.batch.examples, tokens=config.batch.tokens, micro_tokens=config.batch.micro_tokens,
-            pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
-        )  # fmt: skip
+        self.rows_read = self.training  # before any that the network makes itself
+        self._plan(rewards or {})
         self.measurement: evaluate.Measurement | None = None
         if self.validation is not None:
             self.measurement = evaluate.Measurement.of(config, self.validation, opened[1], say, warn, metrics)
@@ -134,7 +150,7 @@ class Trainer:
             for line in config.objective.remarks(self.training):
                 warn(line)
         say(plan_line(self.training, self.steps, config.batch.micro_tokens))
-        if not checkpoint.listed(self.folder / "checkpoints"):
+        if not checkpoint.listed(self.folder / "checkpoints") and self.steps.known(0):
             self.steps[0]  # of a stream the first rows, too, are read before the weights
         self.schedule = Scheduler(config.schedule, len(self.steps))
         self._check_fused()
@@ -144,6 +160,8 @@ class Trainer:
         if self.ranks.first:
             self.console.show(table(self.made.network.model, self.made.begins))
         self._check_begins()
+        if isinstance(self.steps, Rollouts):
+            self._reward_with(rewards or {})
         if config.objective.ahead:
             self._compute_ahead()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
@@ -164,7 +182,8 @@ class Trainer:
         parts = {
             "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
             "averaging": self.average, "early_stopping": self.patience, "nonfinite": self.guard, "alarms": self.watch,
-            "adapters": self.made.sources,
+            "adapters": self.made.sources, "rollouts": self.steps if isinstance(self.steps, Rollouts) else None,
+            "objective": self.made.objective if hasattr(self.made.objective, "restore") else None,
         }  # fmt: skip
         # What the next step depends on, beside the weights.
         self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
@@ -172,11 +191,36 @@ class Trainer:
             write_atomically(self.folder / "config.yaml", config.dump())
         self._resume()
         if self.ranks.first:
-            self.steps[min(self.step, len(self.steps) - 1)]  # so that a stream has documents at hand
-            keep_probe(self.folder, (self.validation or self.training).documents)
+            if self.steps.known(self.step):
+                self.steps[min(self.step, len(self.steps) - 1)]  # so that a stream has documents at hand
+            keep_probe(self.folder, (self.validation or self.rows_read).documents)
         # 8 evaluation and monitoring
         self.monitor = self._monitor() if self.ranks.first else None
         self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
+
+    def _plan(self, functions: Functions) -> None:
+        """The steps of the run: of rows that are there, or of answers that are yet to be given."""
+        config = self.config
+        if config.objective.rolls_out:
+            wanted = getattr(config.objective, "rewards", None)
+            if wanted is not None and not (wanted or functions):
+                raise ConfigError(evaluate.NO_REWARD)
+            folder = self.folder / "rollouts" if self.ranks.first else None
+            assert isinstance(self.training, datasets.Dataset)
+            self.training = self.steps = Rollouts(config, self.training, folder, self.console.warn)
+            return
+        self.steps = self.training.plan(
+            examples=config.batch.examples, tokens=config.batch.tokens, micro_tokens=config.batch.micro_tokens,
+            pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
+        )  # fmt: skip
+
+    def _reward_with(self, functions: Functions) -> None:
+        """Score answers with the rewards of the configuration, and with the functions that it does not name."""
+        built = evaluate.built_rewards(self.config, functions, self.ranks, self.console.warn)
+        assert isinstance(self.steps, Rollouts)
+        self.steps.bind(self.made, built)
+        if self.measurement is not None:
+            self.measurement = replace(self.measurement, rewards=built)
 
     def _compute_ahead(self) -> None:
         """What the objective makes of every row by the network as it is now, before anything has moved."""
@@ -186,6 +230,7 @@ class Trainer:
         if self.measurement is not None:
             rows = ahead.known(self.made, self.measurement.rows, self.folder / "ahead" / "held_out", say, warn)
             self.measurement = replace(self.measurement, rows=rows)
+        self.made.teacher = None  # has said what it says
 
     def _check_begins(self) -> None:
         late = max(self.made.begins.values(), default=0)
@@ -219,11 +264,21 @@ class Trainer:
     def _steps(self) -> Iterator[Step]:
         config = self.config
         while not self._ended():
+            began = time.monotonic()
             try:
-                self.steps[self.step]  # its rows are there
-            except DataError:  # of a stream: the rows to come are bad, what was learnt is not
+                with self._breakable() if isinstance(self.steps, Rollouts) else contextlib.nullcontext():
+                    rows = self.steps[self.step]  # its rows are there
+            except Stopped:
+                self.save()
+                raise self._interrupted() from None
+            except (DataError, RewardError):  # of a stream, or a round of answers: what was learnt is not lost
                 self.save()
                 raise
+            self.waited = time.monotonic() - began
+            if not rows:  # the rest of a round that enough was learnt from
+                self.step += 1
+                self.ahead = None  # was made before that was known
+                continue
             with self.profiler.step(self.step + 1):
                 taken = self._take()
             self._log(taken)
@@ -286,6 +341,9 @@ class Trainer:
         self.seconds = time.monotonic() - began
         rate = self.config.optim.learning_rate * factor
         found = dict(zip(made.objective.metrics, values))
+        if isinstance(self.steps, Rollouts):
+            self.steps.seen(self.step - 1, found)
+            found = {**self.steps.metrics, **found}
         return Step(self.step, loss_value, rate, grad_norm, int(counted), clipped, not fine, found)
 
     def _first_row(self, step: int) -> list[int]:
@@ -310,7 +368,7 @@ class Trainer:
     def _log(self, taken: Step) -> None:
         if not self.monitor:
             return
-        self.unlogged.append((taken.tokens, self.seconds))
+        self.unlogged.append((taken.tokens, self.seconds + self.waited))
         self._alarm(taken)
         if taken.step % self.config.monitor.log_every and taken.step != len(self.steps) and not taken.skipped:
             return
@@ -320,7 +378,7 @@ class Trainer:
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
             "clipped": taken.clipped, **self.clipper.figures(), **taken.metrics,
             "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
-            "seconds": seconds, "seconds_left": left,
+            "seconds": seconds, "seconds_left": left, **getattr(self.steps, "pace", {}),
         }  # fmt: skip
         if self.guard.total:
             values["skipped_steps"] = self.guard.total
@@ -377,7 +435,7 @@ class Trainer:
             checkpoint.restore_random_state(state)
             self.save()
             raise self._interrupted() from None
-        except MetricError:  # a user's function; what was trained must not be lost for it
+        except (MetricError, RewardError):  # a user's function; what was trained must not be lost for it
             checkpoint.restore_random_state(state)
             self.save()
             raise
@@ -423,10 +481,8 @@ class Trainer:
         Other `weights` are in place meanwhile, if there are any; they are those of `step`.
         """
         assert self.measurement is not None
-        # Ranks wait for one another inside: there a signal is heard after the evaluation.
-        breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
         base = contextlib.nullcontext() if step else self.made.as_base()
-        with surgery.replaced(self.parameters, weights), base, breakable:
+        with surgery.replaced(self.parameters, weights), base, self._breakable():
             found = evaluate.measure(self.made, self.measurement, answer)
         if self.ranks.first:
             measured.keep(self.folder, step, found)  # before a function of the user's can fail
@@ -436,6 +492,10 @@ class Trainer:
             if self.ranks.first:
                 measured.keep(self.folder, step, found)
         return found.values()
+
+    def _breakable(self) -> contextlib.AbstractContextManager:
+        """Ends the work inside when a signal comes. Ranks wait for one another inside: there it is heard afterwards."""
+        return self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
 
     def _name(self) -> str:
         return f"step-{self.step:08}"
@@ -450,7 +510,7 @@ class Trainer:
         if self.ranks.first:
             checkpoint.write_folder(
                 folder,
-                {"weights": self.parameters, "random": random, "constants": surgery.constants(self.made.network.model)}
+                {"weights": self.parameters, "random": random, "constants": self.made.constants()}
                 | {name: part.tensors() for name, part in self.parts.items()}
                 | ({"deployed": deployed} if deployed and group == "deployed" else {}),
                 {
@@ -494,7 +554,7 @@ class Trainer:
 
     def _check_fused(self) -> None:
         """A step inside the backward pass has one row of one process: no other gradient may be added to it."""
-        if not self.config.optim.fused_backward:
+        if not self.config.optim.fused_backward or isinstance(self.steps, Rollouts):
             return
         rows = max(map(len, self.steps))
         if self.ranks.world > 1:
@@ -544,7 +604,7 @@ class Trainer:
                 "training_seconds": sum(r["seconds"] for r in history if "seconds" in r),
             }  # fmt: skip
             report |= self.clipper.figures()
-            report |= measured.report(self.folder, final, self.config.evaluation.metrics)
+            report |= measured.report(self.folder, final, evaluate.metrics_of(self.config))
             report |= warnings_of(history)
             if self.monitor:
                 self.monitor.finish(report)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ..errors import DataError
-from . import conversations, preferences, prompts, unpaired
+from . import conversations, labelled, preferences, prompts, unpaired
 from .conversations import BadRow, Conversation
 from .sources import Row
 
@@ -17,6 +17,7 @@ EXAMPLES = {
     "prompts": "{prompt: question}", "unpaired": "{completion: answer, label: good}",
     "labelled": "{text: review, label: stars}", "tagged": "{tokens: words, labels: ner_tags}",
 }  # fmt: skip
+SAME_ROWS = {"whole_pairs": "pairs"}  # kinds that are rendered otherwise, but read the rows of another
 UNRECOGNISED = 1000  # rows without a known format before a file is given up
 
 
@@ -52,12 +53,27 @@ FORMATS = {
                "unpaired"),
         Format("prompt", ("prompt",), prompts.prompt, ("tools",), "prompts"),
         Format("prompt_messages", ("messages",), prompts.prompt_messages, ("tools",), "prompts"),
+        Format("labelled", ("text", "label"), labelled.texts("text", second="text_pair"), ("text_pair",), "labelled"),
+        Format("several_labels", ("text", "labels"), labelled.texts("text", label="labels"), (), "labelled"),
+        Format("labelled_messages", ("messages", "label"), labelled.conversation, ("tools",), "labelled"),
+        Format("sentence_pair", ("sentence1", "sentence2", "label"), labelled.texts("sentence1", "sentence2"), (),
+               "labelled"),
+        Format("premise", ("premise", "hypothesis", "label"), labelled.texts("premise", "hypothesis"), (), "labelled"),
+        Format("question_pair", ("question1", "question2", "label"), labelled.texts("question1", "question2"), (),
+               "labelled"),
+        Format("question_sentence", ("question", "sentence", "label"), labelled.texts("question", "sentence"), (),
+               "labelled"),
+        Format("sentence", ("sentence", "label"), labelled.texts("sentence"), (), "labelled"),
+        Format("ner_tags", ("tokens", "ner_tags"), labelled.tagged("ner_tags"), (), "tagged"),
+        Format("tags", ("tokens", "tags"), labelled.tagged("tags"), (), "tagged"),
+        Format("token_labels", ("tokens", "labels"), labelled.tagged("labels"), (), "tagged"),
     )
 }  # fmt: skip
 
 
 def of_kind(kind: str) -> list[Format]:
     """The formats of rows that an objective of this kind reads."""
+    kind = SAME_ROWS.get(kind, kind)
     return [form for form in FORMATS.values() if form.kind == kind]
 
 
@@ -86,7 +102,7 @@ def recognise(values: Mapping, place: str, columns: Mapping[str, str], kind: str
     known = "; ".join(f"{form.name}: {', '.join(form.keys)}" for form in of_kind(kind))
     raise DataError(
         f"{place}: the row's keys {_keys(values)} are of no known format ({known}). "
-        f"Name the columns, for example data.columns='{EXAMPLES.get(kind, EXAMPLES['text'])}'."
+        f"Name the columns, for example data.columns='{EXAMPLES.get(SAME_ROWS.get(kind, kind), EXAMPLES['text'])}'."
     )
 
 

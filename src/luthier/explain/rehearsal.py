@@ -79,7 +79,13 @@ def batch_of(row: Row) -> Batch:
 
 
 def with_known(made: Assembled, batch: Batch) -> Batch:
-    """With what the run computes ahead of its first step, if it does."""
+    """With what the run computes ahead of its first step, or of answers when they are given, if it does."""
+    if made.config.objective.rolls_out:
+        with torch.no_grad():
+            found = made.objective.score(made.network, batch)
+        found |= {name: torch.empty(0, device="meta") for name in made.objective.credits}
+        more = {name: values.new_empty(len(batch), *values.shape[1:]) for name, values in found.items()}
+        return replace(batch, token_fields=batch.token_fields | more)
     if not made.config.objective.ahead:
         return batch
     with made.reference() as network:
@@ -98,7 +104,10 @@ def rehearse(
     made.unfreeze(step)
     heap = Heap() if device == "cpu" else None
     ledger, model, parameters = Ledger(), made.network.model, made.parameters()
-    for tensor in (*model.parameters(), *model.buffers(), *made.objective.parameters(), *made.start.values()):
+    for module in (model, made.objective, *([made.teacher.network] if made.teacher else [])):
+        for tensor in (*module.parameters(), *module.buffers()):
+            ledger.see(tensor)
+    for tensor in made.start.values():
         ledger.see(tensor)
     loaded, (weights, own) = ledger.live, _weights(made)
     ledger.heap = heap
@@ -141,12 +150,13 @@ def rehearse(
 
 
 def _weights(made: Assembled) -> tuple[int, int]:
-    """Bytes of the network, parts of layers in fewer bits and first values among them; of adapters and the objective.
-
-    First values are kept where the objective compares with the start and more than adapters move."""
+    """Bytes of network and teacher, parts of layers in fewer bits and first values among them; of adapters and the
+    objective. First values are kept where the objective compares with the start and more than adapters move."""
     own = {id(p) for p in added(made.network.model)}
-    parameters = list(made.network.model.parameters())
-    parts = [part for m in made.network.model.modules() if isinstance(m, QuantisedLinear) for part in m.buffers()]
+    models = [made.network.model, *([made.teacher.network.model] if made.teacher else [])]
+    parameters = [p for model in models for p in model.parameters()]
+    layers = [m for model in models for m in model.modules() if isinstance(m, QuantisedLinear)]
+    parts = [part for layer in layers for part in layer.buffers()]
     extra = [p for p in parameters if id(p) in own]
     plain = [p for p in parameters if id(p) not in own]
     return size_of([*plain, *parts, *made.start.values()]), size_of([*extra, *made.objective.parameters()])

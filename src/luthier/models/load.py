@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer: hub name, folder or GGUF; safetensors only."""
+"""Load a language model, with the head that is wanted, and its tokenizer: hub name, folder or GGUF; safetensors only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import nn
 
 from ..errors import ModelError
 from ..surgery import Storage
-from . import Model, gguf, streaming, vocabulary
+from . import Model, gguf, heads, streaming, vocabulary
+from .heads import TOKENS, Ending
 from .names import CHATML, TRAIN, conversion, problem, ready_made_problem, resaving
 
 
@@ -55,16 +56,19 @@ def _read_tokenizer(model: Model, trained: Path | None) -> Any:
 
 def load_model(
     model: Model, dtype: torch.dtype, device: torch.device, store: Storage | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = lambda text: None, ending: Ending = TOKENS, seed: int = 0,
 ) -> nn.Module:  # fmt: skip
     """The network with its weights in `dtype` on `device`, every tensor read, converted and placed one by one.
 
-    With `store`, linear layers go to fewer bits as they are read.
+    With `store`, linear layers go to fewer bits as they are read. A head that the files lack is drawn by `seed`.
     """
     if text := problem(model):
         raise ModelError(f"model.name: {text}")
     if model.name.endswith(".gguf"):
         made = gguf.read_model(Path(model.name).expanduser(), dtype)
+        if ending is not TOKENS:
+            made = heads.on_base(made, ending, seed)
+            _tell_head(made, heads.parameters(made), (), seed, tell)
         return made.to(device) if store is None else stored(made, store, device, tell)
     from transformers import AutoConfig
 
@@ -72,16 +76,17 @@ def load_model(
     config = explained(model, lambda: AutoConfig.from_pretrained(model.name, **given))
     if config.is_encoder_decoder:
         raise ModelError(
-            f"model.name={model.name!r} is an encoder with a decoder ({config.model_type}), no causal language model"
+            f"model.name={model.name!r} is an encoder with a decoder ({config.model_type}), no {ending.what}"
         )
+    ending.name_in(config)
     ready = getattr(config, "quantization_config", None)
     ready = ready if isinstance(ready, dict | None) else ready.to_dict()
     if text := ready_made_problem(model.name, ready, store.kind if store else "as_loaded"):
         raise ModelError(text)
     if store is None:
-        return _read(model, dtype, device)
+        return _read(model, config, dtype, device, ending, seed, tell)
     try:
-        made = explained(model, lambda: _streamed(model, config, dtype, device, store))
+        made = explained(model, lambda: _streamed(model, config, dtype, device, store, ending, seed, tell))
     except streaming.Unfit as reason:
         if ready:
             raise ModelError(f"model.name={model.name!r}: its 4-bit weights cannot be read: {reason}") from None
@@ -89,31 +94,61 @@ def load_model(
             f"weights are read whole, in {str(dtype).removeprefix('torch.')} into the host's memory, and then go to "
             f"{store.kind} layer by layer: {reason}"
         )
-        return stored(_read(model, dtype, torch.device("cpu")), store, device, tell)
+        whole = _read(model, config, dtype, torch.device("cpu"), ending, seed, tell)
+        return stored(whole, store, device, tell)
     if text := streaming.sixteen_bit_experts(made, store):
         tell(text)
     return made
 
 
-def _read(model: Model, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def _read(
+    model: Model, config: Any, dtype: torch.dtype, device: torch.device, ending: Ending, seed: int,
+    tell: Callable[[str], None],
+) -> nn.Module:  # fmt: skip
     """Through transformers, plain."""
-    from transformers import AutoModelForCausalLM
-
     given: dict[str, Any] = options(model)
     if device.type != "cpu" and importlib.util.find_spec("accelerate"):
         given["device_map"] = {"": device}  # straight there; without accelerate, by way of the host's memory
+    if ending.ends_in != "tokens":
+        given |= {"config": config, "ignore_mismatched_sizes": True}  # checked below
 
     def read() -> tuple[nn.Module, dict]:
-        return AutoModelForCausalLM.from_pretrained(
-            model.name, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **given
-        )
+        return heads.attending(lambda **kind: ending.auto.from_pretrained(
+            model.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **kind, **given
+        ))  # fmt: skip
 
     made, info = explained(model, read)
-    _check_keys(model, made, info)
+    if ending.ends_in == "tokens":
+        _check_keys(model, made, info)
+    else:
+        _make_head(model, made, info, seed, tell)
     return made.to(device)
 
 
-def _streamed(model: Model, config: Any, dtype: torch.dtype, device: torch.device, store: Storage) -> nn.Module:
+def _make_head(model: Model, made: Any, info: dict, seed: int, tell: Callable[[str], None]) -> None:
+    """What of a head the files lack, or have in another size, is drawn; of all else they must have everything."""
+    prefix = made.base_model_prefix
+    other = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    new = [name for name in {*info["missing_keys"], *other} if heads.is_head(name, prefix)]
+    strangers = [name for name in info["unexpected_keys"] if heads.is_head(name, prefix)]
+    if wrong := sorted(name for name in other if name not in new):
+        raise ModelError(f"model.name={model.name!r}: {wrong[0]} is in another size there than config.json says")
+    rest = {"missing_keys": {*info["missing_keys"]} - {*new}, "unexpected_keys": {*info["unexpected_keys"]} - {*strangers}}
+    _check_keys(model, made, rest)
+    ordered = [name for name, _ in made.named_parameters() if name in set(new)]
+    heads.draw(made, ordered, seed)
+    _tell_head(made, ordered, strangers, seed, tell)
+
+
+def _tell_head(made: Any, new: Any, dropped: Any, seed: int, tell: Callable[[str], None]) -> None:
+    if text := heads.told(made, new, dropped, seed):
+        tell(text)
+
+
+def _streamed(
+    model: Model, config: Any, dtype: torch.dtype, device: torch.device, store: Storage, ending: Ending, seed: int,
+    tell: Callable[[str], None],
+) -> nn.Module:  # fmt: skip
     """Tensor by tensor, so that hardly more is ever in memory than the result."""
     from transformers import GenerationConfig
 
@@ -121,11 +156,15 @@ def _streamed(model: Model, config: Any, dtype: torch.dtype, device: torch.devic
         raise streaming.Unfit("the model brings its own code")
     found = streaming.entries(_files(model))
     vars(config).pop("quantization_config", None)  # nothing downstream may read its layers as another library's
-    made = streaming.skeleton(config, dtype)
+    made = streaming.skeleton(config, dtype, ending)
     streaming.check_straight(made, dtype)
-    streaming.fill(made, found, device, store)
-    with contextlib.suppress(OSError):
-        made.generation_config = GenerationConfig.from_pretrained(model.name, revision=options(model)["revision"])
+    new, dropped = streaming.fit_heads(made, found, ending)
+    streaming.fill(made, found, device, store, new)
+    heads.draw(made, new, seed)
+    _tell_head(made, new, dropped, seed, tell)
+    if ending.ends_in == "tokens":
+        with contextlib.suppress(OSError):
+            made.generation_config = GenerationConfig.from_pretrained(model.name, revision=options(model)["revision"])
     return made.eval()
 
 
@@ -181,6 +220,9 @@ def _check_keys(model: Model, made: Any, info: dict) -> None:
 def check_context(model: Any, max_length: int, tell: Callable[[str], None]) -> None:
     """Documents longer than the positions that the model knows: learnt ones do not exist, rotary ones are new to it."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    counted = [m for m in model.modules() if hasattr(m, "create_position_ids_from_input_ids")]
+    if isinstance(limit, int) and counted:  # RoBERTa's first position comes after that of its padding
+        limit -= counted[0].padding_idx + 1
     if not isinstance(limit, int) or limit >= max_length:
         return
     words = model.get_input_embeddings()
@@ -210,6 +252,16 @@ def options(model: Model) -> dict:
     return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
 
 
+def scores_texts(model: Model) -> bool:
+    """Whether the files of a model are of one that scores texts, as reward models do."""
+    from transformers import AutoConfig
+
+    if model.name.endswith(".gguf"):
+        return False
+    config = explained(model, lambda: AutoConfig.from_pretrained(model.name, **options(model)))
+    return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
 def explained(model: Model, read: Any) -> Any:
     """Run a loader of transformers; its errors become ours, with the remedy."""
     try:
@@ -223,5 +275,5 @@ def explained(model: Model, read: Any) -> Any:
         elif os.environ.get("HF_HUB_OFFLINE") and not Path(model.name).expanduser().exists():
             remedy = "it is no folder here, and HF_HUB_OFFLINE keeps the hub away"
         else:
-            remedy = "give a hub name, a folder or a .gguf file of a causal language model"
+            remedy = "give a hub name, a folder or a .gguf file of a language model"
         raise ModelError(f"model.name={model.name!r} cannot be loaded: {remedy}\n({text.strip()[:600]})") from None

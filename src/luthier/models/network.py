@@ -1,9 +1,10 @@
-"""Network: a transformers model seen as packed batch -> hidden states [T, H], with its head apart."""
+"""Network: a transformers model seen as packed batch -> hidden states [T, H], with its head, or its scores, apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,24 +13,31 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..errors import ModelError
 from ..logprobs import Head
-from ..surgery import adapters_off
-from . import attention, virtual
+from ..surgery import adapters_off, replaced
+from . import attention, heads, virtual
 
 
 class Network(nn.Module):
-    """`hidden(batch)` runs the decoder; `packed` tells whether rows run flat or, for some families, padded."""
+    """`hidden(batch)` runs the decoder; `packed` tells whether rows run flat or, for some families, padded.
 
-    model: Any  # a causal language model of transformers
+    `ends_in` says what follows: a `head` that scores the next token, or `scores` of a text or of each token.
+    """
 
-    def __init__(self, model: Any):
+    model: Any  # of transformers
+
+    def __init__(self, model: Any, ends_in: str = "tokens"):
         super().__init__()
         self.model = model
+        self.ends_in = ends_in
+        self.causal = True  # else each token sees those after it, too
+        self.takes = "last"  # which hidden states of a text its head is given: heads.TAKES
+        self.first_position = 0  # RoBERTa counts from another number
         self.native = self.model.config._attn_implementation
         self.packed = False
         self.noise = 0.0  # NEFTune's alpha
         self.longest = 0  # an upper bound of document lengths that stays the same, so that graphs do
         self.compiled = False  # then rows have few shapes
-        if self.model.get_output_embeddings() is None:
+        if ends_in == "tokens" and self.model.get_output_embeddings() is None:
             raise ModelError(f"{type(model).__name__} has no output layer: it is no causal language model")
 
     @property
@@ -57,6 +65,52 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.hidden(batch)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """[D, K] of each document, or [T, K] of each token, by what the network ends in; what fills a batch up, too."""
+        if self.takes == "whole":
+            scores, inside = self._whole(batch)
+            return scores if self.ends_in == "text" else scores[inside]
+        hidden = self.hidden(batch)
+        if self.ends_in == "each":
+            return heads.of_hidden(self.model, hidden[None], batch.tokens[None])[0]
+        tokens, inside = self._rows(batch)
+        if self.takes == "all":
+            padded = hidden.new_zeros(*inside.shape, hidden.shape[-1])
+            padded = padded.masked_scatter(inside[..., None], hidden)
+            return heads.of_hidden(self.model, padded, tokens, inside.long())
+        starts = torch.tensor(batch.ends[:-1], device=self.device)
+        places = starts
+        if self.takes == "last":  # as transformers has it: the last that is not what texts are filled up with
+            counted = torch.arange(inside.shape[1], device=self.device) * (tokens != self.padding)
+            places = starts + counted.argmax(-1)
+        return heads.of_hidden(self.model, hidden[places][:, None], batch.tokens[places][:, None])
+
+    @property
+    def padding(self) -> int:
+        """The token that rows are filled up with."""
+        found = getattr(self.config.get_text_config(), "pad_token_id", None)
+        return found if isinstance(found, int) else 0
+
+    def _rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Documents as rows [D, L], filled up at their ends, and where their own tokens are."""
+        lengths = torch.tensor(batch.lengths, device=self.device)
+        inside = torch.arange(max(batch.lengths), device=self.device) < lengths[:, None]
+        filled = torch.full(inside.shape, 0 if self.ends_in == "tokens" else self.padding, device=self.device)
+        return filled.masked_scatter(inside, batch.tokens), inside
+
+    def _whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The model's own scores of padded rows, whatever its family does, and where their own tokens are."""
+        tokens, inside = self._rows(batch)
+        return self.model(input_ids=tokens, attention_mask=inside.long(), **self._types(batch, inside)).logits, inside
+
+    def _types(self, batch: Batch, inside: Tensor | None = None) -> dict[str, Tensor]:
+        """Which of two texts a token is of, for families that are told; flat, or in rows where `inside` is true."""
+        types = batch.token_fields.get("types")
+        if types is None or (getattr(self.config, "type_vocab_size", None) or 0) < 2:
+            return {}
+        rows = types[None] if inside is None else torch.zeros_like(inside, dtype=torch.int64).masked_scatter(inside, types)
+        return {"token_type_ids": rows}
 
     @property
     def _disturbed(self) -> bool:
@@ -94,7 +148,10 @@ class Network(nn.Module):
 
     def _packed(self, batch: Batch) -> Tensor:
         tokens, positions, ends, copies = batch.tokens, batch.positions, batch.ends, None
-        if tokens.device.type == "cpu" and not self._disturbed and (shared := batch.shared_start()):
+        if self.first_position:
+            positions = positions + self.first_position
+        alone = self._disturbed or not self.causal
+        if tokens.device.type == "cpu" and not alone and (shared := batch.shared_start()):
             kept, copies, ends = _once(batch, shared)
             tokens, positions = tokens[kept], positions[kept]
         longest = max(self.longest, *batch.lengths)
@@ -102,7 +159,7 @@ class Network(nn.Module):
         if found is None:
             borders = attention.cumulative(ends, self.device)
             out = self.model.base_model(
-                input_ids=tokens[None], position_ids=positions[None], use_cache=False,
+                input_ids=tokens[None], position_ids=positions[None], **self._types(batch), **self._no_cache,
                 cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest,
             )  # fmt: skip
             hidden = out.last_hidden_state[0]
@@ -111,10 +168,12 @@ class Network(nn.Module):
             hidden = self.model.base_model(**row.given, use_cache=False).last_hidden_state[0][row.tokens]
         return hidden if copies is None else hidden[copies]
 
+    @property
+    def _no_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if self.causal else {}
+
     def _padded(self, batch: Batch) -> Tensor:
-        lengths = torch.tensor(batch.lengths, device=self.device)
-        inside = torch.arange(max(batch.lengths), device=self.device) < lengths[:, None]  # [D, L]
-        tokens = torch.zeros_like(inside, dtype=torch.int64).masked_scatter(inside, batch.tokens)
+        tokens, inside = self._rows(batch)
         found = virtual.of(self.model)
         if found is not None:
             given = virtual.padded(self.model, found, tokens, inside.long(), [0] * len(inside))
@@ -123,11 +182,10 @@ class Network(nn.Module):
                 given[virtual.cache_keyword(self.model)] = kept
             out = self.model.base_model(**given, use_cache=False)
             return out.last_hidden_state[:, found.rows :][inside]
-        positions = torch.zeros_like(tokens).masked_scatter(inside, batch.positions)
-        out = self.model.base_model(
-            input_ids=tokens, attention_mask=inside.long(), position_ids=positions, use_cache=False
-        )
-        return out.last_hidden_state[inside]
+        given = {"input_ids": tokens, "attention_mask": inside.long(), **self._types(batch, inside), **self._no_cache}
+        if self.causal:  # others count in their own ways
+            given["position_ids"] = torch.zeros_like(tokens).masked_scatter(inside, batch.positions)
+        return self.model.base_model(**given).last_hidden_state[inside]
 
     @contextmanager
     def natively(self) -> Iterator[Any]:
@@ -180,6 +238,8 @@ LAYERS = {"full_attention", "sliding_attention"}
 
 def unpackable(network: Network) -> str | None:
     """Why a family cannot run packed, as far as its configuration says so."""
+    if network.takes == "whole":
+        return "its head is not known here, and runs with the whole model"
     other = set(getattr(network.config.get_text_config(), "layer_types", None) or ()) - LAYERS
     return f"it has layers of the kinds {', '.join(sorted(other))}" if other else None
 
@@ -201,28 +261,39 @@ def _try_packed(network: Network) -> str | None:
     if reason := unpackable(network):
         return reason
     attention.install()
-    training = network.model.training
-    try:
-        reason = _probe(network)
-    except (attention.Unsupported, ValueError, TypeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    finally:
-        network.model.train(training)
-    network.packed = reason is None
-    if reason is not None:
+    training, reason = network.model.training, None
+    # Some encoders count positions from the number after that of the token that texts are filled up with.
+    for first in (0,) if network.causal else (0, network.padding + 1):
+        network.first_position = first
+        try:
+            reason = _probe(network)
+        except (attention.Unsupported, ValueError, TypeError, RuntimeError, IndexError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        finally:
+            network.model.train(training)
+        if reason is None:
+            break
         network.model.set_attn_implementation(network.native)
+    network.packed = reason is None
     return reason
+
+
+def _probe_batch(network: Network) -> Batch:
+    """Two short documents of tokens far apart."""
+    vocabulary = network.config.get_text_config().vocab_size
+    tokens = (torch.arange(12) * 7919 + 11) % min(vocabulary, 1 << 15)
+    if network.ends_in != "tokens":  # what rows are filled up with may mean something
+        tokens = torch.where(tokens == network.padding, (tokens + 1) % vocabulary, tokens)
+    positions = torch.cat([torch.arange(5), torch.arange(7)])
+    made = Batch(tokens, positions=positions, ends=(0, 5, 12), targets=tokens, weights=torch.ones(12),
+                 trained=torch.arange(12))  # fmt: skip
+    return made.to(network.device)
 
 
 @torch.no_grad()
 def _probe(network: Network) -> str | None:
     """Two short documents packed against the model's own attention, and against other neighbours."""
-    vocabulary = network.config.get_text_config().vocab_size
-    tokens = (torch.arange(12) * 7919 + 11) % min(vocabulary, 1 << 15)
-    positions = torch.cat([torch.arange(5), torch.arange(7)])
-    rest = {"positions": positions, "ends": (0, 5, 12), "targets": tokens, "weights": torch.ones(12),
-            "trained": torch.arange(12)}  # fmt: skip
-    batch = Batch(tokens, **rest).to(network.device)
+    batch = _probe_batch(network)
     training = network.model.training
     network.model.eval()
     plain = network._padded(batch)
@@ -254,8 +325,10 @@ def _probe(network: Network) -> str | None:
     tolerance = 1e-3 if packed.dtype == torch.float32 else 6e-2
     if (packed - plain).abs().max() > tolerance * plain.abs().max():
         return "packed and padded rows give different hidden states"
-    other = Batch((tokens + torch.arange(12).lt(5)) % vocabulary, **rest)
-    if not torch.equal(network._packed(other.to(network.device))[5:], packed[5:]):
+    vocabulary = network.config.get_text_config().vocab_size
+    moved = batch.positions.new_tensor([1] * 5 + [0] * 7)
+    other = replace(batch, tokens=(batch.tokens + moved) % vocabulary)
+    if not torch.equal(network._packed(other)[5:], packed[5:]):
         return "a document changes with its neighbour"
     return None
 
@@ -316,14 +389,49 @@ def check_head(network: Network) -> None:
 
 
 @torch.no_grad()
-def check_causal(network: Network) -> None:
-    """A network that sees the token it is to predict learns nothing: some encoders load as if they were decoders."""
+def is_causal(network: Network) -> bool:
+    """Whether no token sees those after it."""
     with network.natively() as model:
         tokens = torch.arange(6, device=network.device).repeat(2, 1) + 2
         tokens[1, -1] += 1
-        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+        hidden = model.base_model(input_ids=tokens).last_hidden_state[:, :-1]
     tolerance = 1e-4 if hidden.dtype == torch.float32 else 1e-2  # at a random start, a token moves others but little
-    if (hidden[0] - hidden[1]).abs().max() > tolerance * hidden.abs().max():
+    return bool((hidden[0] - hidden[1]).abs().max() <= tolerance * hidden.abs().max())
+
+
+def check_causal(network: Network) -> None:
+    """A network that sees the token it is to predict learns nothing: some encoders load as if they were decoders."""
+    if not is_causal(network):
         raise ModelError(
             f"{type(network.model).__name__} sees the tokens after each one: it is no causal language model"
         )
+
+
+def find_scores(network: Network) -> None:
+    """How the model makes its scores, told from two short texts, a long and a short one: whether it sees what follows,
+    and of which hidden states its head makes the scores. Where that is not found, its own forward pass makes them."""
+    network.causal = is_causal(network)
+    batch = _probe_batch(network)
+    kept = heads.parameters(network.model)
+    generator = torch.Generator().manual_seed(0)  # a new head may be so small, or so even, that nothing can be told
+    drawn = {n: torch.randn(p.shape, generator=generator).to(p) * 0.2 for n, p in kept.items()}
+    with network.natively(), torch.no_grad(), replaced(kept, drawn):
+        scores, inside = network._whole(batch)
+        wanted = (scores if network.ends_in == "text" else scores[inside]).float()
+        before = network.packed
+        network.packed = False
+        try:
+            network.takes = next((takes for takes in heads.TAKES if _gives(network, takes, batch, wanted)), "whole")
+        finally:
+            network.packed = before
+
+
+def _gives(network: Network, takes: str, batch: Batch, wanted: Tensor) -> bool:
+    """Whether the head makes the model's own scores of these hidden states."""
+    network.takes = takes
+    try:
+        found = network.scores(batch).float()
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+    tolerance = 1e-3 if network.dtype == torch.float32 else 2e-2
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import ModelError
 from . import Model, gguf, start
+from .heads import TOKENS, Ending, attending
 from .load import explained, load_tokenizer, options
 from .names import TRAIN, problem
 
@@ -23,13 +24,13 @@ class _Vocabulary:
         return {"": self.size - 1}
 
 
-def outline(model: Model, dtype: torch.dtype, context: int) -> Any:
+def outline(model: Model, dtype: torch.dtype, context: int, ending: Ending = TOKENS) -> Any:
     """The network as it would be loaded, with shapes and dtypes but no values; of a GGUF file only the head is read."""
     if model.name and (text := problem(model, weights=False)):
         raise ModelError(f"model.name: {text}")
 
     def build() -> Any:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         if model.starts_at_random:
             known = model.tokenizer != TRAIN
@@ -41,9 +42,10 @@ def outline(model: Model, dtype: torch.dtype, context: int) -> Any:
         else:
             config = AutoConfig.from_pretrained(model.name, **options(model))
             vars(config).pop("quantization_config", None)  # its layers are made anew
+        ending.name_in(config)
         extra = {"trust_remote_code": True} if model.trust_remote_code else {}
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa", **extra)
+            return attending(lambda **kind: ending.auto.from_config(config, dtype=dtype, **kind, **extra))
 
     made = explained(model, build)
     made.tie_weights()

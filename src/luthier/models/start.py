@@ -11,18 +11,22 @@ from torch import nn
 from ..errors import ModelError
 from ..settings import nearest
 from . import Model
+from .heads import TOKENS, Ending
 from .sizes import SIZES
 
 OLD_KEYS = {"rope_theta", "rope_scaling", "torch_dtype", "dtype", "architectures", "transformers_version", "auto_map"}
 
 
-def random_model(model: Model, tokenizer: Any, dtype: torch.dtype, seed: int, context: int) -> nn.Module:
+def random_model(
+    model: Model, tokenizer: Any, dtype: torch.dtype, seed: int, context: int, ending: Ending = TOKENS
+) -> nn.Module:  # fmt: skip
     """The network in `dtype` on the CPU: drawn there in float32, so that device, rank and precision change nothing."""
     config = configuration(model, tokenizer, context)
-    made = draw(config, seed, trust_remote_code=model.trust_remote_code)
+    ending.name_in(config)
+    made = draw(config, seed, ending, trust_remote_code=model.trust_remote_code)
     _name_tokens(made, tokenizer)
     if dtype != torch.float32:
-        cast(made, dtype, trust_remote_code=model.trust_remote_code)
+        cast(made, dtype, ending, trust_remote_code=model.trust_remote_code)
     return made
 
 
@@ -86,39 +90,35 @@ def _of_name(model: Model) -> Any:
     return explained(model, lambda: AutoConfig.from_pretrained(model.name, **options(model)))
 
 
-def draw(config: Any, seed: int, **remote: bool) -> Any:
+def draw(config: Any, seed: int, ending: Ending = TOKENS, **remote: bool) -> Any:
     """The family's own first values in float32, from `seed` alone; random states elsewhere stay as they were."""
-    from transformers import AutoModelForCausalLM
-
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         try:
-            made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **remote)
+            made = ending.auto.from_config(config, dtype=torch.float32, **remote)
         except ValueError as error:
             text = str(error)
             if "Unrecognized configuration class" in text:
-                text = "it is no causal language model"
+                text = f"it is no {ending.what}"
             raise ModelError(f"model: {config.model_type!r} cannot be started: {text}") from None
     return made
 
 
 def _name_tokens(model: Any, tokenizer: Any) -> None:
     """Beginning, end and padding, the same in both of the model's configurations."""
-    for part in (model.config, model.config.get_text_config(), model.generation_config):
+    for part in filter(None, (model.config, model.config.get_text_config(), model.generation_config)):
         part.bos_token_id = tokenizer.bos_token_id
         part.eos_token_id = tokenizer.eos_token_id
         part.pad_token_id = tokenizer.pad_token_id
 
 
-def cast(model: Any, dtype: torch.dtype, **remote: bool) -> None:
+def cast(model: Any, dtype: torch.dtype, ending: Ending = TOKENS, **remote: bool) -> None:
     """Each tensor in the dtype that it has in a model loaded in `dtype`: most in that, some in float32.
 
     `model.to(dtype)` would round rotary frequencies, which then turn by the wrong angle at long distances.
     """
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        twin = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype, **remote)
+        twin = ending.auto.from_config(copy.deepcopy(model.config), dtype=dtype, **remote)
     wanted = {name: tensor.dtype for name, tensor in (*twin.named_parameters(), *twin.named_buffers())}
     strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..surgery import Storage, swap
+from .heads import TOKENS, Ending, attending, is_head
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -122,12 +123,10 @@ def weightless() -> Iterator[None]:
         yield
 
 
-def skeleton(config: Any, dtype: torch.dtype) -> Any:
+def skeleton(config: Any, dtype: torch.dtype, ending: Ending = TOKENS) -> Any:
     """The network of a configuration without its weights, but with its buffers."""
-    from transformers import AutoModelForCausalLM
-
     with weightless():
-        made = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        made = attending(lambda **kind: ending.auto.from_config(config, dtype=dtype, **kind))
     made.tie_weights()
     if left := [name for name, buffer in made.named_buffers() if buffer.is_meta]:
         raise Unfit(f"{type(made).__name__} keeps {left[0]} where it cannot be computed beforehand")
@@ -149,12 +148,30 @@ def check_straight(model: Any, dtype: torch.dtype) -> None:
         raise Unfit(f"the files of a {type(model).__name__} name or shape some tensors otherwise than it does")
 
 
-def fill(model: Any, found: dict[str, Entry], device: torch.device, store: Storage) -> None:
+def fit_heads(model: Any, found: dict[str, Entry], ending: Ending) -> tuple[list[str], list[str]]:
+    """The head's tensors that the files lack or have in another size, and those that are taken out of `found`, as they
+    are of another head."""
+    if ending.ends_in == "tokens":
+        return [], []
+    own = {n: p for n, p in model.named_parameters() if is_head(n, model.base_model_prefix)}
+    new = [n for n, p in own.items() if n not in found or tuple(p.shape) != found[n].shape]
+    strange = [n for n in found if is_head(n, model.base_model_prefix) and (n not in own or n in new)]
+    for name in strange:
+        del found[name]
+    return new, strange
+
+
+def fill(
+    model: Any, found: dict[str, Entry], device: torch.device, store: Storage, drawn: Collection[str] = ()
+) -> None:  # fmt: skip
     """Give a skeleton its weights, on `device`, layers of `store` in their precision; largest first.
 
-    Nothing is read if the files and the network differ in any tensor.
+    Nothing is read if the files and the network differ in any tensor but those that will be `drawn`, which are there.
     """
     places = _places(model)
+    for name in drawn:
+        tensor = places[name][0][1]
+        _place(model, places.pop(name), torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
     layers = set(store.names(model))
     ready = {name.partition(READY)[0].removesuffix(".weight") for name in found if READY in name}
     if wrong := ready - layers:

@@ -188,7 +188,8 @@ def fit(model: Any, tokenizer: Any, new_tokens: Sequence[str]) -> None:
 @torch.no_grad()
 def _to_the_mean(model: Any, new: list[int], old: list[int]) -> None:
     head = model.get_output_embeddings()
-    tables = {id(t): t for t in (model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None))}
+    own = (model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None))
+    tables = {id(t): t for t in own}
     for table in tables.values():
         if table is not None:
             mean = table[torch.tensor(old, device=table.device)].float().mean(0)
@@ -217,7 +218,7 @@ def check_moving(model: Any, new_tokens: Sequence[str]) -> None:
     if not new_tokens:
         return
     ends = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
-    frozen = [name for name, module in ends.items() if not _moves(module)]
+    frozen = [name for name, module in ends.items() if module is not None and not _moves(module)]
     if frozen:
         remedy = " ".join(f"trainable.{name}=true" for name in frozen)
         raise ModelError(

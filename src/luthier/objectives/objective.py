@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..settings import Settings
@@ -30,9 +31,38 @@ class Learning(Settings):
     """What the network ends in, a key of models.heads: scores of the next token, of a text, of each token."""
 
     @property
+    def unsettled(self) -> bool:
+        """Whether some of these settings are told from the labels of the training rows, before anything heavy."""
+        return False
+
+    def told_by(self, found: Iterable[Any]) -> Self:
+        """These settings with what the labels of the training rows say."""
+        return self
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores that the network ends in, one each, where it does not end in those of tokens."""
+        return ()
+
+    @property
+    def problem(self) -> str | None:
+        """What the scores are for, as transformers' config.json has it: its `problem_type`."""
+        return None
+
+    @property
     def compares(self) -> bool:
         """Whether the module is given `reference`, a context that is the network as it was at the start."""
         return False
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether it learns from answers that the network gives meanwhile, as objectives.rolling_out says."""
+        return False
+
+    @property
+    def sampling(self) -> Any:
+        """The settings that say how those answers are drawn."""
+        return None
 
     @property
     def ahead(self) -> str | None:
@@ -47,6 +77,11 @@ class Learning(Settings):
     def problems(self) -> list[str]:
         """What no single setting is wrong about, but several together."""
         return []
+
+    @property
+    def taught(self) -> bool:
+        """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
+        return False
 
     def remarks(self, dataset: Any) -> list[str]:
         """What should be said about the training rows (data.dataset.Dataset); DataError where they cannot do."""

@@ -47,6 +47,13 @@ class Adapting(Settings):
         """Freeze the model and add an adapter to it."""
         raise NotImplementedError
 
+    def install(self, model: nn.Module, name: str = "default", **given: Any) -> None:
+        """The same, and copies of the heads of a model that ends in scores: they always move."""
+        from . import copies
+
+        self.apply(model, name, **given)
+        copies.add_heads(model, name)
+
     def remarks(self, model: nn.Module) -> list[str]:
         """What a user should know of these settings on this model, once it is adapted."""
         return []
@@ -101,6 +108,19 @@ def _allowed(value: Any, values: Any) -> bool:
     return values is ... or value in values
 
 
+def _is_copy(adapter: Any) -> bool:
+    """Whether it is a module that is trained in full, and no adapter beside it."""
+    return getattr(adapter.rule, "listed", None) == "modules_to_save"
+
+
+def saved_heads(model: nn.Module, name: str) -> dict[str, Any]:
+    """What adapter_config.json says of copies of heads."""
+    from . import copies
+
+    names = copies.names_of_heads(model, name)
+    return {"modules_to_save": names} if names else {}
+
+
 class BesideLayers(Adapting):
     """An adapter that is a rule beside each of some parts of the network."""
 
@@ -144,11 +164,12 @@ class OnLayers(BesideLayers):
         """The layers, by their last names where these mean no other layer, and whether they keep [in, out]."""
         from ..surgery import adapters, base_name, innermost, linear_shape, outer, transposed
 
-        found = {base_name(place): a for place, a in adapters(model) if a.name == name}
+        found = {base_name(place): a for place, a in adapters(model) if a.name == name and not _is_copy(a)}
         linear = [place for place, module in outer(model) if linear_shape(module)]
         return {
             "target_modules": short_names(list(found), linear),
             "fan_in_fan_out": any(transposed(innermost(a)) for a in found.values()),
+            **saved_heads(model, name),
         }
 
     @classmethod

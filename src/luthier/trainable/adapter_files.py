@@ -17,6 +17,8 @@ TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE = "luthier_adapter.json"
 """What it was trained on: PEFT and others pass it over."""
 PICKLE = "adapter_model.bin"
+TASKS = ("CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS")
+"""The task types that can be loaded: of tokens, and of scores of texts and of tokens."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -65,13 +67,16 @@ def read(path: str | Path) -> Saved:
     if not known:
         types = ", ".join(sorted({cls.peft_type for cls in kinds()}))
         raise AdapterError(f"{folder / CONFIG}: peft_type={values.get('peft_type')!r} is not one of {types}")
-    if values.get("task_type") not in (None, "CAUSAL_LM"):
+    if values.get("task_type") not in (None, *TASKS):
         raise AdapterError(
-            f"{folder / CONFIG}: task_type={values['task_type']!r}, and adapters of causal language models "
-            "(CAUSAL_LM) can be loaded"
+            f"{folder / CONFIG}: task_type={values['task_type']!r}, and adapters of these can be loaded: "
+            f"{', '.join(TASKS)}"
         )
+    told = values
+    if values.get("task_type") in TASKS[1:] and "modules_to_save" not in known[0].model_fields:
+        told = {key: value for key, value in values.items() if key != "modules_to_save"}  # its heads, which is known
     try:
-        settings = known[0].from_peft(values)
+        settings = known[0].from_peft(told)
     except ModelError as error:
         raise AdapterError(f"{folder / CONFIG}: {error}") from None
     base = _json(folder / BASE) if (folder / BASE).exists() else None

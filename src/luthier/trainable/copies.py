@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from ..errors import ModelError
 from ..settings import nearest
-from ..surgery import Adapter, QuantisedLinear, dense, matches, outer, swap
+from ..surgery import Adapter, QuantisedLinear, base_name, dense, heads, matches, outer, swap
 
 
 class TrainedCopy:
@@ -81,6 +81,35 @@ def chosen(model: nn.Module, patterns: list[str]) -> list[str]:
             raise ModelError(f"trainable.modules_to_save: {pattern!r} matches no module of the model{hint}")
         found |= mine
     return [name for name in names if name in found and not any(name.startswith(other + ".") for other in found)]
+
+
+def add_heads(model: Any, adapter: str) -> None:
+    """Copies of the heads of a model that ends in scores, unless they have some: a new head has to be learnt.
+
+    PEFT does the same for its task types SEQ_CLS and TOKEN_CLS.
+    """
+    names = [n for n in heads(model) if not _covered(model.get_submodule(n), adapter)]
+    apply(model, names, adapter)
+
+
+def _covered(module: nn.Module, adapter: str) -> bool:
+    return any(isinstance(m, Adapter) and m.name == adapter for m in module.modules())
+
+
+def of_heads(model: Any, adapter: str) -> dict[str, Tensor]:
+    """The tensors of these copies, under the names of their modules."""
+    found = {place: model.get_submodule(place) for place in heads(model)}
+    return {
+        f"{base_name(place)}.{leaf}": tensor
+        for place, module in found.items()
+        if isinstance(module, Adapter) and module.name == adapter
+        for leaf, tensor in module.rule.saved(module).items()
+    }
+
+
+def names_of_heads(model: Any, adapter: str) -> list[str]:
+    """The last parts of these modules' names, as PEFT lists what is saved."""
+    return sorted({key.rpartition(".")[2] for key in heads(model) if _covered(model.get_submodule(key), adapter)})
 
 
 def apply(model: nn.Module, names: list[str], adapter: str) -> None:

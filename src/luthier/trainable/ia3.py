@@ -42,7 +42,8 @@ class IA3(OnLayers):
 
         found = {base_name(place): adapter.rule for place, adapter in adapters(model) if adapter.name == name}
         inputs = [place for place, rule in found.items() if isinstance(rule, Scale) and rule.inputs]
-        return super().placed(model, name) | {"target_modules": list(found), "feedforward_modules": inputs}
+        return super().placed(model, name) | {"target_modules": [n for n, rule in found.items() if isinstance(rule, Scale)],
+                                              "feedforward_modules": inputs}
 
 
 class Scale:

@@ -4,12 +4,12 @@ from typing import Any
 
 from ..errors import ModelError
 from . import Partial
-from .selection import named, selected
+from .selection import named, of_heads, selected
 
 
 def apply(config: Partial, model: Any) -> None:
     """What moves from the first step on requires gradients; what begins later is in `begins`."""
-    first = selected(model, config) - named(model, config.freeze, "trainable.freeze")
+    first = (selected(model, config) | of_heads(model)) - named(model, config.freeze, "trainable.freeze")
     if not first:
         raise ModelError(
             "trainable: nothing would move in the first step: "
@@ -22,7 +22,7 @@ def apply(config: Partial, model: Any) -> None:
 def begins(config: Partial, model: Any) -> dict[str, int]:
     """Each parameter that begins to move later, and the number of optimiser steps that are taken before."""
     frozen = named(model, config.freeze, "trainable.freeze")
-    moving = selected(model, config) - frozen
+    moving = (selected(model, config) | of_heads(model)) - frozen
     late: dict[str, int] = {}
     for i, entry in enumerate(config.unfreeze):
         setting = f"trainable.unfreeze[{i}]"

@@ -36,7 +36,8 @@ def write(
     `below` are the adapters that it was trained on; without it, those that are on.
     """
     tensors = {key: t.detach().contiguous().cpu().clone() for key, t in settings.saved(model, name).items()}
-    values = {"base_model_name_or_path": base, "revision": revision, **settings.peft(), **settings.placed(model, name)}
+    values = {"task_type": surgery.task(model), "base_model_name_or_path": base, "revision": revision,
+              **settings.peft(), **settings.placed(model, name)}  # fmt: skip
     write_files(folder, settings, tensors, values, about_base(model, beneath(model, name) if below is None else below))
 
 
@@ -79,6 +80,11 @@ def load(
     whether the model is its base.
     """
     check_name(model, saved, name)
+    if _with_heads(saved) and saved.values["task_type"] != surgery.task(model):
+        raise AdapterError(
+            f"{saved.path}: task_type={saved.values['task_type']!r}, and this {type(model).__name__} is a model of "
+            f"{surgery.task(model)}: load it on the class that it was trained with"
+        )
     if share != 1.0 and not isinstance(saved.settings, BesideLayers):
         raise AdapterError(f"{saved.path}: share={share:g}, but virtual tokens are there or not: leave it out")
     moving = {id(p): p.requires_grad for p in model.parameters()}
@@ -86,7 +92,8 @@ def load(
         check_base(model, saved, tell)
     try:
         with reraised(saved):
-            fitting(saved, model).apply(model, name)
+            settings = fitting(saved, model)
+            (settings.install if _with_heads(saved) else settings.apply)(model, name)
         for module in surgery.switched(model, name):
             module.source = saved
             _like(module, model.training)
@@ -100,6 +107,11 @@ def load(
     finally:
         for parameter in model.parameters():
             parameter.requires_grad_(moving.get(id(parameter), False))
+
+
+def _with_heads(saved: Saved) -> bool:
+    """Whether it was trained with the head of a model that ends in scores."""
+    return saved.values.get("task_type") in surgery.TASKS.values()
 
 
 def check_name(model: nn.Module, saved: Saved, name: str) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..settings import nearest
-from ..surgery import blocks, linear_shape, matches, outer
+from ..surgery import blocks, heads, linear_shape, matches, outer
 from . import Selection
 
 ROLES = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward")}
@@ -35,7 +35,7 @@ def selected(model: Any, wanted: Selection, setting: str = "trainable") -> set[s
     if wanted.last_layers:
         chosen |= _last(model, wanted.last_layers, f"{setting}.last_layers")
     chosen |= _of_module(model, model.get_input_embeddings()) if wanted.embeddings else set()
-    chosen |= _of_module(model, model.get_output_embeddings()) if wanted.head else set()
+    chosen |= _of_output(model) if wanted.head else set()
     norms = {
         f"{name}.{leaf}"
         for name, module in model.named_modules()
@@ -53,6 +53,17 @@ def selected(model: Any, wanted: Selection, setting: str = "trainable") -> set[s
                 raise ModelError(f"{setting}.{kind}: the model has no {kind}; leave it out")
             chosen |= names
     return chosen
+
+
+def of_heads(model: Any) -> set[str]:
+    """The parameters of the heads of a model that ends in scores, which always move."""
+    scoring = tuple(f"{name}." for name in heads(model)) or "\0"
+    return {name for name, _ in model.named_parameters() if name.startswith(scoring)}
+
+
+def _of_output(model: Any) -> set[str]:
+    output = model.get_output_embeddings()
+    return of_heads(model) if output is None else _of_module(model, output)
 
 
 def _last(model: Any, count: int, setting: str) -> set[str]:

@@ -49,7 +49,10 @@ class OnPositions(Adapting):
 
     def saved(self, model: nn.Module, name: str = "default") -> dict[str, Tensor]:
         """PEFT's one tensor, the finished table: the live one where it is what moves, else made by the encoder."""
-        return {"prompt_embeddings": self.tokens(model, name).table()}
+        from . import copies
+
+        heads = {f"base_model.{key}": tensor for key, tensor in copies.of_heads(model, name).items()}
+        return {"prompt_embeddings": self.tokens(model, name).table(), **heads}
 
     def peft(self) -> dict[str, Any]:
         return {"num_virtual_tokens": self.num_virtual_tokens, "num_transformer_submodules": 1}

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..settings import nearest
-from ..surgery import Adapter, blocks, freeze, linear_shape, matches, outer, swap
+from ..surgery import Adapter, blocks, freeze, heads, linear_shape, matches, outer, swap
 from . import experts
 from .adapter import OnLayers
 from .selection import ROLES
@@ -17,7 +17,8 @@ from .selection import ROLES
 
 def targets(config: OnLayers, model: Any) -> list[str]:
     """The names of the layers to adapt, in the model's order; words for groups mean linear layers but routers."""
-    linear = [name for name, module in outer(model) if config.fits(module)]
+    scoring = tuple(f"{name}." for name in heads(model)) or "\0"  # copies of heads move in full
+    linear = [name for name, module in outer(model) if config.fits(module) and not f"{name}.".startswith(scoring)]
     prefix, _ = blocks(model)
     routing = experts.routers(model)
     inside = [
