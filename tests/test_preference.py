@@ -306,7 +306,7 @@ def test_explain_reckons_a_run(pairs, unpaired, method, extra):
          "does nothing with objective.loss_type=ipo"),
         ("dpo", {"objective": {"loss_type": "robust"}}, "is sigmoid"),
         ("dpo", {"objective": {"simpo_gamma": 1.0}}, "it is a setting of objective.kind=simpo"),
-        ("dpo", {"objective": {"pref_beta": 0.1}}, "did you mean 'beta'"),
+        ("dpo", {"objective": {"pref_beta": 0.1}}, "beta'?"),
         ("dpo", {"objective": {"pref_ftx": 0.1}}, "did you mean 'objective.rpo_alpha'"),
         ("cpo", {"objective": {"loss_type": "hinge", "label_smoothing": 0.1}}, "does nothing with"),
         ("kto", {"objective": {"desirable_weight": 0.0, "undesirable_weight": 0.0}}, "nothing would be learnt"),
