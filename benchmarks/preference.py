@@ -18,6 +18,7 @@ import argparse
 import json
 import random
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -243,8 +244,8 @@ def main() -> None:
                 f"margin {figures['rewards/margins']:.2f}, {theirs['seconds']:.0f} s, {theirs['memory']:.2f} GB\n"
                 f"luthier / TRL: time {ours['seconds'] / theirs['seconds']:.2f}, "
                 f"memory {ours['memory'] / theirs['memory']:.2f}\n"
-                f"training loss, mean of the last five steps: {sum(ours['losses'][-5:]) / 5:.4f} and "
-                f"{sum(theirs['losses'][-5:]) / 5:.4f}"
+                f"training loss, mean of the last five steps: {statistics.mean(ours['losses'][-5:]):.4f} and "
+                f"{statistics.mean(theirs['losses'][-5:]):.4f}"
             )
 
 
