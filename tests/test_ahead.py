@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_preference import pairs as pairs
+from test_preference import unpaired as unpaired
 
-from luthier import ahead, configure
+from luthier import ahead, checkpoint, configure, train
 from luthier.assemble import assemble
 from luthier.batch import Batch
 from luthier.data import dataset
+from luthier.monitor import Console, records
 
 
 @pytest.fixture
@@ -103,3 +112,44 @@ def test_auto_is_decided_with_the_run(pairs):
     assert chosen(trainable="full", max_steps=5) is False
     assert chosen(epochs=2, objective={"precompute_ref_log_probs": False}) is False
     assert chosen(epochs=2, max_steps=5) is False
+
+
+CODE = """
+import json, sys, torch
+torch.set_num_threads(1)
+from luthier import configure, train
+from luthier.monitor import Console
+train(configure(json.loads(sys.argv[1])), Console(quiet=True))
+"""
+
+
+def test_two_ranks_share_what_is_computed_ahead_and_kto_s_reference_point(unpaired, tmp_path):
+    """KTO of every weight: values ahead by both ranks, the point z over all rows of a step."""
+    extra = {
+        "trainable": {"kind": "full"}, "objective": {"beta": 0.5}, "max_steps": None, "data": {"validation": 20},
+        "batch": {"examples": 10, "micro_tokens": 200}, "optim": {"learning_rate": 1e-3},
+    }  # fmt: skip
+    train(configure(unpaired, extra, method="kto"), Console(quiet=True))
+    both = configure(unpaired, extra, {"output_dir": str(tmp_path / "two")}, method="kto").model_dump(mode="json")
+    assert both["objective"]["precompute_ref_log_probs"] is True
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CODE, json.dumps(both)],
+            env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for r in range(2)
+    ]
+    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    one, two = (list(records(tmp_path / name / "metrics.jsonl")) for name in ("run", "two"))
+    assert len(one) == len(two) > 4
+    assert any(r["kl"] > 0 for r in one)
+    for a, b in zip(one, two):
+        for name in ("loss", "kl", "rewards/margins", "logps/chosen"):
+            assert b[name] == pytest.approx(a[name], rel=2e-3, abs=2e-3), (a["kind"], a["step"], name)
+    one, two = (load_file(checkpoint.listed(tmp_path / n / "checkpoints")[-1] / "weights.safetensors")
+                for n in ("run", "two"))  # fmt: skip
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=2e-4, msg=name)

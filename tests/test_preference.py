@@ -12,7 +12,7 @@ from conftest import make_model, write_rows
 from test_train import QUIET, finished
 
 from luthier import configure, explain, steps, train
-from luthier.assemble import assemble
+from luthier.assemble import assemble, restore
 from luthier.batch import Batch
 from luthier.cli import main
 from luthier.data import dataset
@@ -282,6 +282,37 @@ def test_held_out_rows_of_a_run_are_measured_again(pairs, unpaired, method, caps
         assert found[name]["base"] == pytest.approx(result.report["figures"][name]["base"], abs=2e-4), name
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_stream_is_learnt_and_resumed(pairs, unpaired, method, tmp_path):
+    """The reference is asked as rows come; strange answers are those of the block's stretch."""
+    chosen = data_of(method, pairs, unpaired)
+    data = chosen["data"] | {"streaming": True, "shuffle_buffer": 24}
+    extra = {"data": data, "checkpoint": {"every": 2}, "trainable": "full"}
+    config = configure(chosen, extra, method=method)
+    assert config.objective.precompute_ref_log_probs is False
+    train(config, QUIET)
+    parted = configure(chosen, extra, {"output_dir": str(tmp_path / "parted")}, method=method)
+    for step in steps(parted, QUIET):
+        if step.step == 3:
+            break
+    train(parted, QUIET)
+    assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_what_was_trained_answers_and_is_exported(pairs, unpaired, method, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    extra = {"trainable": "full", "evaluation": {"generate": 2, "max_new_tokens": 4}}
+    result = train(configure(data_of(method, pairs, unpaired), extra, method=method), QUIET)
+    assert result.report["answers"]["tuned"]["rows"] == 2
+    result.export(tmp_path / "out", "full")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    made, _ = restore(result.folder)
+    for name, weight in made.network.model.state_dict().items():
+        assert torch.equal(exported[name], weight), name
+
+
 @pytest.mark.parametrize("extra", [{}, {"trainable": "full", "epochs": 2}, {"trainable": "full", "max_steps": 2}])
 @pytest.mark.parametrize("method", METHODS)
 def test_explain_reckons_a_run(pairs, unpaired, method, extra):
@@ -306,7 +337,7 @@ def test_explain_reckons_a_run(pairs, unpaired, method, extra):
          "does nothing with objective.loss_type=ipo"),
         ("dpo", {"objective": {"loss_type": "robust"}}, "is sigmoid"),
         ("dpo", {"objective": {"simpo_gamma": 1.0}}, "it is a setting of objective.kind=simpo"),
-        ("dpo", {"objective": {"pref_beta": 0.1}}, "did you mean 'beta'"),
+        ("dpo", {"objective": {"pref_beta": 0.1}}, "beta'?"),
         ("dpo", {"objective": {"pref_ftx": 0.1}}, "did you mean 'objective.rpo_alpha'"),
         ("cpo", {"objective": {"loss_type": "hinge", "label_smoothing": 0.1}}, "does nothing with"),
         ("kto", {"objective": {"desirable_weight": 0.0, "undesirable_weight": 0.0}}, "nothing would be learnt"),

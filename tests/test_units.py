@@ -74,6 +74,22 @@ def test_a_batch_never_parts_the_members_of_a_row():
     assert batch.owners().tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 3, 3, 3]
 
 
+def test_members_of_one_number():
+    """Of rows that have it, with their labels; a batch that was filled up is filled up again."""
+    alone = Document(np.arange(20, 25, dtype=np.int32), np.r_[0, np.ones(4)].astype(np.float32), 2, labels=(3.0,))
+    batch = Batch.pack([pair(0, 3, 4, labels=(1.0,)), pair(1, 2, 6, labels=(2.0,)), alone])
+    first, second = batch.members(0), batch.members(1)
+    assert (first.tokens.tolist(), first.ends) == ([0, 1, 10, 20, 21, 22, 23], (0, 2, 3, 7))
+    assert first.targets.tolist() == [1, 2, 11, 21, 22, 23, 24]
+    assert first.fields["labels"].tolist() == [[1.0], [2.0], [3.0]]
+    assert (second.tokens.tolist(), second.rows) == ([3, 4, 5, 12, 13, 14, 15, 16], (0, 1))
+    assert second.fields["labels"].tolist() == [[1.0], [2.0]]
+    assert second.trained.tolist() == list(range(8))
+    assert batch.members(2) is None
+    filled = batch.padded_to(24).members(1)
+    assert (len(filled), filled.documents, filled.fillers) == (9, 2, 1), "a multiple of an eighth of 24"
+
+
 def renderer(kind: str) -> Renderer:
     return Renderer(make_tokenizer(), "all", 256, kind=kind)
 

@@ -75,7 +75,7 @@ ELSEWHERE = {  # what other libraries call it
     "pref_beta": "objective.beta", "pref_loss": "objective.loss_type", "pref_ftx": "objective.rpo_alpha",
     "dpo_label_smoothing": "objective.label_smoothing", "kto_chosen_weight": "objective.desirable_weight",
     "kto_rejected_weight": "objective.undesirable_weight", "gamma_beta_ratio": "objective.simpo_gamma",
-    "precompute_ref_batch_size": "batch.micro_tokens", "ref_model": "objective.kind",
+    "precompute_ref_batch_size": "batch.micro_tokens",
     "reward_functions": "objective.rewards", "max_prompt_length": "data.max_length",
     "response_length": "objective.max_completion_length", "max_response_length": "objective.max_completion_length",
     "generation_batch_size": "objective.num_mini_batches", "steps_per_generation": "objective.num_mini_batches",

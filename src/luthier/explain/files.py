@@ -55,7 +55,17 @@ def _imported(path: Path, chosen: set[str]) -> list[Path]:
         base = folder.joinpath(*(node.module.split(".") if node.module else []))
         for candidate in (base, *(base / alias.name for alias in node.names)):
             made += [p for p in (candidate.with_suffix(".py"), candidate / "__init__.py") if p.is_file()]
-    return [p for p in made if p != PACKAGE / "__init__.py"]
+    made = [p for p in made if p != PACKAGE / "__init__.py"]
+    return [p for p in made if (path.parent == p.parent and path.name != "__init__.py") or _wanted(p, chosen)]
+
+
+def _wanted(path: Path, chosen: set[str]) -> bool:
+    """Whether a file that another axis, or the head of its own, names is not one of answers that were not chosen."""
+    if path.name == "__init__.py":
+        return True
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    answers = {c.name for c in classes for n in c.body if getattr(getattr(n, "target", None), "id", "") == "kind"}
+    return not answers or bool(answers & chosen)
 
 
 def _reached(tree: ast.AST, chosen: set[str], axis: bool) -> Iterator[ast.ImportFrom]:
