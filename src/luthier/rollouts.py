@@ -38,6 +38,7 @@ Say = Callable[[str], None]
 Step = list[list[int]]
 KEPT = 32  # answers of each round that are written down
 GIVEN = 1 << 20  # of the random numbers that say which rows keep their answers: no pass or attempt has this number
+CLOCKS = ("rollout_seconds", "rollout_tokens_per_second")  # no part of where a run stands
 
 
 class Rollouts(Sequence[Step]):
@@ -61,6 +62,7 @@ class Rollouts(Sequence[Step]):
         self.documents: list[Document] = []
         self.lengths: list[int] = []
         self.metrics: dict[str, float] = {}  # of the round
+        self.pace: dict[str, float] = {}  # by the clock, which no checkpoint keeps
         self.left_out: int | None = None  # the pass of the round from which on nothing more is learnt
         self.counts = {"rollouts": 0, "rollout_tokens": 0, "tokens": 0, "drawn_again": 0, "unended_rounds": 0, "idle": 0}
         self._laid: tuple[Any, Step] | None = None
@@ -96,7 +98,7 @@ class Rollouts(Sequence[Step]):
             raise IndexError(step)
         number, within = divmod(step, self.round_steps)
         if number != self.round:
-            self._enter(number)
+            self._enter_whole(number)
         a_pass, part = divmod(within, self._parts(number))
         if self.left_out is not None and a_pass >= self.left_out:
             return []
@@ -131,7 +133,8 @@ class Rollouts(Sequence[Step]):
         return {name: torch.from_numpy(array) for name, array in to_arrays(self.samples).items()}
 
     def numbers(self) -> dict:
-        return {"round": self.round, "metrics": self.metrics, "left_out": self.left_out, "counts": self.counts}
+        metrics = {name: value for name, value in self.metrics.items() if name not in CLOCKS}
+        return {"round": self.round, "metrics": metrics, "left_out": self.left_out, "counts": self.counts}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         self._take(from_arrays({name: tensor.numpy() for name, tensor in tensors.items()}))
@@ -162,6 +165,16 @@ class Rollouts(Sequence[Step]):
         return self._laid[1]
 
     # ------------------------------------------------------------------ a round
+    def _enter_whole(self, number: int) -> None:
+        """A signal may come anywhere in it: then the objective knows no more than before, as the round is made again."""
+        before = self.objective.numbers() if hasattr(self.objective, "restore") else {}
+        try:
+            self._enter(number)
+        except BaseException:
+            if before:
+                self.objective.restore({}, before)
+            raise
+
     def _enter(self, number: int) -> None:
         began = time.monotonic()
         rows = self.plan[number]
@@ -174,7 +187,7 @@ class Rollouts(Sequence[Step]):
         metrics = _told_of(answers, self.settings.num_generations > 1) if answers else {}
         metrics |= self.objective.credit(samples)
         tokens = sum(map(len, answers))
-        metrics |= {"rollout_seconds": drawn, "rollout_tokens_per_second": tokens / max(drawn, 1e-9)}
+        self.pace = {"rollout_seconds": drawn, "rollout_tokens_per_second": tokens / max(drawn, 1e-9)}
         if getattr(self.objective, "resamples", 0):
             metrics["drawn_again"] = again
         self._warn_of(answers)
@@ -340,7 +353,8 @@ class Rollouts(Sequence[Step]):
             if self.counts["unended_rounds"] == 1:
                 self.warn(
                     f"no answer of a round of {len(samples)} came to its end within {self.settings.section}."
-                    f"max_completion_length={self.settings.max_completion_length}: raise it, start from a model that ends its answers "
+                    f"max_completion_length={self.settings.max_completion_length}: raise it, start from a model that ends "
+                    "its answers "
                     "(method=lora on some right ones), or reward short ones (rewards: length)"
                 )
         if samples and not any(one.learnt for one in samples):

@@ -1,5 +1,7 @@
 """Attention over packed documents: each token sees the earlier ones of its own document, and no [T, T] mask exists.
 
+Of encoders, whose layers say that they are not causal, it sees all tokens of its document.
+
 On a GPU in 16 bits the variable-length FlashAttention kernels that PyTorch ships (arXiv:2307.08691), elsewhere one
 call of `scaled_dot_product_attention` for each group of documents of similar length. There, too, all documents of a
 row may begin with the same tokens, which then stand in the row once: `ends[0]` of them, before the first document.
@@ -69,8 +71,9 @@ def packed_attention(
     """[1, T, H, d]; the signature is that of transformers' attention functions."""
     if softcap is not None or s_aux is not None or attention_mask is not None or cu_seq_lens_q is None:
         raise Unsupported("soft caps, sinks, a mask, or no document borders")
-    if getattr(module, "is_causal", True) is False:
-        raise Unsupported("attention in both directions")
+    both = getattr(module, "is_causal", True) is False  # directions
+    if both and virtual_prefix is not None:
+        raise Unsupported("a prefix before attention in both directions")
     # By a tensor, not by the number `layer_idx`, of which a compiled graph would be made for each layer.
     prefix = None if virtual_prefix is None else virtual_prefix.index_select(0, module.virtual_layer)[0]  # type: ignore
     if on_flash(query):
@@ -79,7 +82,8 @@ def packed_attention(
         q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
         if prefix is not None:
             k, v = (before(p.transpose(0, 1), t, virtual_places) for p, t in zip(prefix, (k, v)))
-        window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
+        back = -1 if sliding_window is None else sliding_window - 1
+        window = (back, back if both else 0)
         extra: dict[str, Any] = {"enable_gqa": True} if GQA_FLAG and q.shape[1] != k.shape[1] else {}
         out = varlen_attn(
             q,
@@ -95,7 +99,7 @@ def packed_attention(
         )
         return out[None], None  # type: ignore[index]
     ends = tuple(cu_seq_lens_q.tolist())
-    return _grouped(query, key, value, ends, scaling, dropout, sliding_window, prefix), None
+    return _grouped(query, key, value, ends, scaling, dropout, sliding_window, prefix, both), None
 
 
 def on_flash(t: Tensor) -> bool:
@@ -107,22 +111,24 @@ def apart(tokens: Tensor) -> bool:
     return tokens.is_cuda
 
 
-def _grouped(query, key, value, ends, scaling, dropout, window, prefix=None) -> Tensor:
+def _grouped(query, key, value, ends, scaling, dropout, window, prefix=None, both=False) -> Tensor:
     heads, total = query.shape[1], query.shape[2]
     virtual = 0 if prefix is None else prefix.shape[2]
     groups, restore = _groups(ends)
     outs = []
-    for places, longest in groups:
+    for places, longest, lengths in groups:
         index = places.to(query.device)
         q, k, v = (t[0].index_select(1, index).view(t.shape[1], -1, longest, t.shape[-1]).transpose(0, 1)
                    for t in (query, key, value))  # fmt: skip
         near = None if window is None or virtual + longest <= window else window
         mask = _band(longest, near, virtual, query.device) if near is not None or virtual else None
+        if both:
+            mask = _within(lengths, longest, near, query.device)
         if prefix is not None:
             k, v = (torch.cat([p.to(t.dtype).expand(len(t), -1, -1, -1), t], 2) for p, t in zip(prefix, (k, v)))
         # A document shorter than its group is filled up at its end, where causal attention never looks.
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling,
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and not both, scale=scaling,
             enable_gqa=heads != key.shape[1],
         )  # [D, H, L, d]  # fmt: skip
         outs.append(out.transpose(1, 2).reshape(-1, heads, out.shape[-1]))
@@ -134,8 +140,9 @@ def _grouped(query, key, value, ends, scaling, dropout, window, prefix=None) -> 
 
 
 @lru_cache(maxsize=64)
-def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[Tensor, int]], Tensor | None]:
-    """[(the tokens of a group's documents [D * L], L)], and where each token of the row went, None if in order."""
+def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[Tensor, int, tuple[int, ...]]], Tensor | None]:
+    """[(the tokens of a group's documents [D * L], L, their lengths)], and where each token of the row went, None if in
+    order."""
     shared = ends[0]
     spans = sorted(((b - a + shared, a) for a, b in pairwise(ends) if b > a), reverse=True)
     groups: list[list[tuple[int, int]]] = []
@@ -153,7 +160,7 @@ def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[Tensor, int]], Tensor | N
             places[slot, shared:length] = torch.arange(start, start + length - shared)
             where[start : start + length - shared] = torch.arange(offset + shared, offset + length)
             offset += longest
-        made.append((places.flatten(), longest))
+        made.append((places.flatten(), longest, tuple(length for length, _ in members)))
     ordered = offset == ends[-1] and bool((where == torch.arange(ends[-1])).all())
     return made, None if ordered else where
 
@@ -164,6 +171,20 @@ def _band(length: int, window: int | None, virtual: int, device: torch.device) -
     own = torch.arange(length, device=device)[:, None] + virtual
     distance = own - torch.arange(virtual + length, device=device)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+@lru_cache(maxsize=16)
+def _within(lengths: tuple[int, ...], longest: int, window: int | None, device: torch.device) -> Tensor | None:
+    """[D, 1, 1 or L, L] True where a token may look in both directions: inside of its document, at most `window` - 1
+    away. What a document is filled up with may look anywhere, as looking nowhere has no gradient."""
+    if window is None and min(lengths) == longest:
+        return None
+    at = torch.arange(longest, device=device)
+    inside = at < torch.tensor(lengths, device=device)[:, None]  # [D, L]
+    if window is None:
+        return inside[:, None, None]
+    near = (at[:, None] - at).abs() < window
+    return ((inside[:, None] & near) | ~inside[:, :, None])[:, None]
 
 
 class Places(NamedTuple):

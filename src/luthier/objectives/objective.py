@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..settings import Settings
@@ -28,6 +29,15 @@ class Learning(Settings):
     """Kind of rows, a key of data.kinds."""
     ends_in: ClassVar[str] = "tokens"
     """What the network ends in, a key of models.heads: scores of the next token, of a text, of each token."""
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether some of these settings are told from the labels of the training rows, before anything heavy."""
+        return False
+
+    def told_by(self, found: Iterable[Any]) -> Self:
+        """These settings with what the labels of the training rows say."""
+        return self
 
     @property
     def scores(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ class RollingOut(Learning):
     what `forward` will want to know of the network as it was: log-probabilities, values.
     `credit(samples) -> metrics` is given all answers of a batch of rollouts (`sampled.Sampled`, in groups, rewarded and
     scored; on several ranks all of everybody's), adds to their `fields` what each token is worth, may clear `learnt`,
-    and returns what the log is to say of them.
+    and returns what the log is to say of them; the module's `credits` are the names of the fields that it adds, [n].
     Where the module has them: `idle(group) -> bool` and `resamples`, groups that are drawn again, up to so many times;
     `enough(metrics) -> bool`, whether after this step the rest of the passes over its rollouts is left out;
     `share`, of the prompts that the network answers, where the others keep the answers of their rows.

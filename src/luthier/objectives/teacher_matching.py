@@ -43,6 +43,7 @@ class DistillationObjective(nn.Module):
     """
 
     passing = ("matching.",)  # parameters that only training needs
+    credits = (GIVEN,)
     teacher: Callable[[], Any] | None = None
 
     def __init__(self, config: Distillation):
