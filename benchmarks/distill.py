@@ -146,8 +146,8 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=600, help="of each student")
-    parser.add_argument("--teacher-steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1000, help="of each student")
+    parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="of the distilled sides")
     parser.add_argument("--one", help=argparse.SUPPRESS)

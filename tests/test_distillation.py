@@ -303,7 +303,7 @@ def test_what_cannot_be_answered_is_refused(distilled, tmp_path):
     (tmp_path / "plain.txt").write_text("one two three\n\nfour five six\n\nseven eight nine\n")
     plain = {"data": {"train": str(tmp_path / "plain.txt"), "validation": None}}
     with pytest.raises(DataError, match=r"objective\.on_policy answers the prompts of rows, and plain text has none"):
-        train(distilled(plain, on_policy={}), QUIET)
+        train(distilled(plain, on_policy={"max_completion_length": 8}), QUIET)
     streamed = {"data": {"streaming": True, "validation": None, "format": "text"}, "batch": {"examples": None,
                 "tokens": 64}}  # fmt: skip
     with pytest.raises(ConfigError) as caught:
@@ -535,7 +535,7 @@ def test_another_vocabulary_is_refused_or_aligned(distilled, settings, tmp_path)
         ({"hidden_states": {}, "vocabulary": "align"}, "objective.hidden_states compares token by token"),
         ({"hidden_states": {"weight": 0.0}}, "objective.hidden_states.weight=0.0: should be greater than 0"),
         ({"kd_ratio": 0.5}, "objective.kd_ratio: unknown key; did you mean 'objective.alpha'"),
-        ({"teacher_model": "x"}, "objective.teacher_model: unknown key; did you mean 'teacher'?"),
+        ({"teacher_model": "x"}, "objective.teacher_model: unknown key; did you mean 'objective.teacher'?"),
     ],
     ids=str,
 )
@@ -570,7 +570,7 @@ def test_it_is_told_beforehand(distilled, settings, teacher):
     size = sum(p.numel() * 4 for p in assemble(distilled()).teacher.network.parameters())
     assert taught.memory.weights - alone.memory.weights == size
     assert taught.work.forward > alone.work.forward
-    drawn = explain(distilled(on_policy={}))
+    drawn = explain(distilled(on_policy={"max_completion_length": 8}))
     assert drawn.memory.weights == alone.memory.weights + size
     kept = explain(distilled(top_k=8))
     assert kept.memory.weights == alone.memory.weights, "the teacher is gone when training begins"

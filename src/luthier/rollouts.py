@@ -354,8 +354,7 @@ class Rollouts(Sequence[Step]):
                 self.warn(
                     f"no answer of a round of {len(samples)} came to its end within {self.settings.section}."
                     f"max_completion_length={self.settings.max_completion_length}: raise it, start from a model that ends "
-                    "its answers "
-                    "(method=lora on some right ones), or reward short ones (rewards: length)"
+                    "its answers (method=lora on some right ones), or reward short ones (rewards: length)"
                 )
         if samples and not any(one.learnt for one in samples):
             self.warn("no answer of a round is learnt from, so its steps are passed over")
