@@ -10,7 +10,7 @@ import torch
 from conftest import LLAMA, ROWS, make_model, make_tokenizer, save_model
 from test_train import QUIET, finished
 
-from luthier import checkpoint, configure, explain, steps, train
+from luthier import checkpoint, configure, explain, steps, surgery, train
 from luthier.assemble import assemble, restore
 from luthier.batch import Batch
 from luthier.config import Config
@@ -132,6 +132,23 @@ def test_hidden_states_of_layers_are_those_of_transformers(distilled, teacher):
         torch.testing.assert_close(found[a:b, 0], states[2][0], rtol=1e-3, atol=1e-4)
         normed = model.model.norm(found[a:b, 1])  # the last of transformers' is after the norm
         torch.testing.assert_close(normed, states[3][0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["recomputed", "compiled"])
+def test_layers_that_are_recomputed_or_compiled_are_matched_as_well(distilled, how):
+    """Hooks would be inside of a compiled layer's graph: its call is watched instead."""
+    plain = assemble(distilled(hidden_states={}))
+    batch = batch_of(plain)
+    wanted = gradients(plain, batch, 10_000)
+    other = assemble(distilled({"parallel": {"activation_checkpointing": int(how == "recomputed")}}, hidden_states={}))
+    calls = []
+    if how == "compiled":
+        for layer in surgery.blocks(other.network.model)[1]:
+            layer._compiled_call_impl = lambda *a, call=layer._call_impl, **k: calls.append(0) or call(*a, **k)
+    found = gradients(other, batch, 10_000)
+    assert len(calls) == (2 if how == "compiled" else 0)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------- resuming

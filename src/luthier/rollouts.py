@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Step = list[list[int]]
 KEPT = 32  # answers of each round that are written down
-GIVEN = 1 << 20  # of the random numbers that say which rows keep their answers: no pass or attempt has this number
 CLOCKS = ("rollout_seconds", "rollout_tokens_per_second")  # no part of where a run stands
+GIVEN = 1 << 20  # of the random numbers that say which rows keep their answers: no pass or attempt has this number
 
 
 class Rollouts(Sequence[Step]):
@@ -133,8 +133,7 @@ class Rollouts(Sequence[Step]):
         return {name: torch.from_numpy(array) for name, array in to_arrays(self.samples).items()}
 
     def numbers(self) -> dict:
-        metrics = {name: value for name, value in self.metrics.items() if name not in CLOCKS}
-        return {"round": self.round, "metrics": metrics, "left_out": self.left_out, "counts": self.counts}
+        return {"round": self.round, "metrics": self.metrics, "left_out": self.left_out, "counts": self.counts}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         self._take(from_arrays({name: tensor.numpy() for name, tensor in tensors.items()}))
@@ -187,7 +186,7 @@ class Rollouts(Sequence[Step]):
         metrics = _told_of(answers, self.settings.num_generations > 1) if answers else {}
         metrics |= self.objective.credit(samples)
         tokens = sum(map(len, answers))
-        self.pace = {"rollout_seconds": drawn, "rollout_tokens_per_second": tokens / max(drawn, 1e-9)}
+        self.pace = dict(zip(CLOCKS, (drawn, tokens / max(drawn, 1e-9))))
         if getattr(self.objective, "resamples", 0):
             metrics["drawn_again"] = again
         self._warn_of(answers)
