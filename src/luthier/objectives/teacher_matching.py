@@ -228,5 +228,6 @@ def hidden_with_layers(network: Any, batch: Batch, layers: Sequence[int]) -> tup
             hidden = network.hidden(batch)
         finally:
             handle.remove()
-    last, *states = hidden.chunk(len(layers) + 1, -1)
+    widths = [found[layer].shape[-1] for layer in layers]  # some families' last states have another
+    last, *states = hidden.split([hidden.shape[-1] - sum(widths), *widths], -1)
     return last, states
