@@ -10,7 +10,8 @@ two layers wide 64, may see the answers of 100 other rows only:
 
 - alone: the next token of these 100;
 - distilled, same rows: the same rows and steps, with what the teacher says of each token beside the token;
-- distilled, more prompts: the same steps over these rows and 1,700 prompts without answers, which the teacher answers.
+- distilled, more prompts: the same steps over these rows and 1,700 prompts without answers, which the teacher answers;
+- answers, more prompts: the same rows and answers without what the teacher says of each token (arXiv:1606.07947).
 
 Each side takes the same number of steps of the same number of rows at the same rate, and is measured at its checkpoint
 with the best held-out loss. Recovered is (side - alone) / (teacher - alone), in exact match and in held-out loss.
@@ -38,7 +39,7 @@ from luthier.settings import merged, parse_override
 HELD_OUT, LABELLED = 200, 100
 WIDE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
 NARROW = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
-SIDES = ("alone", "distilled, same rows", "distilled, more prompts")
+SIDES = ("alone", "distilled, same rows", "distilled, more prompts", "answers, more prompts")
 
 
 def write_rows(folder: Path) -> None:
@@ -78,11 +79,11 @@ def teacher(folder: Path, steps: int) -> dict:
 
 def student(folder: Path, side: str, steps: int, seed: int, given: list[str]) -> dict:
     place = f"{side.replace(', ', '-').replace(' ', '-')}-{seed}"
-    rows = [str(folder / "few.jsonl")] + ([str(folder / "answered.jsonl")] if side == SIDES[2] else [])
+    rows = [str(folder / "few.jsonl")] + ([str(folder / "answered.jsonl")] if "more prompts" in side else [])
     values = merged(settings(folder, place, steps, seed), {
         "model": {"config": llama(NARROW), "tokenizer": str(folder / "teacher" / "tokenizer")}, "data": {"train": rows},
     })  # fmt: skip
-    if side == "alone":
+    if "distilled" not in side:
         return run(values, "full", side, seed)
     values = merged(values, {"objective": {"teacher": str(folder / "teacher"), "alpha": 0.1}})
     for text in given:
@@ -147,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=1000, help="of each student")
-    parser.add_argument("--teacher-steps", type=int, default=1500)
+    parser.add_argument("--teacher-steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="of the distilled sides")
     parser.add_argument("--one", help=argparse.SUPPRESS)
