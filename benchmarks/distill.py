@@ -14,8 +14,8 @@ two layers wide 64, may see the answers of 100 other rows only:
 - answers, more prompts: the same rows and answers without what the teacher says of each token (arXiv:1606.07947).
 
 Each side takes the same number of steps of the same number of rows at the same rate, is measured six times on the way,
-and each of its figures is its best one: alone, a student's loss soon rises while its answers still get better. Recovered
-is (side - alone) / (teacher - alone), in exact match and in held-out loss.
+and each of its figures is its best one: the loss of a student alone soon rises, while its answers still get better.
+Recovered is (side - alone) / (teacher - alone), in exact match and in held-out loss.
 """
 
 from __future__ import annotations
