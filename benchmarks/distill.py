@@ -10,10 +10,12 @@ two layers wide 64, may see the answers of 100 other rows only:
 
 - alone: the next token of these 100;
 - distilled, same rows: the same rows and steps, with what the teacher says of each token beside the token;
-- distilled, more prompts: the same steps over these rows and 1,700 prompts without answers, which the teacher answers.
+- distilled, more prompts: as many steps over these rows and 1,700 prompts without answers, which the teacher answers;
+- answers, more prompts: the same rows and answers without what the teacher says of each token (arXiv:1606.07947).
 
-Each side takes the same number of steps of the same number of rows at the same rate, and is measured at its checkpoint
-with the best held-out loss. Recovered is (side - alone) / (teacher - alone), in exact match and in held-out loss.
+Each side takes the same number of steps of the same number of rows at the same rate, is measured six times on the way,
+and each of its figures is its best one: the loss of a student alone soon rises, while its answers still get better.
+Recovered is (side - alone) / (teacher - alone), in exact match and in held-out loss.
 """
 
 from __future__ import annotations
@@ -32,32 +34,33 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from luthier import configure, train
 from luthier.config import read_run
-from luthier.monitor import Console
+from luthier.monitor import Console, records
 from luthier.settings import merged, parse_override
 
 HELD_OUT, LABELLED = 200, 100
 WIDE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
 NARROW = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
-SIDES = ("alone", "distilled, same rows", "distilled, more prompts")
+SIDES = ("alone", "distilled, same rows", "distilled, more prompts", "answers, more prompts")
 
 
 def write_rows(folder: Path) -> None:
     """The demo's rows, in their order, which is random: held out, labelled, and the teacher's."""
     rows = (ROOT / "src" / "luthier" / "demo" / "home_intents.jsonl").read_text().splitlines(True)
-    parts = {"held_out": rows[:HELD_OUT], "few": rows[HELD_OUT : HELD_OUT + LABELLED], "many": rows[HELD_OUT + LABELLED :]}
+    known = HELD_OUT + LABELLED
+    parts = {"held_out": rows[:HELD_OUT], "few": rows[HELD_OUT:known], "many": rows[known:]}
     for name, part in parts.items():
         (folder / f"{name}.jsonl").write_text("".join(part))
 
 
-def settings(folder: Path, name: str, steps: int, seed: int, answer: bool = True) -> dict:
-    evaluation = {"every": max(1, steps // 6)} | ({"generate": HELD_OUT, "max_new_tokens": 64, "batch_size": 100}
-                                                  if answer else {})  # fmt: skip
+def settings(folder: Path, name: str, steps: int, seed: int) -> dict:
     return {
         "model": {"chat_template": "chatml"}, "seed": seed,
         "data": {"validation": str(folder / "held_out.jsonl"), "max_length": 256, "seed": seed},
         "batch": {"examples": 16, "micro_tokens": 2048}, "optim": {"learning_rate": 4e-3, "weight_decay": 0.1},
         "schedule": {"kind": "cosine", "warmup": 0.05, "min_ratio": 0.1}, "max_steps": steps,
-        "evaluation": evaluation, "checkpoint": {"keep": 1}, "monitor": {"report_to": [], "log_every": 20},
+        "evaluation": {"every": max(1, steps // 6), "generate": HELD_OUT, "generate_every": name != "teacher",
+                       "max_new_tokens": 64, "batch_size": 100},
+        "checkpoint": {"keep": 1}, "monitor": {"report_to": [], "log_every": 20},
         "output_dir": str(folder / name),
     }  # fmt: skip
 
@@ -78,11 +81,11 @@ def teacher(folder: Path, steps: int) -> dict:
 
 def student(folder: Path, side: str, steps: int, seed: int, given: list[str]) -> dict:
     place = f"{side.replace(', ', '-').replace(' ', '-')}-{seed}"
-    rows = [str(folder / "few.jsonl")] + ([str(folder / "answered.jsonl")] if side == SIDES[2] else [])
+    rows = [str(folder / "few.jsonl")] + ([str(folder / "answered.jsonl")] if "more prompts" in side else [])
     values = merged(settings(folder, place, steps, seed), {
         "model": {"config": llama(NARROW), "tokenizer": str(folder / "teacher" / "tokenizer")}, "data": {"train": rows},
     })  # fmt: skip
-    if side == "alone":
+    if "distilled" not in side:
         return run(values, "full", side, seed)
     values = merged(values, {"objective": {"teacher": str(folder / "teacher"), "alpha": 0.1}})
     for text in given:
@@ -92,12 +95,15 @@ def student(folder: Path, side: str, steps: int, seed: int, given: list[str]) ->
 
 def run(values: dict, method: str, side: str, seed: int) -> dict:
     began = time.monotonic()
-    report = train(configure(values, method=method), Console(quiet=True)).report
-    loss, exact = (report["figures"][name] for name in ("loss", "exact_match"))
+    result = train(configure(values, method=method), Console(quiet=True))
+    measured = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "evaluation" and r["step"]]
+    of_loss = min(measured, key=lambda r: r["loss"])
+    of_answers = max((r for r in measured if "exact_match" in r), key=lambda r: r["exact_match"])
     return {
-        "side": side, "seed": seed, "loss": loss["tuned"], "loss_interval": loss["tuned_interval"],
-        "exact": exact["tuned"], "exact_interval": exact["tuned_interval"], "step": report["best_step"],
-        "weights": report["trained_parameters"], "seconds": time.monotonic() - began,
+        "side": side, "seed": seed, "loss": of_loss["loss"], "loss_interval": of_loss["loss_interval"],
+        "exact": of_answers["exact_match"], "exact_interval": of_answers["exact_match_interval"],
+        "steps": [of_loss["step"], of_answers["step"]], "weights": result.report["trained_parameters"],
+        "seconds": time.monotonic() - began,
     }  # fmt: skip
 
 
@@ -146,8 +152,8 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=600, help="of each student")
-    parser.add_argument("--teacher-steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1000, help="of each student")
+    parser.add_argument("--teacher-steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="of the distilled sides")
     parser.add_argument("--one", help=argparse.SUPPRESS)

@@ -43,6 +43,7 @@ SMALLER: dict[str, Any] = {
     "trainable.r": 4,
     "trainable.modules_to_save": ["embed_tokens", "lm_head"],
     "trainable.ensure_weight_tying": False,  # the small model's head is not tied
+    "objective.teacher": None,  # the small model, too
     "objective.num_generations": 2,
     "objective.max_completion_length": 8,
     "precision.group_size": 16,
@@ -162,7 +163,7 @@ def smaller(example: dict, model: Path) -> dict:
         for part in parents:
             section = section.get(part, {}) if isinstance(section, dict) else {}
         if isinstance(section, dict) and section.get(last) is not None:
-            if key == "model.name" or (key == "model.tokenizer" and section[last] != "train"):
+            if key in ("model.name", "objective.teacher") or (key == "model.tokenizer" and section[last] != "train"):
                 value = str(model)
             elif key == "data.validation" and isinstance(section[last], str):
                 continue  # a file, which is small already

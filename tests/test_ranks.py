@@ -30,6 +30,22 @@ train(configure(json.loads(sys.argv[1])), Console(quiet=True), {"mine": lambda r
 """
 
 
+def run_on_two(values: dict) -> list[int]:
+    """The exit codes of two processes that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code = CODE.replace(', {"mine": lambda r, a, p, row: len(a) + row["row"]}', "")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(values)],
+            env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for r in range(2)
+    ]
+    return [p.wait(timeout=300) for p in processes]
+
+
 @pytest.mark.parametrize("examples", [8, 1])  # with one row, a rank has none
 def test_two_ranks_learn_what_one_learns(settings, tmp_path, examples):
     settings |= {"batch": {"examples": examples, "micro_tokens": 64}, "evaluation": MEASURED}
@@ -62,6 +78,22 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path, examples):
     for key, figure in one.items():
         for part, value in figure.items():
             assert two[key][part] == pytest.approx(value, rel=1e-3, abs=1e-3), (key, part)
+
+
+def test_two_ranks_are_taught_what_one_is(settings, tmp_path):
+    """Half of the answers are the student's, drawn by the rank whose row it is: the same rows, the same answers."""
+    settings |= {
+        "method": "distill", "batch": {"examples": 8, "micro_tokens": 64}, "optim": {"learning_rate": 1e-3},
+        "objective": {"teacher": settings["model"], "on_policy": {"max_completion_length": 8}, "divergence": "jsd"},
+    }  # fmt: skip
+    train(configure(settings), Console(quiet=True))
+    both = configure(settings, {"output_dir": str(tmp_path / "two")}).model_dump(mode="json")
+    assert run_on_two(both) == [0, 0]
+    histories = [records(tmp_path / name / "metrics.jsonl") for name in ("run", "two")]
+    for one, two in zip(*histories):
+        for key in one.keys() & {"loss", "soft_loss", "hard_loss", "kl", "on_policy", "completion_length", "tokens"}:
+            assert two[key] == pytest.approx(one[key], rel=1e-3, abs=1e-5), (one["step"], key)
+    assert {r["on_policy"] for r in histories[0] if r["kind"] == "train"} - {0.0, 1.0}, "there are both"
 
 
 MANY_OPTIONS = {

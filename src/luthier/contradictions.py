@@ -68,9 +68,7 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(config.precision, QAT):
         found += _contradictions_of_qat(config, config.precision)
     found += config.objective.problems()
-    if isinstance(config.objective, Distillation) and config.objective.on_policy:
-        found += _contradictions_of_on_policy(config)
-    elif config.objective.rolls_out:
+    if config.objective.rolls_out:
         found += _contradictions_of_rollouts(config)
     if (wanted := config.objective.ahead) and data.streaming:
         found.append(
@@ -153,13 +151,12 @@ def _faults_of_formats(config: Config) -> list[str]:
 
 def _contradictions_of_rollouts(config: Config) -> list[str]:
     """What does not go with answers that the network gives meanwhile."""
-    o, batch = config.objective.sampling, config.batch
-    found = rewards.faults(o.rewards)
+    o, batch, found = config.objective.sampling, config.batch, rewards.faults(getattr(config.objective, "rewards", []))
     room = config.data.max_length - o.max_completion_length
     if room < 1:
         found.append(
-            f"objective.max_completion_length={o.max_completion_length} leaves no room for a prompt in data.max_length="
-            f"{config.data.max_length}, which is of both: raise data.max_length"
+            f"{o.section}.max_completion_length={o.max_completion_length} leaves no room for a prompt in "
+            f"data.max_length={config.data.max_length}, which is of both: raise data.max_length"
         )
     if batch.tokens is not None:
         found.append(
@@ -168,8 +165,8 @@ def _contradictions_of_rollouts(config: Config) -> list[str]:
         )
     elif ((batch.examples or 16) * o.num_mini_batches) % o.num_generations:
         found.append(
-            f"batch.examples={batch.examples or 16} x objective.num_mini_batches={o.num_mini_batches} answers are no "
-            f"whole number of groups of objective.num_generations={o.num_generations}: use a multiple of that"
+            f"batch.examples={batch.examples or 16} x {o.section}.num_mini_batches={o.num_mini_batches} answers are no "
+            f"whole number of groups of {o.section}.num_generations={o.num_generations}: use a multiple of that"
         )
     if config.data.streaming:
         found.append(f"data.streaming=true with method={config.method}: prompts are few and short; read them whole")
@@ -177,6 +174,8 @@ def _contradictions_of_rollouts(config: Config) -> list[str]:
         found.append(
             "optim.fused_backward allows one row a step, and how many rows answers will fill is not known: leave it out"
         )
+    if config.data.format == "text":
+        found.append(f"data.format=text: {o.section} answers prompts, and plain text has none: give rows with them")
     if config.objective.rows != "prompts":
         return found
     e = config.evaluation
@@ -257,17 +256,6 @@ def _faults_of_critic(config: Config, critic: ValueModel, weights: bool) -> list
     if isinstance(made.precision, QAT):
         found.append("precision.kind=qat rounds what is deployed, and a critic is not: use as_loaded there")
     return [f"objective.critic: {text}" for text in found]
-
-
-def _contradictions_of_on_policy(config: Config) -> list[str]:
-    told = {
-        f"batch.tokens={config.batch.tokens}": (config.batch.tokens, "counts tokens that are not known yet: use "
-                                                "batch.examples"),
-        "data.streaming=true": (config.data.streaming, "has no prompts that can be counted: leave it out"),
-        "data.format=text": (config.data.format == "text", "has no prompts that could be answered: give rows with "
-                             "prompts and answers"),
-    }  # fmt: skip
-    return [f"objective.on_policy: {key} {why}" for key, (given, why) in told.items() if given]
 
 
 def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:

@@ -219,8 +219,11 @@ class Trainer:
 
     def _reward_with(self, functions: Functions) -> None:
         """Score answers with the rewards of the configuration, and with the functions that it does not name."""
-        built = evaluate.built_rewards(self.config, functions, self.ranks, self.console.warn)
         assert isinstance(self.steps, Rollouts)
+        if not hasattr(self.config.objective, "rewards"):
+            self.steps.bind(self.made, [])
+            return
+        built = evaluate.built_rewards(self.config, functions, self.ranks, self.console.warn)
         self.steps.bind(self.made, built)
         if self.measurement is not None:
             self.measurement = replace(self.measurement, rewards=built)

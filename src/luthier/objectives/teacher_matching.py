@@ -43,6 +43,7 @@ class DistillationObjective(nn.Module):
     """
 
     passing = ("matching.",)  # parameters that only training needs
+    credits = (GIVEN,)
     teacher: Callable[[], Any] | None = None
 
     def __init__(self, config: Distillation):
@@ -227,5 +228,6 @@ def hidden_with_layers(network: Any, batch: Batch, layers: Sequence[int]) -> tup
             hidden = network.hidden(batch)
         finally:
             handle.remove()
-    last, *states = hidden.chunk(len(layers) + 1, -1)
+    widths = [found[layer].shape[-1] for layer in layers]  # some families' last states have another
+    last, *states = hidden.split([hidden.shape[-1] - sum(widths), *widths], -1)
     return last, states
