@@ -117,8 +117,8 @@ def packed_attention(
 def aligned(width: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernel takes queries as a document's last tokens: a random start would hide that it does not."""
     drawn = torch.randn(3, 12, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    drawn[:, 5:8] = drawn[:, :3]
-    row = once((0, 5, 12), (0, 3), device)
+    drawn[:, 5:9] = drawn[:, :4]
+    row = once((0, 5, 12), (0, 4), device)
     assert row is not None
 
     def attend(rows: Tensor, window: int | None, **given: Any) -> Tensor:

@@ -334,9 +334,9 @@ def _probe(network: Network) -> str | None:
 def _shares_exactly(network: Network, batch: Batch) -> bool:
     """Whether a document that begins as the one before it does comes out as it does alone."""
     tokens = batch.tokens.clone()
-    tokens[5:8] = tokens[:3]
+    tokens[5:9] = tokens[:4]
     batch = replace(batch, tokens=tokens.cpu()).to(network.device)
-    assert batch.alike() == (0, 3)
+    assert batch.alike() == (0, 4)
     try:
         network.shares = False
         apart = network._packed(batch)
