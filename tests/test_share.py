@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import LLAMA, VOCABULARY
-from test_parity import packed_network, plain_loss
+from conftest import LLAMA, VOCABULARY, write_rows
+from test_parity import packed_network
 from test_virtual import KINDS, adapted, close, learnt, loss_and_gradients, pretend_flash
 
 from luthier.batch import Batch, Document, Known, begin_alike
@@ -44,7 +44,9 @@ def answers(prompt, lengths, row=0, seed=0, learnt_prompt=False):
 ROWS = {
     "pairs": [*answers(20, (9, 5), 1), *answers(6, (11, 14), 2), *answers(13, (3, 4), 3)],
     "groups of 8": [*answers(20, (3, 9, 4, 4, 1, 12, 7, 6), 1), *answers(9, (3, 2, 9, 30, 1, 1, 4, 5), 2)],
-    "pairs and singles": [*answers(20, (9, 5), 1), *answers(0, (7,), 2), *answers(13, (3, 14), 3), *answers(0, (2,), 4)],
+    "pairs and singles": [
+        *answers(20, (9, 5), 1), *answers(0, (7,), 2), *answers(13, (3, 14), 3), *answers(0, (2,), 4)
+    ],
     "learnt prompts": [*answers(20, (9, 5, 8), 1, learnt_prompt=True), *answers(15, (9, 9), 2, learnt_prompt=True)],
 }
 
@@ -247,6 +249,41 @@ def test_fixed_shapes_are_few():
     assert {n for _, n in seen} == {128 + 16}
 
 
+class Attending(torch.nn.Module):
+    """A layer's attention and nothing else."""
+
+    def forward(self, x, **given):
+        return attention.packed_attention(self, x, x, x, None, **given)[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_share_their_graphs(monkeypatch):
+    """Of rows with other answers, and of every layer; forward and backward."""
+    pretend_flash(monkeypatch)
+    monkeypatch.setattr(attention, "varlen_attn", torch.compiler.disable(attention.varlen_attn))
+    seen, counts = [], []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for _ in range(2):
+        layer, plain = Attending(), Attending()
+        layer.compile(backend=backend, dynamic=False)
+        for keys, alike in (((0, 20, 35, 40), (0, 15, 0)), ((0, 14, 30, 40), (0, 12, 0))):
+            row = starts.once(keys, alike, torch.device("cpu"), total=48, longest=20)
+            x = torch.randn(1, 2, len(row.kept), 4, requires_grad=True)
+            given = attention.borders(row.ends, row.keys, 20, x.device) | {"shared_starts": row.copies}
+            ours, theirs = layer(x, **given), plain(x, **given)
+            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (ours, theirs)))
+            counts.append(len(seen))
+    torch._dynamo.reset()
+    assert counts[0] > 0
+    assert counts == counts[:1] * 4
+
+
 def test_a_kernel_that_aligns_otherwise_is_noticed(monkeypatch):
     """Queries that are taken for a document's first tokens, as causal masks of other kernels have it."""
     right = attention._band
@@ -364,3 +401,31 @@ def test_families_that_are_told_which_text_a_token_is_of_run_apart():
     assert ran == [len(batch)]
 
 
+
+
+# ---------------------------------------------------------------------------- beforehand
+
+
+def test_explained_as_it_runs(settings, tmp_path):
+    """Of pairs with long prompts, what layers keep is that of the tokens that are run: here 3 of 5."""
+    from luthier import configure
+    from luthier.assemble import outline
+    from luthier.explain import plan, rehearsal
+
+    pairs = [{"prompt": "say it again, " * 2 + f"{i}", "chosen": "yes " * 2 + str(i), "rejected": "no " * 3 + str(i)}
+             for i in range(12)]  # fmt: skip
+    train = write_rows(tmp_path / "pairs.jsonl", pairs)
+    settings = settings | {"data": {"train": str(train), "max_length": 128}, "batch": {"examples": 4,
+                           "micro_tokens": 1024}}  # fmt: skip
+    config = configure(settings, method="dpo")
+    row = plan.counted(config).largest
+    assert sum(row.alike) > 0.35 * row.tokens
+    kept = {}
+    for shares in (False, True):
+        made = outline(config, "cpu")
+        made.network.shares = shares
+        memory, work = rehearsal.rehearse(made, [row], False, "cpu")
+        kept[shares] = memory.activations, work.forward
+    share = 1 - sum(row.alike) / row.tokens
+    assert share < kept[True][0] / kept[False][0] < share + 0.15
+    assert kept[True][1] < kept[False][1]

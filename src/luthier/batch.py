@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ class Known(NamedTuple):
 def begin_alike(documents: Sequence[np.ndarray]) -> tuple[int, ...]:
     """With how many tokens each document begins as the one before it does, the last of its own not among them."""
     found = [0] if documents else []
-    for before, document in zip(documents, documents[1:]):
+    for before, document in pairwise(documents):
         most = max(0, min(len(before), len(document) - 1))
         different = np.flatnonzero(before[:most] != document[:most])
         found.append(int(different[0]) if len(different) else most)

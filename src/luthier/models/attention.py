@@ -122,7 +122,8 @@ def aligned(width: int, dtype: torch.dtype, device: torch.device) -> bool:
     assert row is not None
 
     def attend(rows: Tensor, window: int | None, **given: Any) -> Tensor:
-        return packed_attention(nn.Module(), *rows[:, None, None], None, sliding_window=window, **given)[0][0]
+        query, key, value = rows[:, None, None]
+        return packed_attention(nn.Module(), query, key, value, None, sliding_window=window, **given)[0][0]
 
     for window in (None, 2):
         apart = attend(drawn, window, **borders((0, 5, 12), (0, 5, 12), 7, device))

@@ -149,7 +149,8 @@ class Network(nn.Module):
 
     def _packed(self, batch: Batch) -> Tensor:
         tokens, positions, ends, keys = batch.tokens, batch.positions, batch.ends, batch.ends
-        longest, found, given = max(self.longest, *batch.lengths), virtual.of(self.model), self._types(batch)
+        longest, found = max(self.longest, *batch.lengths), virtual.of(self.model)
+        given: dict[str, Any] = {**self._types(batch)}
         once = self._once(batch, longest)
         if once is not None:
             tokens, positions, ends, keys = tokens[once.kept], positions[once.kept], once.ends, once.keys

@@ -81,8 +81,8 @@ def _copies(index: Tensor, size: int, slots: int, device: torch.device) -> Copie
     place, order = torch.sort(torch.cat([index, rest + size]), stable=True)
     counts = torch.bincount(index, minlength=size)
     first = torch.cumsum(counts, 0) - counts
-    made = (torch.cat([index, rest]), order, place, first)
-    return Copies(*(_moved(t, device) for t in made), (int(counts.max()) - 1).bit_length())
+    index, order, place, first = (_moved(t, device) for t in (torch.cat([index, rest]), order, place, first))
+    return Copies(index, order, place, first, (int(counts.max()) - 1).bit_length())
 
 
 def _moved(t: Tensor, device: torch.device) -> Tensor:
