@@ -349,7 +349,8 @@ def _shares_exactly(network: Network, batch: Batch) -> bool:
     if (together - apart).abs().max() > tolerance * apart.abs().max():
         return False
     config = network.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if isinstance(heads, int) else 64)
     return attention.aligned(width, network.dtype, network.device)
 
 
