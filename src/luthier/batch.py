@@ -79,6 +79,9 @@ class Batch:
         if documents[0].token_labels is not None:  # of the tokens themselves
             labels = [d.token_labels for d in members if d.token_labels is not None]
             token_fields["labels"] = joined([each[:n] for each, n in zip(labels, lengths)], np.int64)
+        if any(d.types is not None for d in members):
+            types = [np.zeros(n, np.int32) if d.types is None else d.types[:n] for d, n in zip(members, lengths)]
+            token_fields["types"] = joined(types, np.int64)
         return cls(
             tokens=joined([d.tokens[:n] for d, n in zip(members, lengths)], np.int64),
             targets=shifted([d.tokens for d in members], np.int64),

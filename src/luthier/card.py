@@ -12,6 +12,12 @@ from .precision import NF4, Reduced
 from .trainable import adapter_files
 from .trainable.adapter import Adapting
 
+PIPELINES = {"tokens": "text-generation", "text": "text-classification", "each": "token-classification"}
+CLASSES = {
+    "tokens": "AutoModelForCausalLM", "text": "AutoModelForSequenceClassification",
+    "each": "AutoModelForTokenClassification",
+}  # fmt: skip
+
 
 def of_luthier_alone(config: Config) -> bool:
     """Whether no other tool knows what a run trained, or what lies beneath it."""
@@ -28,7 +34,7 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
     title = f"{run.name} ({config.method})" if random else f"{base_name}, fine-tuned ({config.method})"
     named = [] if random else [f"base_model: {base_name}"]
     front = ["---", *named, "library_name: " + _library(config, kind),
-             "pipeline_tag: text-generation", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
+             f"pipeline_tag: {PIPELINES[config.objective.ends_in]}", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
     lines = [
         *front, "", f"# {title}", "",
         f"Made with Luthier {__version__} from `{config.data.train}`.", *_stacked(config, kind), "", "## Figures", "",
@@ -37,6 +43,13 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
         lines += [
             f"- held-out loss: base {report['held_out_loss']['base']:.4f}, tuned {report['held_out_loss']['tuned']:.4f}"
         ]
+    for key in ("accuracy", "f1_macro", "entity_f1", "mcc", "pearson"):
+        if figure := report.get("figures", {}).get(key):
+            low, high = figure["tuned_interval"] or (float("nan"), float("nan"))
+            lines.append(
+                f"- {key.replace('_', ' ')} on {report['held_out_rows']} held-out rows: base {figure['base']:.3f}, tuned "
+                f"{figure['tuned']:.3f} (95% interval {low:.3f} to {high:.3f})"
+            )
     if "answers" in report:
         base_figures, tuned = report["answers"]["base"], report["answers"]["tuned"]
         low, high = tuned["exact_match_interval"]
@@ -46,7 +59,7 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
         ]
     lines += [
         f"- steps {report.get('steps', 'unknown')}, tokens {report.get('tokens', 'unknown')}",
-        f"- loaded again in a fresh process: log-probabilities of {compared['compared_tokens']} tokens "
+        f"- loaded again in a fresh process: {compared['compared']} "
         f"differ by at most {compared['largest_difference']:.2e} from the trained model's",
         "", "## Loading", "", "```python", *_loading(config, kind, base), "```", "", *_numbers(config, kind),
         "## Configuration", "", "```yaml",
@@ -86,9 +99,12 @@ def _numbers(config: Config, kind: str) -> list[str]:
 def _loading(config: Config, kind: str, base: str | None) -> list[str]:
     """Python that loads the folder."""
     here = '"path/of/this/folder"'
-    imports, given, then = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "", []
+    auto = CLASSES[config.objective.ends_in]
+    imports, given, then = [f"from transformers import {auto}, AutoTokenizer"], "", []
     if kind != "adapter":
-        return [*imports, "", f"model = AutoModelForCausalLM.from_pretrained({here})", _tokenizer(here)]
+        return [*imports, "", f"model = {auto}.from_pretrained({here})", _tokenizer(here)]
+    if config.objective.ends_in != "tokens":
+        given = f", num_labels={len(config.objective.scores)}"
     precision = config.precision
     if config.model.new_tokens:
         then = ["model.resize_token_embeddings(max(len(tokenizer), model.get_input_embeddings().num_embeddings))"]
@@ -108,8 +124,8 @@ def _loading(config: Config, kind: str, base: str | None) -> list[str]:
                 '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16",',
                 f"    bnb_4bit_use_double_quant={precision.double_quant},", ")",
             ]  # fmt: skip
-            given = ", quantization_config=four_bits"
-    return [*imports, "", _tokenizer(here), f'model = AutoModelForCausalLM.from_pretrained("{base}"{given})', *then]
+            given += ", quantization_config=four_bits"
+    return [*imports, "", _tokenizer(here), f'model = {auto}.from_pretrained("{base}"{given})', *then]
 
 
 def _tokenizer(here: str) -> str:

@@ -21,6 +21,8 @@ class Document(NamedTuple):
     starts: tuple[int, ...] = (0,)  # [M] where its members begin
     labels: tuple[float, ...] = ()  # [K] what is said of the whole row: its class, its value, whether it is liked
     token_labels: np.ndarray | None = None  # [L] int32, what is said of each token; -100 says nothing
+    types: np.ndarray | None = None  # [L] int32, which of two texts each token is of; None where all are of one
+    cut: int = 0  # tokens of the row that were left out
     fields: Mapping[str, np.ndarray] = {}  # [L, ...] what is known of predicting each token, as `weights` are
 
     @property
@@ -33,7 +35,7 @@ class Document(NamedTuple):
             Document(
                 self.tokens[a:b], self.weights[a:b], self.row, (0,), self.labels,
                 None if self.token_labels is None else self.token_labels[a:b],
-                {name: values[a:b] for name, values in self.fields.items()},
+                fields={name: values[a:b] for name, values in self.fields.items()},
             )
             for a, b in zip(self.starts, ends)
         ]  # fmt: skip

@@ -133,7 +133,7 @@ def _write_merged(made: Assembled, out: Path, base: str | None, dtype: torch.dty
     config = model.config.get_text_config()
     tied = config.tie_word_embeddings
     state = surgery.merged_state(model, dtype)
-    if tied:
+    if tied and model.get_output_embeddings() is not None:
         config.tie_word_embeddings = _still_tied(model, state)
     try:
         _write_model(made, out, state, dtype)
@@ -235,7 +235,9 @@ def _as_transformers_has_it(made: Assembled) -> dict:
 
 
 def _generation_config(made: Assembled, out: Path) -> None:
-    """The model's own, with every token at which a learnt answer ends as a stop token."""
+    """The model's own, with every token at which a learnt answer ends as a stop token; none of one that gives scores."""
+    if made.network.ends_in != "tokens":
+        return
     config = made.network.model.generation_config
     own = config.eos_token_id
     stops = set(own if isinstance(own, list) else [own] if own is not None else []) | made.renderer.stop_tokens()
@@ -248,7 +250,10 @@ def _generation_config(made: Assembled, out: Path) -> None:
 
 def keep_probe(run: Path, documents: Sequence[Document]) -> None:
     """A few held-out documents, on which every export of the run will be compared."""
-    kept = [d.tokens[:PROBE_TOKENS].tolist() for d in documents[:PROBE_DOCUMENTS]]
+    kept: list[Any] = []
+    for d in documents[:PROBE_DOCUMENTS]:
+        tokens = d.tokens[:PROBE_TOKENS].tolist()
+        kept.append(tokens if d.types is None else {"tokens": tokens, "types": d.types[:PROBE_TOKENS].tolist()})
     write_atomically(run / "probe.json", json.dumps(kept))
 
 
@@ -262,8 +267,25 @@ def _as_written(made: Assembled, kind: str) -> AbstractContextManager:
     return nullcontext()
 
 
-def logprobs(made: Assembled, documents: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probabilities of all tokens but each document's first, as the trained model gives them."""
+def _scores(made: Assembled, documents: Sequence[Sequence[int]], types: Sequence[Sequence[int] | None]) -> Tensor:
+    """The scores of texts, or of their tokens, one after the other, as the trained model gives them."""
+    found = []
+    for tokens, of_pair in zip(documents, types):
+        ids = np.asarray(tokens, np.int32)
+        pair = None if of_pair is None else np.asarray(of_pair, np.int32)
+        document = Document(ids, np.zeros(len(ids), np.float32), 0, types=pair)
+        with torch.no_grad():
+            found.append(made.network.scores(Batch.pack([document]).to(made.ranks.device)).float().cpu().flatten())
+    return torch.cat(found)
+
+
+def logprobs(
+    made: Assembled, documents: Sequence[Sequence[int]], types: Sequence[Sequence[int] | None] = ()
+) -> Tensor:  # fmt: skip
+    """Log-probabilities of all tokens but each document's first, as the trained model gives them; the scores of one that
+    ends in such."""
+    if made.network.ends_in != "tokens":
+        return _scores(made, documents, types)
     packed = [
         Document(np.asarray(d, np.int32), np.r_[0.0, np.ones(len(d) - 1)].astype(np.float32), 0) for d in documents
     ]
@@ -296,17 +318,21 @@ def _compared(
     made: Assembled, run: Path, out: Path, base: str | None, kind: str, dtype: torch.dtype | None, wide: bool = False
 ) -> tuple[dict, str | None]:  # fmt: skip
     """What was found, and what is wrong with it, if anything; `wide`: what is loaded in `dtype` computes in float32."""
-    documents = [d for d in json.loads((run / "probe.json").read_text()) if len(d) > 1]
+    told = [d if isinstance(d, dict) else {"tokens": d} for d in json.loads((run / "probe.json").read_text())]
+    scoring = made.network.ends_in != "tokens"
+    told = [d for d in told if len(d["tokens"]) > 1 or scoring]
+    documents, types = [d["tokens"] for d in told], [d.get("types") for d in told]
     computed = next(made.network.model.parameters()).dtype if base is None else _base_dtype(made)
     dtype = dtype or computed
     source, quantisation = _trained_over(made, run, base) if base is not None else (None, None)
-    ours = logprobs(made, documents)
+    ours = logprobs(made, documents, types)
     device = made.ranks.device.type
     result = out / "probe.safetensors"
     rows = made.network.model.get_input_embeddings().weight.shape[0]
     request = {"documents": documents, "model": str(out), "base": source, "rows": rows, "quantisation": quantisation,
                "dtype": str(dtype).removeprefix("torch."), "device": device, "out": str(result),
-               "wide": wide,
+               "wide": wide, "ends_in": made.network.ends_in, "types": types,
+               "labels": list(made.config.objective.scores) if scoring else [],
                "beneath": [entry.model_dump() for entry in made.config.model.beneath],
                "rounded_activations": kind != "quantised",
                "ours": of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
@@ -328,17 +354,18 @@ def _compared(
         "mean_difference": difference.mean().item(),
         "tolerance": worst,
         "compared_tokens": len(ours),
+        "compared": f"{len(ours)} scores of {len(documents)} texts" if scoring else f"log-probabilities of {len(ours)} tokens",
     }
     if isinstance(made.config.trainable, Adapting):
         with surgery.adapters_off(made.network.model, {saved.TRAINED}):
-            to_base = (logprobs(made, documents) - ours).abs()
+            to_base = (logprobs(made, documents, types) - ours).abs()
         compared["difference_to_base"] = to_base.max().item()
         # An adapter that loads and does nothing would be as far away as the base: rounding must not hide that.
         mean = min(mean, max(to_base.mean().item() / 2, mean / 100))
     if difference.max() <= worst and difference.mean() <= mean:
         return compared, None
     return compared, (
-        f"what was written answers differently from what was trained: log-probabilities differ by up to "
+        f"what was written answers differently from what was trained: {'scores' if scoring else 'log-probabilities'} differ by up to "
         f"{difference.max():.3g}, on average {difference.mean():.3g} "
         f"(allowed {worst:g} and {mean:g}); nothing was written"
     )

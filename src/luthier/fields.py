@@ -42,7 +42,7 @@ class BatchSize(Settings):
     """Lay documents end to end in rows, with no leak between them; false pads them to rectangles."""
 
 
-LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
+LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "mse", "mae")
 PYTHON_DOCS = "python-docs"
 MetricName = Literal["exact_match", "f1", "bleu", "chrf", "rouge", "json"]
 ON_ANSWERS = (*get_args(MetricName), "rouge_1", "rouge_2", "rouge_l", "json_equal", "valid_json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -88,19 +89,25 @@ def resampled(statistics: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Many rows are first added up in random groups of equal size, whose sums have the variance that theirs have.
     """
-    rng = np.random.default_rng(seed)
-    n = len(statistics)
-    if n > GROUPS:
-        order = rng.permutation(n)
+    order, counts = _draws(len(statistics), seed)
+    if order is not None:
         statistics = np.stack([statistics[part].sum(0) for part in np.array_split(order, GROUPS)])
-        n = GROUPS
-    out = []
+    return np.concatenate([counts[start : start + 500] @ statistics for start in range(0, RESAMPLES, 500)])
+
+
+@lru_cache(maxsize=1)
+def _draws(n: int, seed: int) -> tuple[np.ndarray | None, np.ndarray]:
+    """The order in which rows go into groups, if they do, and how often each of those is drawn [R, n]: the same for all
+    figures of the same rows."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(n) if n > GROUPS else None
+    n = min(n, GROUPS)
+    out = np.empty((RESAMPLES, n), np.uint16)
     for start in range(0, RESAMPLES, 500):
         size = min(500, RESAMPLES - start)
         drawn = rng.integers(0, n, (size, n)) + np.arange(size)[:, None] * n
-        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
-        out.append(counts @ statistics)
-    return np.concatenate(out)
+        out[start : start + size] = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+    return order, out
 
 
 def _percentiles(values: np.ndarray) -> Interval | None:

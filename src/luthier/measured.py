@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from . import scores
+from . import classes, scores
 from .files import write_atomically
 from .intervals import Figure, finite, quotient, sign_test
 from .scores import Answer
 
 COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy")
-FALLING = ("kl", "rewards/rejected", "logps/rejected")  # of what an objective counts: the less, the better
+FALLING = (  # of what is counted: the less, the better
+    "kl", "completion_length", "rewards/rejected", "logps/rejected", *classes.FALLING,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,15 @@ class Documents:
         def of(above: str, below: str, of_sums: Callable = quotient, higher: bool = False) -> Figure:
             return Figure(np.stack([c[above], c[below]], 1), of_sums, higher)
 
-        out = {"loss": of("loss", "weight")}
+        out = {"loss": of("loss", "weight")} if "loss" in c else {}
         if "nll" in c:
             out |= {"perplexity": of("loss", "weight", _perplexity), "bits_per_byte": of("nll", "bytes", _bits)}
         if "token_accuracy" in c:
             out["token_accuracy"] = of("token_accuracy", "weight", higher=True)
-        for name in [name for name in c if name not in COUNTED]:
+        for name in [name for name in c if name not in COUNTED and not name.startswith(classes.PREFIXES)]:
             number = name == "kl" or (name.startswith(("rewards/", "logps/")) and "accuracies" not in name)
             out[name] = of(name, "weight", _mean if number else quotient, name not in FALLING)
+        out |= classes.figures(c)
         return {prefix + key: figure for key, figure in out.items()}
 
     def subset(self, at: Sequence[int]) -> Documents:
@@ -100,7 +103,7 @@ def _listed(interval: tuple[float, float] | None) -> list[float] | None:
 
 def line(values: Mapping) -> str:
     """The figures of an evaluation for the console."""
-    told = [f"loss {values['loss']:.4f}"]
+    told = [f"loss {values['loss']:.4f}"] if "loss" in values else []
     for key, caption, digits in (
         ("perplexity", "perplexity", 2), ("bits_per_byte", "bits per byte", 3), ("token_accuracy", "token accuracy", 3),
     ):  # fmt: skip
@@ -111,7 +114,7 @@ def line(values: Mapping) -> str:
     if "answered" in values:
         told.append(f"{values['answered']} answers")
         if values["truncated"]:
-            told.append(f"{values['truncated']} of them cut at evaluation.max_new_tokens")
+            told.append(f"{values['truncated']} of them cut")
     return ", ".join(told)
 
 
@@ -138,12 +141,15 @@ def compare(base: Measured | None, tuned: Measured) -> dict:
     for key, name in (("loss", "held_out_loss"), ("token_accuracy", "token_accuracy")):
         if key in report["figures"]:
             report[name] = {k: v for k, v in report["figures"][key].items() if k in ("base", "tuned")}
+    if matrix := classes.confusion(tuned.documents["held_out"].columns):
+        report["confusion_matrix"] = classes.table(*matrix)
     if tuned.answers:
         report["answers"] = {"tuned": summary(tuned.answers, tuned.metrics)}
         if base and base.answers:
+            report["answers"] = {"base": summary(base.answers, base.metrics), **report["answers"]}
+        if base and base.answers and tuned.metrics:
             exact = (scores.METRICS["exact_match"]["exact_match"](m.answers) for m in (base, paired))
             change = _changed(*exact)
-            report["answers"] = {"base": summary(base.answers, base.metrics), **report["answers"]}
             report["answers"] |= {"gain": change["change"], "gain_interval": change["change_interval"]}
     return report
 
@@ -198,7 +204,7 @@ def _alike(one: dict, other: dict) -> bool:
 def summary(found: Sequence[Answer], metrics: Sequence[str] = ("exact_match",)) -> dict:
     """The figures of answers, with how many there are and how many did not come to their end."""
     out: dict = {"rows": len(found), "truncated": sum(a.truncated for a in found)}
-    for key, figure in scores.figures(found, list(dict.fromkeys(["exact_match", *metrics]))).items():
+    for key, figure in scores.figures(found, list(dict.fromkeys(["exact_match", *metrics])) if metrics else []).items():
         out |= {key: figure.value, f"{key}_interval": _listed(figure.interval())}
     return out
 
@@ -245,6 +251,12 @@ def write_comparison(path: Path, rows: Sequence[Mapping]) -> None:
     if rows:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def confusion(folder: Path, step: int) -> tuple[list[str], np.ndarray] | None:
+    """Labels and counts [true, said] of the held-out rows after a step, where they have one label each."""
+    found = read(folder, step, ())
+    return found and classes.confusion(found.documents["held_out"].columns)
 
 
 def answers_file(folder: Path, step: int) -> Path:

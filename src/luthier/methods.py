@@ -98,6 +98,12 @@ METHODS: dict[str, Method] = {
             trainable={"kind": "ia3"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
             optim={"learning_rate": 1e-2},
         ),
+        row(
+            "ppo", "clipped policy gradient on the network's own answers, with a critic", "arXiv:1707.06347",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "ppo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 1e-5}, schedule={"kind": "constant"},
+            evaluation={"metric_for_best_model": "reward"},
+        ),
         *(
             row(
                 name, caption, paper, any_of=("trainable", "precision"),
@@ -132,6 +138,18 @@ METHODS: dict[str, Method] = {
             any_of=("trainable", "precision"),
             trainable={"kind": "full"}, objective={"kind": "distillation"}, precision={"kind": "as_loaded"},
             optim={"learning_rate": 5e-5},
+        ),
+        row(
+            "classify", "a head on the network gives a text its labels, or a value", "arXiv:1810.04805",
+            any_of=("trainable", "precision"), data={"max_length": 512, "long_text": "cut"},
+            trainable={"kind": "lora"}, objective={"kind": "classification"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
+        ),
+        row(
+            "classify_tokens", "a head on the network gives each word of a text its tag", "arXiv:1810.04805",
+            any_of=("trainable", "precision"), data={"max_length": 512, "long_text": "cut"},
+            trainable={"kind": "lora"}, objective={"kind": "token_classification"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 2e-4},
         ),
         row(
             "pretrain", "every weight moves, from a random start, on plain text", "",

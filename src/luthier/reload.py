@@ -10,8 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+CLASSES = {
+    "tokens": "AutoModelForCausalLM", "text": "AutoModelForSequenceClassification",
+    "each": "AutoModelForTokenClassification",
+}  # fmt: skip
+
+
 def main() -> None:
-    """Reads a request from the standard input; writes the log-probabilities of its documents to a file."""
+    """Reads a request from the standard input; writes the log-probabilities of its documents to a file, or their scores."""
     import torch
     from safetensors.torch import save_file
 
@@ -25,8 +31,9 @@ def main() -> None:
 def loaded(request: dict) -> Any:
     """The base of an adapter, or a whole model."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    auto = getattr(transformers, CLASSES[request["ends_in"]])
     dtype = getattr(torch, request["dtype"])
     source = request["base"] or request["model"]
     given: dict[str, Any] = {}
@@ -35,7 +42,9 @@ def loaded(request: dict) -> Any:
 
         four_bits = BitsAndBytesConfig(**request["quantisation"])
         given = {"quantization_config": four_bits, "device_map": {"": request["device"]}}
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **given)
+    if request["labels"] and request["base"]:  # the head of the base is another, or none: the adapter has its own
+        given |= {"num_labels": len(request["labels"]), "ignore_mismatched_sizes": True}
+    model = auto.from_pretrained(source, dtype=dtype, **given)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would round its scales to 16 bits on this CPU
             module.support_avx512bf16_for_cpu = False
@@ -61,8 +70,12 @@ def by_transformers(model: Any, request: dict) -> Tensor:
             adapters.merge(model)
         model = PeftModel.from_pretrained(model, request["model"]).to(request["device"]).eval()
     out = []
-    for document in request["documents"]:
+    for document, types in zip(request["documents"], request["types"]):
         tokens = torch.tensor([document], device=request["device"])
+        if request["ends_in"] != "tokens":
+            pair = {} if types is None else {"token_type_ids": torch.tensor([types], device=request["device"])}
+            out.append(model(input_ids=tokens, **pair).logits.float().cpu().flatten())
+            continue
         logits = model(input_ids=tokens, use_cache=False).logits[0, -len(document) :-1].float()
         out.append(logits.log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0].cpu())
     return torch.cat(out)
@@ -86,13 +99,32 @@ def by_luthier(model: Any, request: dict) -> Tensor:
     from luthier.models import network
 
     laid(model, [*request["beneath"], {"path": request["model"], "name": "default", "share": 1.0}])
-    net = network.Network(model).eval()
+    net = network.Network(model, request["ends_in"]).eval()
     network.prepare(net, "padded")
+    if request["ends_in"] != "tokens":
+        return scores(net, request)
     documents = [Document(np.asarray(d, np.int32), np.r_[0.0, np.ones(len(d) - 1)].astype(np.float32), 0)
                  for d in request["documents"]]  # fmt: skip
     batch = Batch.pack(documents).to(torch.device(request["device"]))
     hidden, targets, _ = net.predictions(batch, net.hidden(batch))
     return scored(hidden, net.head, targets)[0].float().cpu()
+
+
+def scores(net: Any, request: dict) -> Tensor:
+    """Of each document, one after the other."""
+    import numpy as np
+    import torch
+
+    from luthier.batch import Batch, Document
+    from luthier.models import network
+
+    network.find_scores(net)
+    out = []
+    for tokens, types in zip(request["documents"], request["types"]):
+        ids, pair = np.asarray(tokens, np.int32), None if types is None else np.asarray(types, np.int32)
+        batch = Batch.pack([Document(ids, np.zeros(len(ids), np.float32), 0, types=pair)])
+        out.append(net.scores(batch.to(torch.device(request["device"]))).float().cpu().flatten())
+    return torch.cat(out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""luthier generate: talk with a trained model, or have it answer what is given."""
+"""luthier generate: talk with a trained model, have it answer what is given, or label it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     made.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
     made.add_argument("--top-p", type=float, default=1.0)
     made.add_argument("--seed", type=int)
+    made.epilog = "A run that classifies gives each text its labels; the two texts of a pair have a tab between them."
     made.set_defaults(run=run)
 
 
@@ -26,28 +27,77 @@ def run(options: argparse.Namespace) -> Any:
     from ..config import read_run
     from ..errors import ConfigError
 
-    read_run(Path(options.run_folder))
+    config = read_run(Path(options.run_folder))
     if options.temperature < 0 or not 0 < options.top_p <= 1 or options.max_new_tokens < 1:
         raise ConfigError("--temperature must be at least 0, --top-p in (0, 1], --max-new-tokens at least 1")
     from ..assemble import restore
     from ..generate import Chat
     from ..monitor import Console
 
+    if config.objective.ends_in != "tokens":
+        return _classify(options, config)
     made, _ = restore(Path(options.run_folder), Console(options.quiet).warn)
     chat = Chat(made.network, made.renderer, options.system)
     settings = {
         "max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "top_p": options.top_p,
         "seed": options.seed,
     }  # fmt: skip
-    prompts = options.prompts
-    if not prompts and not sys.stdin.isatty():
-        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    prompts = _prompts(options)
     if prompts:
         answers = chat.ask(*prompts, **settings)
         if not options.json:
             print("\n".join(answers))
         return [{"prompt": p, "answer": a} for p, a in zip(prompts, answers)]
     return _converse(chat, settings)
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    """Those of the command line, else lines of the standard input, unless somebody types there."""
+    if not options.prompts and not sys.stdin.isatty():
+        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    return options.prompts
+
+
+def _classify(options: argparse.Namespace, config: Any) -> Any:
+    """Labels of texts."""
+    from ..assemble import restore
+    from ..classify import Classifier
+    from ..errors import ConfigError
+    from ..monitor import Console
+
+    if options.system or options.temperature or options.top_p != 1.0:
+        raise ConfigError("--system, --temperature and --top-p are of answers, and this run gives texts their labels")
+    made, _ = restore(Path(options.run_folder), Console(options.quiet).warn)
+    classifier = Classifier(
+        made.network, made.renderer, config.data.format == "labelled_messages", config.batch.micro_tokens
+    )  # fmt: skip
+    texts = _prompts(options)
+    if texts:
+        found = classifier(*texts)
+        if not options.json:
+            print("\n".join(_line(one) for one in found))
+        return found
+    print("Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            print()
+            return None
+        if text.strip():
+            print(_line(classifier(text)[0]))
+
+
+def _line(found: dict) -> str:
+    """What is said of a text, in a line."""
+    if "value" in found:
+        return f"{found['value']:.6g}"
+    if "tags" in found:
+        return " ".join(f"{word}/{tag}" for word, tag, _ in found["tags"])
+    likely = sorted(found["probabilities"].items(), key=lambda item: -item[1])[:5]
+    told = ", ".join(f"{name} {p:.3f}" for name, p in likely)
+    chosen = found["label"] if "label" in found else ", ".join(found["labels"]) or "none"
+    return f"{chosen}  ({told})"
 
 
 def _converse(chat: Any, settings: dict) -> None:

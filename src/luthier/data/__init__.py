@@ -8,7 +8,8 @@ from ..settings import Settings
 
 FORMAT = Literal[
     "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokens", "preference", "prompt",
-    "prompt_messages",
+    "prompt_messages", "labelled", "several_labels", "labelled_messages", "sentence_pair", "premise", "question_pair",
+    "question_sentence", "sentence", "ner_tags", "tags", "token_labels",
 ]  # fmt: skip
 
 
@@ -56,8 +57,9 @@ class Data(Settings):
     """Learn every assistant turn of a conversation, or the last one only."""
     max_length: int = Field(2048, ge=2)
     """Longest document, in tokens; an answer that does not fit makes a bad row."""
-    long_text: Literal["split", "error"] = "split"
-    """A plain text longer than that: consecutive pieces, of which every token is learnt once, or a bad row."""
+    long_text: Literal["split", "cut", "error"] = "split"
+    """A plain text longer than that: consecutive pieces, of which every token is learnt once; cut to that length, as
+    classification does, and counted; or a bad row."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop on rows from which nothing right can be learnt, or leave them out and list them in a file."""
     limit: int | None = Field(None, ge=1)

@@ -23,6 +23,7 @@ from . import (
     conversations,
     formats,
     kinds,
+    labelled,
     masks,
     preferences,
     prompts,
@@ -31,6 +32,7 @@ from . import (
     sources,
     tokenise,
     unpaired,
+    whole_pairs,
 )
 from .shards import Shard
 from .tokenise import Fault
@@ -38,7 +40,8 @@ from .tokenise import Fault
 SMALL = 4 << 20  # bytes of data that are tokenised anew each time: it takes a few seconds
 Say = Callable[[str], None]
 DECIDING = (  # our own code that makes tokens of rows
-    conversations, formats, kinds, masks, preferences, prompts, readers, shards, sources, tokenise, unpaired,
+    conversations, formats, kinds, labelled, masks, preferences, prompts, readers, shards, sources, tokenise,
+    unpaired, whole_pairs,
 )  # fmt: skip
 # What decides no token. A setting that is not named here is part of the key, so that a new one cannot be forgotten.
 WITHOUT_EFFECT = {
@@ -85,7 +88,7 @@ def key_of(data: Data, source: Source, files: Sequence[Path], renderer: Any) -> 
         "files": contents,  # their names stand in what is said of bad rows
         "source": source.model_dump(exclude={"path", "weight", "limit"}),
         "options": data.model_dump(exclude=WITHOUT_EFFECT),
-        "renderer": {k: v for k, v in vars(renderer).items() if isinstance(v, str | int | float | bool | None)},
+        "renderer": {k: v for k, v in vars(renderer).items() if isinstance(v, str | int | float | bool | tuple | None)},
         "tokenizer": [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
                       {name: str(token) for name, token in tokenizer.special_tokens_map.items()}],
         "code": hashlib.sha256(b"".join(code)).hexdigest(),

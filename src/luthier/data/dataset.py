@@ -17,6 +17,7 @@ import numpy as np
 from ..document import Document
 from ..errors import DataError
 from ..files import write_atomically
+from ..labels import NOTHING, ONE
 from . import Data, Source, cache, holdout, sources, stream
 from .conversations import Conversation
 from .formats import first_recognised
@@ -32,6 +33,8 @@ REMEDIES = {
     "format": "mend the rows, or name their columns with data.columns",
     "equal_answers": "remove the rows, or give them two answers that differ",
     "label": "mend the label, or name the column that holds it with data.columns",
+    "empty_text": "remove the rows, or give them a text",
+    "word": "remove the word, or write it so that the tokenizer has a token for it",
     "role_order": "mend the order of the turns",
     "empty_answer": "remove the rows, or give them an answer",
     "no_trained_token": "remove the rows, or give them an assistant turn",
@@ -104,6 +107,16 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    def cut_line(self) -> str | None:
+        """What is said of rows that were too long."""
+        count = self._store.cut()
+        if not count:
+            return None
+        return (
+            f"{self.source}: {count:,} of {len(self):,} texts are longer than data.max_length="
+            f"{self.renderer.max_length} and were cut to it"
+        )
 
     def fingerprint(self) -> str:
         """Changes with any token or weight of any row."""
@@ -288,10 +301,33 @@ def open_rows(
     training = _limited(training, [entry.limit for entry in entries], data.limit)
     if not len(training):
         raise DataError("no row is left to train on")
+    for rows in filter(None, (training, validation)):
+        if line := rows.cut_line():
+            warn(line)
+    check_labels(training)
     for name, size in training.parts:
         if training.weights is not None and not size:
             raise DataError(f"{name}: no row is left of it to train on, and it has a share: leave it out of data.train")
     return training, validation
+
+
+def check_labels(training: Dataset) -> None:
+    """One label on all rows teaches nothing but to say it."""
+    renderer, seen = training.renderer, set()
+    if renderer.kind not in ("labelled", "tagged"):
+        return
+    for document in training.documents:
+        seen.update([document.labels] if document.token_labels is None else document.token_labels.tolist())
+        seen.discard(NOTHING)
+        if len(seen) > 1:
+            return
+    (only,) = seen
+    if renderer.problem == ONE:
+        only = renderer.labels[int(only[0] if isinstance(only, tuple) else only)]
+    raise DataError(
+        f"{training.source}: all {len(training):,} rows have the label {only!r}, so there is nothing to tell apart: "
+        "give rows of at least two labels"
+    )
 
 
 def held_out_file(data: Data, renderer: Renderer, folder: Path | None, say: Say, warn: Say) -> Dataset:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ..errors import DataError
-from . import conversations, preferences, prompts, unpaired
+from . import conversations, labelled, preferences, prompts, unpaired
 from .conversations import BadRow, Conversation
 from .sources import Row
 
@@ -53,6 +53,20 @@ FORMATS = {
                "unpaired"),
         Format("prompt", ("prompt",), prompts.prompt, ("tools",), "prompts"),
         Format("prompt_messages", ("messages",), prompts.prompt_messages, ("tools",), "prompts"),
+        Format("labelled", ("text", "label"), labelled.texts("text", second="text_pair"), ("text_pair",), "labelled"),
+        Format("several_labels", ("text", "labels"), labelled.texts("text", label="labels"), (), "labelled"),
+        Format("labelled_messages", ("messages", "label"), labelled.conversation, ("tools",), "labelled"),
+        Format("sentence_pair", ("sentence1", "sentence2", "label"), labelled.texts("sentence1", "sentence2"), (),
+               "labelled"),
+        Format("premise", ("premise", "hypothesis", "label"), labelled.texts("premise", "hypothesis"), (), "labelled"),
+        Format("question_pair", ("question1", "question2", "label"), labelled.texts("question1", "question2"), (),
+               "labelled"),
+        Format("question_sentence", ("question", "sentence", "label"), labelled.texts("question", "sentence"), (),
+               "labelled"),
+        Format("sentence", ("sentence", "label"), labelled.texts("sentence"), (), "labelled"),
+        Format("ner_tags", ("tokens", "ner_tags"), labelled.tagged("ner_tags"), (), "tagged"),
+        Format("tags", ("tokens", "tags"), labelled.tagged("tags"), (), "tagged"),
+        Format("token_labels", ("tokens", "labels"), labelled.tagged("labels"), (), "tagged"),
     )
 }  # fmt: skip
 

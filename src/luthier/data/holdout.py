@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DataError
 from . import Data, Source, sources
-from .conversations import BadRow
+from .conversations import BadRow, Conversation
 from .formats import FORMATS, converted, first_recognised
 
 
@@ -28,7 +28,13 @@ def drawn(rows: int, validation: float | int, seed: int) -> set[int]:
 
 
 def training_texts(data: Data, kind: str = "text") -> Iterator[str]:
-    """The texts of the rows that are learnt, source after source, never those of held-out rows; bad rows have none."""
+    """The texts of the rows that are learnt."""
+    for conversation in training_rows(data, kind):
+        yield from (message["content"] for message in conversation.messages if message["content"])
+
+
+def training_rows(data: Data, kind: str = "text") -> Iterator[Conversation]:
+    """The rows that are learnt, source after source, never held-out ones; bad rows are passed over."""
     held_out: set[int] = set()
     if data.validation is not None and not isinstance(data.validation, str):
         count = sum(1 for entry in data.sources() for _ in _rows(data, entry))
@@ -47,11 +53,11 @@ def training_texts(data: Data, kind: str = "text") -> Iterator[str]:
             if data.limit is not None and used == data.limit:
                 return
             try:
-                messages = converted(row, form, entry.columns or {}).messages
+                conversation = converted(row, form, entry.columns or {})
             except BadRow:
                 continue
             of_source, used = of_source + 1, used + 1
-            yield from (message["content"] for message in messages if message["content"])
+            yield conversation
         before += number + 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..document import Document
-from . import preferences, prompts, unpaired, whole_pairs
+from . import labelled, preferences, prompts, unpaired, whole_pairs
 from .conversations import Conversation
 from .masks import Rendered, Renderer
 
@@ -15,6 +15,8 @@ KINDS: dict[str, Callable[[Renderer, Conversation], Rendered]] = {
     "whole_pairs": whole_pairs.rendered,
     "prompts": prompts.rendered,
     "unpaired": unpaired.rendered,
+    "labelled": labelled.rendered,
+    "tagged": labelled.rendered_tags,
 }
 MEMBERS = {"pairs": 2, "whole_pairs": 2, "unpaired": 2}  # texts that belong together in a row; else there is one
 LABELS = {"pairs": 1, "whole_pairs": 1, "unpaired": 1}  # numbers that are said of a row; else there are none

@@ -31,6 +31,8 @@ class Rendered:
     labels: tuple[float, ...] = ()  # what is said of the whole row
     whole: bool = False  # no token is predicted, and all are run: up to the end of the last span, if there is one
     token_labels: Sequence[int] | None = None  # of `tokens`
+    types: Sequence[int] | None = None  # of `tokens`: which of two texts each is of
+    cut: int = 0  # tokens that were left out
 
 
 class Renderer:
@@ -39,7 +41,10 @@ class Renderer:
     `kind` says what rows are: text to predict, preference pairs, prompts, ... as the objective wants them.
     """
 
-    def __init__(self, tokenizer: Any, train_on: str, max_length: int, long_text: str = "split", kind: str = "text"):
+    def __init__(
+        self, tokenizer: Any, train_on: str, max_length: int, long_text: str = "split", kind: str = "text",
+        labels: Sequence[str] = (), problem: str | None = None,
+    ):  # fmt: skip
         if not tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer {type(tokenizer).__name__} gives no character offsets, which masks are made from; "
@@ -47,6 +52,7 @@ class Renderer:
             )
         self.tokenizer, self.train_on = tokenizer, train_on
         self.max_length, self.long_text, self.kind = max_length, long_text, kind
+        self.labels, self.problem = tuple(labels), problem  # of rows that have some
         self.special = sorted({str(t) for t in tokenizer.all_special_tokens}, key=len, reverse=True)
         self.special += [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
         self.special = [t for t in dict.fromkeys(self.special) if t]
@@ -241,7 +247,9 @@ class Renderer:
             self._check_length(len(ids))
             tokens = np.asarray(ids, np.int32)
             of_tokens = None if labels is None else np.asarray(labels, np.int32)
-            return [Document(tokens, np.zeros_like(weights), number, (0,), rendered.labels, of_tokens)]
+            types = None if rendered.types is None else np.asarray(rendered.types, np.int32)
+            zeros = np.zeros_like(weights)
+            return [Document(tokens, zeros, number, (0,), rendered.labels, of_tokens, types, rendered.cut)]
         made = self._cut(number, rendered.plain, ids, weights)
         if rendered.whole:
             return [d._replace(weights=np.zeros_like(d.weights), labels=rendered.labels) for d in made]

@@ -48,11 +48,19 @@ def flattened(documents: Sequence[tuple[Document, int]], conversations: Sequence
         "start_ends": ends([len(d.starts) for d, _ in documents]),  # [D + 1]
         "labels": joined([np.asarray(d.labels, np.float32) for d, _ in documents], np.float32),  # [K]
         "label_ends": ends([len(d.labels) for d, _ in documents]),  # [D + 1]
+        "types": _types([d for d, _ in documents]),  # [T], or [0] where none is of a second text
+        "cut": np.asarray([d.cut for d, _ in documents], np.int32),  # [D]
         "token_labels": joined([d.token_labels for d, _ in documents if d.token_labels is not None], np.int32),  # [T]
         "parents": np.asarray([parent for _, parent in documents], np.int32),  # [D] which conversation
         "texts": np.frombuffer(b"".join(texts), np.uint8),  # the conversations as JSON, end to end
         "text_ends": ends([len(text) for text in texts]),  # [C + 1]
     }
+
+
+def _types(documents: Sequence[Document]) -> np.ndarray:
+    if all(d.types is None for d in documents):
+        return np.zeros(0, np.int32)
+    return np.concatenate([np.zeros_like(d.tokens) if d.types is None else d.types for d in documents]).astype(np.int32)
 
 
 def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +76,8 @@ def digest_of(arrays: Arrays) -> str:
         names += ["start_ends", "starts"]
     if len(arrays["labels"]) or len(arrays["token_labels"]):
         names += ["label_ends", "labels", "token_labels"]
+    if len(arrays["types"]):
+        names.append("types")
     for name in names:
         made.update(np.ascontiguousarray(arrays[name]).data)
     return made.hexdigest()
@@ -109,6 +119,8 @@ class Shard:
             tuple(a["starts"][starts].tolist()),
             tuple(a["labels"][labels].tolist()),
             a["token_labels"][tokens] if len(a["token_labels"]) else None,
+            a["types"][tokens] if len(a["types"]) else None,
+            int(a["cut"][place]),
         )
 
     def _span(self, ends: str, place: int) -> slice:
@@ -192,6 +204,10 @@ class Documents(_Chosen):
 
     def trained_tokens(self) -> int:
         return int(self._gathered("trained").sum(dtype=np.int64))
+
+    def cut(self) -> int:
+        """How many of them lack tokens of their rows."""
+        return int(np.count_nonzero(self._gathered("cut")))
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Documents:
         chosen = np.asarray(indices, np.int64)

@@ -19,6 +19,7 @@ from ..errors import LuthierError
 from ..models.names import TRAIN
 from ..optim import schedule
 
+WITH_LABELS = ("labelled", "tagged")  # kinds of rows of which no token is predicted
 SMALL = 4 << 20  # bytes of data files that are read and tokenised, a few seconds' work
 
 
@@ -65,8 +66,9 @@ def plan_line(dataset: Dataset | Stream, steps: Steps | StreamSteps, micro_token
         return caption
     assert isinstance(dataset, Dataset)
     rows, count, tokens = len(steps.rows) - 1, len(steps), steps.tokens()
+    learnt = f", {dataset.trained_tokens:,} of them learnt" if dataset.renderer.kind not in WITH_LABELS else ""
     lines = [
-        f"{len(dataset):,} rows, {dataset.tokens:,} tokens, {dataset.trained_tokens:,} of them learnt; "
+        f"{len(dataset):,} rows, {dataset.tokens:,} tokens{learnt}; "
         f"{count:,} steps of {len(steps.documents) / count:.1f} rows in {rows / count:.1f} packed rows "
         f"({tokens / (rows * micro_tokens):.1%} of {micro_tokens} slots each)"
     ]
@@ -78,6 +80,8 @@ def made_plan(config: Config, count: bool = True) -> Plan:
     size = _bytes(config.data)
     if config.data.streaming:
         return assumed(config, "assumed, as a stream is read while it is learnt")
+    if config.objective.rolls_out:
+        return assumed(config, "assumed, as answers are yet to be given")
     if config.model.tokenizer == TRAIN:
         return assumed(config, "assumed, as the tokenizer is yet to be trained")
     if not count or size is None or size > SMALL:
@@ -139,7 +143,11 @@ def assumed(config: Config, why: str) -> Plan:
     squares = sum(n * n for n in lengths) / sum(lengths)
     source = f"{why}: every document has data.max_length={longest} tokens and is learnt whole"
     units = tuple(range(0, len(lengths) + 1, members)) if members > 1 else ()
-    row = Row(tuple(lengths), sum(lengths), units, kinds.LABELS.get(kind, 0))
+    learnt = sum(lengths)
+    if config.objective.rolls_out:
+        learnt = len(lengths) * min(longest, config.objective.max_completion_length)
+        source = f"{why}: every prompt with its answer has data.max_length={longest} tokens"
+    row = Row(tuple(lengths), learnt, units, kinds.LABELS.get(kind, 0))
     return Plan((row, row) if rows > 1 else (row,), rows, tokens, squares, config.max_steps, source)
 
 

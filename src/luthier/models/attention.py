@@ -1,5 +1,7 @@
 """Attention over packed documents: each token sees the earlier ones of its own document, and no [T, T] mask exists.
 
+Of encoders, whose layers say that they are not causal, it sees all tokens of its document.
+
 On a GPU in 16 bits the variable-length FlashAttention kernels that PyTorch ships (arXiv:2307.08691), elsewhere one
 call of `scaled_dot_product_attention` for each group of documents of similar length.
 
@@ -81,8 +83,9 @@ def packed_attention(
     """[1, T, H, d]; the signature is that of transformers' attention functions."""
     if softcap is not None or s_aux is not None or attention_mask is not None or cu_seq_lens_q is None:
         raise Unsupported("soft caps, sinks, a mask, or no document borders")
-    if getattr(module, "is_causal", True) is False:
-        raise Unsupported("attention in both directions")
+    both = getattr(module, "is_causal", True) is False  # directions
+    if both and virtual_prefix is not None:
+        raise Unsupported("a prefix before attention in both directions")
     # By a tensor, not by the number `layer_idx`, of which a compiled graph would be made for each layer.
     prefix = None if virtual_prefix is None else virtual_prefix.index_select(0, module.virtual_layer)[0]  # type: ignore
     if on_flash(query):
@@ -93,7 +96,8 @@ def packed_attention(
             k, v = (before(p.transpose(0, 1), t, virtual_places) for p, t in zip(prefix, (k, v)))
         if shared_starts is not None:
             k, v = (copied(t, shared_starts) for t in (k, v))
-        window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
+        back = -1 if sliding_window is None else sliding_window - 1
+        window = (back, back if both else 0)
         extra: dict[str, Any] = {"enable_gqa": True} if GQA_FLAG and q.shape[1] != k.shape[1] else {}
         out = varlen_attn(
             q,
@@ -111,7 +115,7 @@ def packed_attention(
     ends = tuple(cu_seq_lens_q.tolist())
     same = cu_seq_lens_k is None or cu_seq_lens_k is cu_seq_lens_q or virtual_places is not None
     keys = ends if same else tuple(cu_seq_lens_k.tolist())  # type: ignore[union-attr]
-    return _grouped(query, key, value, ends, keys, scaling, dropout, sliding_window, prefix), None
+    return _grouped(query, key, value, ends, keys, scaling, dropout, sliding_window, prefix, both), None
 
 
 def aligned(width: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -143,7 +147,7 @@ def apart(tokens: Tensor) -> bool:
     return tokens.is_cuda
 
 
-def _grouped(query, key, value, ends, keys, scaling, dropout, window, prefix=None) -> Tensor:
+def _grouped(query, key, value, ends, keys, scaling, dropout, window, prefix=None, both=False) -> Tensor:
     heads, total = query.shape[1], query.shape[2]
     virtual = 0 if prefix is None else prefix.shape[2]
     groups, restore = _groups(ends, keys)
@@ -158,13 +162,16 @@ def _grouped(query, key, value, ends, keys, scaling, dropout, window, prefix=Non
         longest = group.keys.shape[1]
         q, k, v = rows(query, group.queries), rows(key, group.keys), rows(value, group.keys)
         near = None if window is None or virtual + longest <= window else window
-        plain = near is None and not virtual and group.starts == (0,)
-        mask = None if plain else _band(group.starts, q.shape[2], longest, near, virtual, query.device)
+        mask = None
+        if both:
+            mask = _within(group.lengths, longest, near, query.device)
+        elif near is not None or virtual or group.starts != (0,):
+            mask = _band(group.starts, q.shape[2], longest, near, virtual, query.device)
         if prefix is not None:
             k, v = (torch.cat([p.to(t.dtype).expand(len(t), -1, -1, -1), t], 2) for p, t in zip(prefix, (k, v)))
         # A document shorter than its group is filled up at its end, where causal attention never looks.
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=plain, scale=scaling,
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and not both, scale=scaling,
             enable_gqa=heads != key.shape[1],
         )  # [D, H, L, d]  # fmt: skip
         outs.append(out.transpose(1, 2).reshape(-1, heads, out.shape[-1]))
@@ -181,6 +188,7 @@ class _Group(NamedTuple):
     queries: Tensor  # [D, Q] their places in the row
     keys: Tensor  # [D, L]
     starts: tuple[int, ...]  # [D] the number of a document's first query among its keys; [1] where all are the same
+    lengths: tuple[int, ...]  # [D] of documents, with what they share
 
 
 @lru_cache(maxsize=64)
@@ -214,7 +222,8 @@ def _groups(ends: tuple[int, ...], keys: tuple[int, ...]) -> tuple[list[_Group],
             of_queries[slot, : length - start] = of_keys[slot, start:length]
             where[a:b] = torch.arange(offset + before_it - start, offset + length - start)
             offset += rows
-        out.append(_Group(of_queries, of_keys, tuple(starts) if len(set(starts)) > 1 else (starts[0],)))
+        lengths, starts = tuple(length for length, *_ in members), tuple(starts)
+        out.append(_Group(of_queries, of_keys, starts if len(set(starts)) > 1 else starts[:1], lengths))
     ordered = offset == ends[-1] and bool((where == torch.arange(ends[-1])).all())
     return out, None if ordered else where
 
@@ -228,6 +237,20 @@ def _band(
     own = (first + torch.arange(queries, device=device)).clamp(max=keys - 1)[:, None, :, None]
     distance = own + virtual - torch.arange(virtual + keys, device=device)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+@lru_cache(maxsize=16)
+def _within(lengths: tuple[int, ...], longest: int, window: int | None, device: torch.device) -> Tensor | None:
+    """[D, 1, 1 or L, L] True where a token may look in both directions: inside of its document, at most `window` - 1
+    away. What a document is filled up with may look anywhere, as looking nowhere has no gradient."""
+    if window is None and min(lengths) == longest:
+        return None
+    at = torch.arange(longest, device=device)
+    inside = at < torch.tensor(lengths, device=device)[:, None]  # [D, L]
+    if window is None:
+        return inside[:, None, None]
+    near = (at[:, None] - at).abs() < window
+    return ((inside[:, None] & near) | ~inside[:, :, None])[:, None]
 
 
 class Places(NamedTuple):

@@ -220,6 +220,9 @@ def _check_keys(model: Model, made: Any, info: dict) -> None:
 def check_context(model: Any, max_length: int, tell: Callable[[str], None]) -> None:
     """Documents longer than the positions that the model knows: learnt ones do not exist, rotary ones are new to it."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    counted = [m for m in model.modules() if hasattr(m, "create_position_ids_from_input_ids")]
+    if isinstance(limit, int) and counted:  # RoBERTa's first position comes after that of its padding
+        limit -= counted[0].padding_idx + 1
     if not isinstance(limit, int) or limit >= max_length:
         return
     words = model.get_input_embeddings()
@@ -247,6 +250,16 @@ def check_virtual(model: Any, max_length: int, count: int) -> None:
 
 def options(model: Model) -> dict:
     return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
+
+
+def scores_texts(model: Model) -> bool:
+    """Whether the files of a model are of one that scores texts, as reward models do."""
+    from transformers import AutoConfig
+
+    if model.name.endswith(".gguf"):
+        return False
+    config = explained(model, lambda: AutoConfig.from_pretrained(model.name, **options(model)))
+    return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def explained(model: Model, read: Any) -> Any:

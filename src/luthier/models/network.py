@@ -263,16 +263,20 @@ def _try_packed(network: Network) -> str | None:
     if reason := unpackable(network):
         return reason
     attention.install()
-    training = network.model.training
-    try:
-        reason = _probe(network)
-    except (attention.Unsupported, ValueError, TypeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    finally:
-        network.model.train(training)
-    network.packed = reason is None
-    if reason is not None:
+    training, reason = network.model.training, None
+    # Some encoders count positions from the number after that of the token that texts are filled up with.
+    for first in (0,) if network.causal else (0, network.padding + 1):
+        network.first_position = first
+        try:
+            reason = _probe(network)
+        except (attention.Unsupported, ValueError, TypeError, RuntimeError, IndexError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        finally:
+            network.model.train(training)
+        if reason is None:
+            break
         network.model.set_attn_implementation(network.native)
+    network.packed = reason is None
     return reason
 
 

@@ -6,10 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from .classification import Classification, TokenClassification
 from .distillation import Distillation
 from .grpo import GRPO
 from .next_token import NextToken
 from .objective import Learning
+from .ppo import PPO
 from .preference import CPO, DPO, KTO, ORPO, SimPO
 from .reward import BradleyTerry
 from .rolling_out import RollingOut
@@ -20,17 +22,22 @@ __all__ = [
     "GRPO",
     "KTO",
     "ORPO",
+    "PPO",
     "BradleyTerry",
+    "Classification",
     "Distillation",
     "Learning",
     "NextToken",
     "Objective",
     "RollingOut",
     "SimPO",
+    "TokenClassification",
 ]
 
 Objective = Annotated[
     NextToken
+    | Classification
+    | TokenClassification
     | DPO
     | SimPO
     | ORPO
@@ -38,6 +45,7 @@ Objective = Annotated[
     | KTO
     | BradleyTerry
     | Distillation
-    | GRPO,
+    | GRPO
+    | PPO,
     Field(discriminator="kind"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..settings import Settings
@@ -30,6 +31,15 @@ class Learning(Settings):
     """What the network ends in, a key of models.heads: scores of the next token, of a text, of each token."""
 
     @property
+    def unsettled(self) -> bool:
+        """Whether some of these settings are told from the labels of the training rows, before anything heavy."""
+        return False
+
+    def told_by(self, found: Iterable[Any]) -> Self:
+        """These settings with what the labels of the training rows say."""
+        return self
+
+    @property
     def scores(self) -> tuple[str, ...]:
         """Names of the scores that the network ends in, one each, where it does not end in those of tokens."""
         return ()
@@ -48,6 +58,11 @@ class Learning(Settings):
     def rolls_out(self) -> bool:
         """Whether it learns from answers that the network gives meanwhile, as objectives.rolling_out says."""
         return False
+
+    @property
+    def sampling(self) -> Any:
+        """The settings that say how those answers are drawn."""
+        return None
 
     @property
     def ahead(self) -> str | None:
