@@ -267,6 +267,8 @@ def assemble(
     reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
+    if net.packed and net.causal and not net.shares:
+        tell(f"{type(model).__name__}: what documents begin with alike is run for each, as run once it is not the same")
     files = _lay_beneath(config, model, tell)
     _move(config, model, tokenizer, tell)
     files |= _go_on(config, model, tell)

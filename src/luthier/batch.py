@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,23 @@ import torch
 from torch import Tensor
 
 from .document import Document
+
+
+class Known(NamedTuple):
+    """With how many tokens each document begins as the one before it does, of these tokens and no others."""
+
+    tokens: Tensor  # [T]
+    alike: tuple[int, ...]  # [D]
+
+
+def begin_alike(documents: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """With how many tokens each document begins as the one before it does, the last of its own not among them."""
+    found = [0] if documents else []
+    for before, document in pairwise(documents):
+        most = max(0, min(len(before), len(document) - 1))
+        different = np.flatnonzero(before[:most] != document[:most])
+        found.append(int(different[0]) if len(different) else most)
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,7 @@ class Batch:
     fields: dict[str, Tensor] = field(default_factory=dict)  # [U, ...] of the rows; `labels` [U, K], more by objectives
     token_fields: dict[str, Tensor] = field(default_factory=dict)  # [T, ...] of predicting the token after each
     fillers: int = 0  # documents at the end that teach nothing, and are of no row
+    known: Known | None = None  # what `alike` is, where tokens are on a device
 
     @classmethod
     def pack(cls, documents: Sequence[Document]) -> Batch:
@@ -84,13 +102,17 @@ class Batch:
     def lengths(self) -> list[int]:
         return [b - a for a, b in zip(self.ends, self.ends[1:])]
 
-    def shared_start(self) -> int:
-        """With how many equal tokens all documents begin, each having one more; 0 of a single document."""
-        least = min(self.lengths) - 1
-        if len(self.ends) < 3 or least < 1:
-            return 0
-        heads = self.tokens[torch.tensor(self.ends[:-1])[:, None] + torch.arange(least)]  # [D, least]
-        return int((heads == heads[0]).all(0).cumprod(0).sum())
+    def alike(self) -> tuple[int, ...]:
+        """[D] with how many tokens a document begins as the one before it does, each having one more of its own.
+
+        Tokens on a device are not compared: there it is what was known of these very tokens on the host, or nothing.
+        """
+        if self.known is not None and self.known.tokens is self.tokens:
+            return self.known.alike
+        if self.tokens.device.type != "cpu":
+            return (0,) * (len(self.ends) - 1)
+        tokens = self.tokens.numpy()
+        return begin_alike([tokens[a:b] for a, b in zip(self.ends, self.ends[1:])])
 
     @property
     def documents(self) -> int:
@@ -108,9 +130,11 @@ class Batch:
                 t = t.pin_memory()
             return t.to(device, non_blocking=True)
 
+        tokens = move(self.tokens)
         return replace(
             self,
-            tokens=move(self.tokens),
+            tokens=tokens,
+            known=Known(tokens, self.alike()),
             positions=move(self.positions),
             targets=move(self.targets),
             weights=move(self.weights),
@@ -123,9 +147,10 @@ class Batch:
         """The rows start..stop-1."""
         first, last = (self.units[start], self.units[stop]) if self.units else (start, stop)
         a, b = self.ends[first], self.ends[last]
-        weights = self.weights[a:b]
+        weights, tokens = self.weights[a:b], self.tokens[a:b]
         return Batch(
-            tokens=self.tokens[a:b],
+            tokens=tokens,
+            known=Known(tokens, (0, *self.alike()[first + 1 : last])),
             positions=self.positions[a:b],
             targets=self.targets[a:b],
             ends=tuple(e - a for e in self.ends[first : last + 1]),
@@ -187,9 +212,11 @@ class Batch:
             return self
         device = self.tokens.device
         zeros = torch.zeros(extra, dtype=torch.int64, device=device)
+        tokens = torch.cat([self.tokens, zeros])
         return replace(
             self,
-            tokens=torch.cat([self.tokens, zeros]),
+            tokens=tokens,
+            known=Known(tokens, (*self.alike(), 0)),
             positions=torch.cat([self.positions, torch.arange(extra, device=device)]),
             ends=(*self.ends, total),
             targets=torch.cat([self.targets, zeros]),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..assemble import tokenizer_and_renderer
+from ..batch import begin_alike
 from ..config import Config
 from ..data import Data, kinds
 from ..data.dataset import Dataset, open_rows
@@ -29,6 +30,7 @@ class Row:
     learnt: int  # tokens that something is learnt at
     units: tuple[int, ...] = ()  # cumulative documents of each row of the data; () where each has one
     labels: int = 0  # numbers that are said of each row of the data
+    alike: tuple[int, ...] = ()  # with how many tokens each document begins as the one before it does; () is 0
 
     @property
     def tokens(self) -> int:
@@ -105,9 +107,10 @@ def counted(config: Config) -> Plan:
     def shape(row: list[int]) -> Row:
         documents = [training.documents[d] for d in row]
         learnt = sum(int((document.weights > 0).sum()) for document in documents)
-        members = tuple(member.inputs for document in documents for member in document.members)
+        members = [member.tokens[: member.inputs] for document in documents for member in document.members]
         units = (0, *accumulate(len(document.starts) for document in documents))
-        return Row(members, learnt, units if len(members) > len(row) else (), len(documents[0].labels))
+        units = units if len(members) > len(row) else ()
+        return Row(tuple(map(len, members)), learnt, units, len(documents[0].labels), begin_alike(members))
 
     def slots(row: list[int]) -> tuple[int, int]:
         taken = sum(lengths[d] for d in row) if batch.packing else max(lengths[d] for d in row) * len(row)

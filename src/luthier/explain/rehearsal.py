@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..assemble import Assembled
-from ..batch import Batch
+from ..batch import Batch, Known
 from ..optim.optimizer import Optimizer
 from ..surgery import QuantisedLinear, added, blocks, roles
 from . import compiled as compiled_layers
@@ -70,11 +70,13 @@ def batch_of(row: Row) -> Batch:
     for length in row.lengths:
         end += length
         ends.append(end)
+    tokens = empty(total, torch.int64)
     return Batch(
-        tokens=empty(total, torch.int64), positions=empty(total, torch.int64), ends=tuple(ends),
+        tokens=tokens, positions=empty(total, torch.int64), ends=tuple(ends),
         targets=empty(total, torch.int64), weights=empty(total, torch.float32), trained=empty(row.learnt, torch.int64),
         rows=tuple(range(len(row.units or ends) - 1)), units=row.units,
         fields={"labels": torch.empty(len(row.units or ends) - 1, row.labels, device="meta")} if row.labels else {},
+        known=Known(tokens, row.alike) if row.alike else None,
     )  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 Of encoders, whose layers say that they are not causal, it sees all tokens of its document.
 
 On a GPU in 16 bits the variable-length FlashAttention kernels that PyTorch ships (arXiv:2307.08691), elsewhere one
-call of `scaled_dot_product_attention` for each group of documents of similar length. There, too, all documents of a
-row may begin with the same tokens, which then stand in the row once: `ends[0]` of them, before the first document.
+call of `scaled_dot_product_attention` for each group of documents of similar length.
+
+A document may begin with tokens of the one before it, which then stand in the row once (starts.py). Borders of keys are
+those of whole documents, borders of queries those of what stands in the row: a document's queries are its last ones.
 
 A prefix (arXiv:2101.00190) is P keys and values that every token of every document sees, as if they stood before it.
 """
@@ -20,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+
+from .starts import Copies, copied, once, paths
 
 NAME = "luthier_packed"
 GQA_FLAG = "enable_gqa" in inspect.signature(varlen_attn).parameters  # from torch 2.12 on it has to be asked for
@@ -49,6 +53,13 @@ def cumulative(ends: tuple[int, ...], device: torch.device) -> Tensor:
     return made
 
 
+def borders(ends: tuple[int, ...], keys: tuple[int, ...], longest: int, device: torch.device) -> dict[str, Any]:
+    """What layers are told of documents that end at `ends`, and with the starts that they share at `keys`."""
+    made = cumulative(ends, device)
+    of_keys = made if keys == ends else cumulative(keys, device)
+    return {"cu_seq_lens_q": made, "cu_seq_lens_k": of_keys, "max_length_q": longest, "max_length_k": longest}
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,  # [1, H, T, d]
@@ -66,6 +77,7 @@ def packed_attention(
     s_aux: Tensor | None = None,
     virtual_prefix: Tensor | None = None,  # [layers, 2, K, P, d] float32
     virtual_places: Any = None,  # where copies of it stand among the keys, for kernels that want them there
+    shared_starts: Copies | None = None,  # where each document's keys stand, for kernels that want them end to end
     **_: object,
 ) -> tuple[Tensor, None]:
     """[1, T, H, d]; the signature is that of transformers' attention functions."""
@@ -82,6 +94,8 @@ def packed_attention(
         q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
         if prefix is not None:
             k, v = (before(p.transpose(0, 1), t, virtual_places) for p, t in zip(prefix, (k, v)))
+        if shared_starts is not None:
+            k, v = (copied(t, shared_starts) for t in (k, v))
         back = -1 if sliding_window is None else sliding_window - 1
         window = (back, back if both else 0)
         extra: dict[str, Any] = {"enable_gqa": True} if GQA_FLAG and q.shape[1] != k.shape[1] else {}
@@ -99,7 +113,29 @@ def packed_attention(
         )
         return out[None], None  # type: ignore[index]
     ends = tuple(cu_seq_lens_q.tolist())
-    return _grouped(query, key, value, ends, scaling, dropout, sliding_window, prefix, both), None
+    same = cu_seq_lens_k is None or cu_seq_lens_k is cu_seq_lens_q or virtual_places is not None
+    keys = ends if same else tuple(cu_seq_lens_k.tolist())  # type: ignore[union-attr]
+    return _grouped(query, key, value, ends, keys, scaling, dropout, sliding_window, prefix, both), None
+
+
+def aligned(width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernel takes queries as a document's last tokens: a random start would hide that it does not."""
+    drawn = torch.randn(3, 12, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    drawn[:, 5:9] = drawn[:, :4]
+    row = once((0, 5, 12), (0, 4), device)
+    assert row is not None
+
+    def attend(rows: Tensor, window: int | None, **given: Any) -> Tensor:
+        query, key, value = rows[:, None, None]
+        return packed_attention(nn.Module(), query, key, value, None, sliding_window=window, **given)[0][0]
+
+    for window in (None, 2):
+        apart = attend(drawn, window, **borders((0, 5, 12), (0, 5, 12), 7, device))
+        given = borders(row.ends, row.keys, 7, device)
+        together = attend(drawn[:, row.kept], window, **given, shared_starts=row.copies)
+        if (together - apart[row.kept]).abs().max() > (1e-4 if dtype == torch.float32 else 5e-2):
+            return False
+    return True
 
 
 def on_flash(t: Tensor) -> bool:
@@ -111,19 +147,26 @@ def apart(tokens: Tensor) -> bool:
     return tokens.is_cuda
 
 
-def _grouped(query, key, value, ends, scaling, dropout, window, prefix=None, both=False) -> Tensor:
+def _grouped(query, key, value, ends, keys, scaling, dropout, window, prefix=None, both=False) -> Tensor:
     heads, total = query.shape[1], query.shape[2]
     virtual = 0 if prefix is None else prefix.shape[2]
-    groups, restore = _groups(ends)
+    groups, restore = _groups(ends, keys)
     outs = []
-    for places, longest, lengths in groups:
-        index = places.to(query.device)
-        q, k, v = (t[0].index_select(1, index).view(t.shape[1], -1, longest, t.shape[-1]).transpose(0, 1)
-                   for t in (query, key, value))  # fmt: skip
+
+    def rows(t: Tensor, places: Tensor) -> Tensor:
+        """[D, heads, L, d]"""
+        found = t[0].index_select(1, places.flatten().to(t.device))
+        return found.view(t.shape[1], *places.shape, t.shape[-1]).transpose(0, 1)
+
+    for group in groups:
+        longest = group.keys.shape[1]
+        q, k, v = rows(query, group.queries), rows(key, group.keys), rows(value, group.keys)
         near = None if window is None or virtual + longest <= window else window
-        mask = _band(longest, near, virtual, query.device) if near is not None or virtual else None
+        mask = None
         if both:
-            mask = _within(lengths, longest, near, query.device)
+            mask = _within(group.lengths, longest, near, query.device)
+        elif near is not None or virtual or group.starts != (0,):
+            mask = _band(group.starts, q.shape[2], longest, near, virtual, query.device)
         if prefix is not None:
             k, v = (torch.cat([p.to(t.dtype).expand(len(t), -1, -1, -1), t], 2) for p, t in zip(prefix, (k, v)))
         # A document shorter than its group is filled up at its end, where causal attention never looks.
@@ -139,37 +182,60 @@ def _grouped(query, key, value, ends, scaling, dropout, window, prefix=None, bot
     return joined[None]
 
 
+class _Group(NamedTuple):
+    """Documents of similar length that attend in one call, filled up at their ends."""
+
+    queries: Tensor  # [D, Q] their places in the row
+    keys: Tensor  # [D, L]
+    starts: tuple[int, ...]  # [D] the number of a document's first query among its keys; [1] where all are the same
+    lengths: tuple[int, ...]  # [D] of documents, with what they share
+
+
 @lru_cache(maxsize=64)
-def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[Tensor, int, tuple[int, ...]]], Tensor | None]:
-    """[(the tokens of a group's documents [D * L], L, their lengths)], and where each token of the row went, None if in
-    order."""
-    shared = ends[0]
-    spans = sorted(((b - a + shared, a) for a, b in pairwise(ends) if b > a), reverse=True)
-    groups: list[list[tuple[int, int]]] = []
-    for span in spans:
-        if groups and span[0] >= SIMILAR * groups[-1][0][0]:
-            groups[-1].append(span)
-        else:
-            groups.append([span])
-    made, where, offset = [], torch.arange(ends[-1]), 0  # the shared tokens are taken from the first document
-    for members in groups:
-        longest = members[0][0]
-        places = torch.zeros(len(members), longest, dtype=torch.int64)
-        for slot, (length, start) in enumerate(members):
-            places[slot, :shared] = torch.arange(shared)
-            places[slot, shared:length] = torch.arange(start, start + length - shared)
-            where[start : start + length - shared] = torch.arange(offset + shared, offset + length)
-            offset += longest
-        made.append((places.flatten(), longest, tuple(length for length, _ in members)))
+def _groups(ends: tuple[int, ...], keys: tuple[int, ...]) -> tuple[list[_Group], Tensor | None]:
+    """The groups of a row, and where each token of it went, None if in order.
+
+    Tokens that another document ran already give keys. Where they are the lesser part of a document, they are queries
+    once more, and what comes out is left: a call without a mask is quicker than one that skips them.
+    """
+    made: list[list[tuple[int, int, int, int]]] = []
+    spans = [(d - c, a, b, c) for (a, b), (c, d) in zip(pairwise(ends), pairwise(keys)) if d > c]
+    for late in (False, True):
+        groups: list[list[tuple[int, int, int, int]]] = []
+        for span in sorted((s for s in spans if late == (2 * (s[0] - s[2] + s[1]) >= s[0])), reverse=True):
+            if groups and span[0] >= SIMILAR * groups[-1][0][0]:
+                groups[-1].append(span)
+            else:
+                groups.append([span])
+        made += groups
+    found, where, offset = paths(ends, keys), torch.arange(ends[-1]), 0
+    out = []
+    for members in made:
+        longest, shared = members[0][0], [length - (b - a) for length, a, b, _ in members]
+        late = 2 * shared[0] >= longest
+        starts = shared if late else [0] * len(members)
+        rows = max(length - start for (length, *_), start in zip(members, starts))
+        of_keys = torch.zeros(len(members), longest, dtype=torch.int64)
+        of_queries = torch.zeros(len(members), rows, dtype=torch.int64)
+        for slot, (start, before_it, (length, a, b, key)) in enumerate(zip(starts, shared, members)):
+            of_keys[slot, :length] = found[key : key + length]
+            of_queries[slot, : length - start] = of_keys[slot, start:length]
+            where[a:b] = torch.arange(offset + before_it - start, offset + length - start)
+            offset += rows
+        lengths, starts = tuple(length for length, *_ in members), tuple(starts)
+        out.append(_Group(of_queries, of_keys, starts if len(set(starts)) > 1 else starts[:1], lengths))
     ordered = offset == ends[-1] and bool((where == torch.arange(ends[-1])).all())
-    return made, None if ordered else where
+    return out, None if ordered else where
 
 
 @lru_cache(maxsize=16)
-def _band(length: int, window: int | None, virtual: int, device: torch.device) -> Tensor:
-    """[L, P + L] True where a token may look: at itself and what stands before it, no further than `window` - 1."""
-    own = torch.arange(length, device=device)[:, None] + virtual
-    distance = own - torch.arange(virtual + length, device=device)
+def _band(
+    starts: tuple[int, ...], queries: int, keys: int, window: int | None, virtual: int, device: torch.device
+) -> Tensor:
+    """[D, 1, Q, P + L] True where a token may look: at itself and what is before it, no further than `window` - 1."""
+    first = torch.tensor(starts, device=device)[:, None]
+    own = (first + torch.arange(queries, device=device)).clamp(max=keys - 1)[:, None, :, None]
+    distance = own + virtual - torch.arange(virtual + keys, device=device)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 

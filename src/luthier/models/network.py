@@ -14,7 +14,7 @@ from ..batch import Batch
 from ..errors import ModelError
 from ..logprobs import Head
 from ..surgery import adapters_off, replaced
-from . import attention, heads, virtual
+from . import attention, heads, starts, virtual
 
 
 class Network(nn.Module):
@@ -37,6 +37,7 @@ class Network(nn.Module):
         self.noise = 0.0  # NEFTune's alpha
         self.longest = 0  # an upper bound of document lengths that stays the same, so that graphs do
         self.compiled = False  # then rows have few shapes
+        self.shares = True  # what neighbours in a row begin with is run once
         if ends_in == "tokens" and self.model.get_output_embeddings() is None:
             raise ModelError(f"{type(model).__name__} has no output layer: it is no causal language model")
 
@@ -147,26 +148,44 @@ class Network(nn.Module):
         return hidden[batch.trained], batch.targets[batch.trained], batch.weights[batch.trained]
 
     def _packed(self, batch: Batch) -> Tensor:
-        tokens, positions, ends, copies = batch.tokens, batch.positions, batch.ends, None
+        tokens, positions, ends, keys = batch.tokens, batch.positions, batch.ends, batch.ends
+        longest, found = max(self.longest, *batch.lengths), virtual.of(self.model)
+        given: dict[str, Any] = {**self._types(batch)}
+        once = self._once(batch, longest)
+        if once is not None:
+            tokens, positions, ends, keys = tokens[once.kept], positions[once.kept], once.ends, once.keys
+            if attention.apart(tokens):
+                given["shared_starts"] = once.copies
         if self.first_position:
             positions = positions + self.first_position
-        alone = self._disturbed or not self.causal
-        if tokens.device.type == "cpu" and not alone and (shared := batch.shared_start()):
-            kept, copies, ends = _once(batch, shared)
-            tokens, positions = tokens[kept], positions[kept]
-        longest = max(self.longest, *batch.lengths)
-        found = virtual.of(self.model)
         if found is None:
-            borders = attention.cumulative(ends, self.device)
             out = self.model.base_model(
-                input_ids=tokens[None], position_ids=positions[None], **self._types(batch), **self._no_cache,
-                cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest,
+                input_ids=tokens[None], position_ids=positions[None], **given, **self._no_cache,
+                **attention.borders(ends, keys, longest, self.device),
             )  # fmt: skip
             hidden = out.last_hidden_state[0]
         else:
-            row = virtual.row(self.model, found, tokens, positions, ends, longest, self.compiled)
+            row = virtual.row(self.model, found, tokens, positions, ends, keys, longest, self.compiled)
             hidden = self.model.base_model(**row.given, use_cache=False).last_hidden_state[0][row.tokens]
-        return hidden if copies is None else hidden[copies]
+        return hidden if once is None else starts.copied(hidden, once.copies)[: len(batch)]
+
+    def _once(self, batch: Batch, longest: int) -> starts.Once | None:
+        """The row with what neighbours share run once, where all that a token becomes is known from those before it.
+
+        On a GPU keys and values of each document are copied, so that a part of the row must be saved by it; virtual
+        tokens are copied there, too, and the two have not been brought together.
+        """
+        if not self.shares or self._disturbed or not self.causal or "types" in batch.token_fields:
+            return None
+        apart = attention.apart(batch.tokens)
+        if self.compiled if not apart else virtual.of(self.model) is not None:
+            return None
+        total = len(batch)
+        documents = batch.documents if self.compiled else len(batch.ends) - 1
+        return starts.once(
+            batch.ends[: documents + 1], batch.alike()[:documents], self.device,
+            -(-total // starts.SHARE) if apart else 1, total if self.compiled else 0, longest,
+        )  # fmt: skip
 
     @property
     def _no_cache(self) -> dict[str, bool]:
@@ -204,23 +223,6 @@ class Network(nn.Module):
             self.model.train(training)
             for module, call in zip(compiled, calls):
                 module._compiled_call_impl = call
-
-
-def _once(batch: Batch, shared: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """A row whose documents start with the same `shared` tokens, these run once: their hidden states are the same.
-
-    The tokens that are kept [K], for each token of the row where it is among them [T], and the ends of what is kept,
-    from `shared` on.
-    """
-    first = torch.arange(len(batch)) < shared
-    own = batch.positions >= shared
-    kept = (first | own).nonzero()[:, 0]
-    copies = torch.where(own, torch.cumsum(first | own, 0) - 1, batch.positions)
-    ends, end = [shared], shared
-    for length in batch.lengths:
-        end += length - shared
-        ends.append(end)
-    return kept, copies, tuple(ends)
 
 
 def prepare(network: Network, wanted: str) -> str | None:
@@ -330,7 +332,30 @@ def _probe(network: Network) -> str | None:
     other = replace(batch, tokens=(batch.tokens + moved) % vocabulary)
     if not torch.equal(network._packed(other)[5:], packed[5:]):
         return "a document changes with its neighbour"
+    network.shares = network.causal and _shares_exactly(network, batch)
     return None
+
+
+def _shares_exactly(network: Network, batch: Batch) -> bool:
+    """Whether a document that begins as the one before it does comes out as it does alone."""
+    tokens = batch.tokens.clone()
+    tokens[5:9] = tokens[:4]
+    batch = replace(batch, tokens=tokens.cpu()).to(network.device)
+    assert batch.alike() == (0, 4)
+    try:
+        network.shares = False
+        apart = network._packed(batch)
+        network.shares = True
+        together = network._packed(batch)
+    except RuntimeError:
+        return False
+    tolerance = 1e-3 if apart.dtype == torch.float32 else 6e-2
+    if (together - apart).abs().max() > tolerance * apart.abs().max():
+        return False
+    config = network.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if isinstance(heads, int) else 64)
+    return attention.aligned(width, network.dtype, network.device)
 
 
 @torch.no_grad()

@@ -58,11 +58,13 @@ class Row:
 
 
 def row(
-    model: Any, virtual: Virtual, tokens: Tensor, positions: Tensor, ends: tuple[int, ...], longest: int, fixed: bool
-) -> Row:
+    model: Any, virtual: Virtual, tokens: Tensor, positions: Tensor, ends: tuple[int, ...], keys: tuple[int, ...],
+    longest: int, fixed: bool,
+) -> Row:  # fmt: skip
     """Documents end to end with the virtual tokens before each; on a CPU, as a start that all of them share.
 
-    With `fixed`, lengths are rounded up, so that few shapes occur.
+    `ends` are the borders of what stands in the row, `keys` those of documents with their starts: the same where each
+    has a copy of the virtual tokens. With `fixed`, lengths are rounded up, so that few shapes occur.
     """
     device, rows, size = positions.device, virtual.rows, None
     if fixed:
@@ -81,15 +83,14 @@ def row(
             where = where.to(device)
             given["inputs_embeds"] = attention.before(virtual.embedded, embedded, where)[None]
             positions, own = attention.before(front, positions, where), where.tokens
-            ends = _filled(ends, given["inputs_embeds"].shape[1], longest + rows)
+            ends = keys = _filled(ends, given["inputs_embeds"].shape[1], longest + rows)
         else:
             given["inputs_embeds"] = torch.cat([virtual.embedded.to(embedded.dtype), embedded])[None]
             positions, own = torch.cat([front, positions]), slice(rows, None)
-            ends = tuple(end + rows for end in ends)
+            ends = (0, *(end + rows for end in ends[1:]))  # they run with the first document
+            keys = tuple(end + i * rows for i, end in enumerate(keys))
+    given |= {"position_ids": positions[None], **attention.borders(ends, keys, longest + rows, device)}
     longest += rows
-    borders = attention.cumulative(ends, device)
-    given |= {"position_ids": positions[None], "cu_seq_lens_q": borders, "cu_seq_lens_k": borders,
-              "max_length_q": longest, "max_length_k": longest}  # fmt: skip
     if virtual.prefix is not None:
         given["virtual_prefix"] = virtual.prefix
         if attention.apart(tokens):
