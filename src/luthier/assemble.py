@@ -145,8 +145,10 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
     return folder
 
 
-def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say) -> Any:
-    """Loaded, or drawn; with a vocabulary that fits the tokenizer."""
+def _model(
+    config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say, new: bool = True
+) -> Any:  # fmt: skip
+    """Loaded, or drawn; with a vocabulary that fits the tokenizer. `new`: a head that is drawn stays as it is."""
     name, store, ending = config.model, config.precision.storage(dtype), _ending(config)
     if name.starts_at_random:
         model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length, ending)
@@ -157,7 +159,7 @@ def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.dev
                 "(to go on from them, method=continued_pretraining)"
             )
     else:
-        model = load.load_model(name, dtype, device, store, tell, ending, config.seed)
+        model = load.load_model(name, dtype, device, store, tell, ending, config.seed, tell if new else None)
     vocabulary.fit(model, tokenizer, name.new_tokens)
     if ending.ends_in != "tokens":
         heads.name_padding(model, tokenizer)
@@ -228,7 +230,7 @@ def assemble(
     seed_everything(config.seed)
     ranks = ranks or Ranks(config.parallel)
     dtype = config.precision.resolve(ranks.device)
-    model = _model(config, tokenizer, dtype, ranks.device, tell)
+    model = _model(config, tokenizer, dtype, ranks.device, tell, training)
     if training:
         model.train()
         config.regularisation.apply(model)

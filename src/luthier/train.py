@@ -381,6 +381,8 @@ class Trainer:
         if self.monitor:
             self.monitor.log("evaluation", self.step, values)
             self.monitor.samples(self.step, measured.answers_file(self.folder, self.step))
+            if self.made.network.ends_in == "text":
+                self.monitor.confusion(self.step, measured.confusion(self.folder, self.step))
         self._judge(values)
 
     def _judge(self, values: dict) -> None:

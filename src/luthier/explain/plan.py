@@ -135,6 +135,12 @@ def assumed(config: Config, why: str) -> Plan:
     return Plan((row, row) if rows > 1 else (row,), rows, tokens, squares, config.max_steps, source)
 
 
+def read_at_once(config: Config) -> bool:
+    """Whether the data is there, and so small that it is read."""
+    size = _bytes(config.data)
+    return not config.data.streaming and size is not None and size <= SMALL
+
+
 def _bytes(data: Data) -> int | None:
     """Of local data files; None where there is none, or something else."""
     total = 0

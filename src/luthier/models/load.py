@@ -57,18 +57,21 @@ def _read_tokenizer(model: Model, trained: Path | None) -> Any:
 def load_model(
     model: Model, dtype: torch.dtype, device: torch.device, store: Storage | None = None,
     tell: Callable[[str], None] = lambda text: None, ending: Ending = TOKENS, seed: int = 0,
+    tell_head: Callable[[str], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """The network with its weights in `dtype` on `device`, every tensor read, converted and placed one by one.
 
-    With `store`, linear layers go to fewer bits as they are read. A head that the files lack is drawn by `seed`.
+    With `store`, linear layers go to fewer bits as they are read. A head that the files lack is drawn by `seed`, which
+    `tell_head` is told, where it stays.
     """
+    say = tell_head or (lambda text: None)
     if text := problem(model):
         raise ModelError(f"model.name: {text}")
     if model.name.endswith(".gguf"):
         made = gguf.read_model(Path(model.name).expanduser(), dtype)
         if ending is not TOKENS:
             made = heads.on_base(made, ending, seed)
-            _tell_head(made, heads.parameters(made), (), seed, tell)
+            _tell_head(made, heads.parameters(made), (), seed, say)
         return made.to(device) if store is None else stored(made, store, device, tell)
     from transformers import AutoConfig
 
@@ -84,9 +87,9 @@ def load_model(
     if text := ready_made_problem(model.name, ready, store.kind if store else "as_loaded"):
         raise ModelError(text)
     if store is None:
-        return _read(model, config, dtype, device, ending, seed, tell)
+        return _read(model, config, dtype, device, ending, seed, say)
     try:
-        made = explained(model, lambda: _streamed(model, config, dtype, device, store, ending, seed, tell))
+        made = explained(model, lambda: _streamed(model, config, dtype, device, store, ending, seed, say))
     except streaming.Unfit as reason:
         if ready:
             raise ModelError(f"model.name={model.name!r}: its 4-bit weights cannot be read: {reason}") from None
@@ -94,7 +97,7 @@ def load_model(
             f"weights are read whole, in {str(dtype).removeprefix('torch.')} into the host's memory, and then go to "
             f"{store.kind} layer by layer: {reason}"
         )
-        whole = _read(model, config, dtype, torch.device("cpu"), ending, seed, tell)
+        whole = _read(model, config, dtype, torch.device("cpu"), ending, seed, say)
         return stored(whole, store, device, tell)
     if text := streaming.sixteen_bit_experts(made, store):
         tell(text)

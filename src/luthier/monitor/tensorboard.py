@@ -43,6 +43,19 @@ class TensorBoard:
                 bucket_limits=h.edges[1:], bucket_counts=h.counts, global_step=step,
             )  # fmt: skip
 
+    def confusion(self, step: int, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        """A picture, and which label each number in it is."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        from .picture import confusion, png
+
+        drawn = confusion(counts)
+        image = Summary.Image(height=drawn.shape[0], width=drawn.shape[1], colorspace=3, encoded_image_string=png(drawn))
+        summary = Summary(value=[Summary.Value(tag="evaluation/confusion", image=image)])
+        self.writer._get_file_writer().add_summary(summary, step)
+        told = "\n".join(f"{i}. {_cell(name)}" for i, name in enumerate(names))
+        self.writer.add_text("confusion/labels", f"rows are true labels, columns what is said\n\n{told}", step)
+
     def finish(self, figures: Mapping[str, float]) -> None:
         """The table of the hyper-parameters' tab."""
         from torch.utils.tensorboard.summary import hparams
