@@ -272,7 +272,7 @@ def test_files_are_the_answers_of_the_axes(settings):
     assert files["loop"][0] == "train.py"
     assert "trainable/lora.py" in files["trainable"]
     assert "trainable/partial.py" not in files["trainable"]
-    assert files["objectives"] == ["objectives/next_token.py"]
+    assert files["objectives"] == [f"objectives/{name}.py" for name in ("cross_entropy", "next_token", "objective")]
     assert "optim/adamw.py" in files["optim"]
     assert "trainable/partial.py" in running(configure(settings, method="partial"))["trainable"]
     package = Path(sys.modules["luthier"].__file__).parent

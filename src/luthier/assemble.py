@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import checkpoint, surgery
+from . import checkpoint, surgery, teachers
 from .config import Config, read_run
 from .data import holdout
 from .data.masks import Renderer
@@ -40,6 +40,7 @@ class Assembled:
     begins: dict[str, int] = field(default_factory=dict)  # parameter -> steps taken before it moves, where not from 0
     sources: saved.Sources | None = None  # the adapters that were loaded
     start: dict[str, torch.Tensor] = field(default_factory=dict)  # first values of what moves, where they are needed
+    teacher: teachers.Teacher | None = None  # frozen, once an objective asked for it
 
     def unfreeze(self, step: int) -> None:
         """Let move what moves after `step` optimiser steps. Nothing is computed for what does not move yet."""
@@ -168,10 +169,10 @@ def _model(
     return model
 
 
-def settled(config: Config, say: Say = lambda text: None) -> Config:
+def with_labels(config: Config, say: Say = lambda text: None) -> Config:
     """The configuration with what its training rows say: the names of their labels, and which kind they are of."""
     objective = config.objective
-    if not objective.unsettled:
+    if not objective.asks_labels:
         return config
     if config.data.streaming:
         raise ConfigError(
@@ -188,7 +189,7 @@ def settled(config: Config, say: Say = lambda text: None) -> Config:
             if row.label is not None:
                 yield row.label
 
-    made = objective.settled(labels())
+    made = objective.with_labels(labels())
     names = f"{len(made.scores)} labels: {', '.join(made.scores[:12])}{', ...' if len(made.scores) > 12 else ''}"
     say(f"{made.problem}, told from the training rows; {names}")
     data = config.data
@@ -261,14 +262,38 @@ def assemble(
         net.compiled = layers.compiled(config.parallel, ranks.device)
     made = Assembled(config, net, objective, tokenizer, renderer, ranks, begins)
     made.sources = saved.Sources(files) if files else None
-    _keep_start(made, saved.TRAINED in files)
+    _keep_start(made, saved.TRAINED in files, training)
+    _give_teacher(made, tell, training)
     return made
 
 
-def _keep_start(made: Assembled, loaded: bool = False) -> None:
+def _give_teacher(made: Assembled, tell: Say, training: bool) -> None:
+    """The teacher is loaded when it is first needed: before training, unless its outputs are kept on disk."""
+    if not made.config.objective.taught:
+        return
+
+    def restored(folder: Path, precision: Any) -> Assembled:
+        return restore(folder, tell, made.ranks, precision)[0]
+
+    def taught() -> teachers.Teacher:
+        if made.teacher is None:
+            state = checkpoint.random_state()
+            made.teacher = teachers.load_teacher(
+                made.config, made.network, made.tokenizer, made.ranks.device, restored, tell
+            )
+            checkpoint.restore_random_state(state)
+        return made.teacher
+
+    made.objective.teacher = taught
+    if training and not made.config.objective.ahead:
+        made.objective.meet(made.network, taught().network)
+
+
+def _keep_start(made: Assembled, loaded: bool = False, training: bool = True) -> None:
     """Copies of what moves in the network, where it must be known as it was; adapters can be switched off, but for
-    `loaded` ones."""
-    compares = made.config.objective.compares
+    `loaded` ones. What is compared with in training may be computed ahead of it."""
+    objective = made.config.objective
+    compares = objective.compares and not (training and objective.ahead)
     if loaded or compares:
         off = set() if loaded else {id(p) for p in surgery.added(made.network.model)}
         named = made.parameters().items()
@@ -291,14 +316,15 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     Whether a family runs packed is told from its layers alone, without the comparison that `assemble` makes.
     """
     meta = torch.device("meta")
-    available = device == "cpu" or torch.cuda.is_available()
-    dtype = config.precision.resolve(torch.device(device)) if available else _of_absent_gpu(config.precision.dtype)
+    dtype = _dtype(config.precision, device)
     model = skeleton.outline(config.model, dtype, config.data.max_length, _ending(config))
     if store := config.precision.storage(dtype):
         model = load.stored(model, store, meta, tell)
     model.train()
     net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
+    if net.ends_in != "tokens":
+        network.guess_scores(net)
     reason = "model.attention=padded" if config.model.attention == "padded" else network.unpackable(net)
     reason = reason if config.batch.packing else "batch.packing=false"
     if reason:
@@ -314,7 +340,17 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     net.compiled = device == "cuda" and layers.compiled(config.parallel, torch.device(device))
     made = Assembled(config, net, objective, None, None, None, begins)  # type: ignore[arg-type]
     _keep_start(made)
+    if config.objective.taught and not config.objective.ahead:
+        made.teacher = teachers.outlined(config, net, partial(_dtype, device=device), partial(outline, device=device))
+        made.objective.teacher = lambda: made.teacher
+        made.objective.meet(net, made.teacher.network)
     return made
+
+
+def _dtype(precision: Any, device: str) -> torch.dtype:
+    """In which a network computes on a device that may not be here."""
+    available = device == "cpu" or torch.cuda.is_available()
+    return precision.resolve(torch.device(device)) if available else _of_absent_gpu(precision.dtype)
 
 
 def _of_absent_gpu(dtype: str) -> torch.dtype:
@@ -337,12 +373,17 @@ def best_or_newest(folder: Path) -> tuple[Path, list[str]]:
     return newest, refused
 
 
-def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Path]:
-    """A run's network with the weights of its best checkpoint, for evaluation, generation and export."""
+def restore(
+    folder: Path, tell: Say = lambda text: None, ranks: Ranks | None = None, precision: Any = None,
+) -> tuple[Assembled, Path]:  # fmt: skip
+    """A run's network with the weights of its best checkpoint, for evaluation, generation and export; as a teacher on
+    the device of `ranks`, and in another `precision` where one is given."""
     chosen, refused = best_or_newest(folder)
     for line in refused:
         tell(line)
-    made = assemble(read_run(folder), tell, training=False)
+    config = read_run(folder)
+    config = config if precision is None else config.model_copy(update={"precision": precision})
+    made = assemble(config, tell, training=False, ranks=ranks)
     state = checkpoint.read_state(chosen)
     if made.sources:
         made.sources.restore({}, state["parts"]["adapters"])
@@ -353,6 +394,10 @@ def restore(folder: Path, tell: Say = lambda text: None) -> tuple[Assembled, Pat
 
 def load_weights(made: Assembled, folder: Path, group: str = "weights") -> None:
     """What moves, from a checkpoint: the weights of its step, or the group of its tensors that is to be deployed."""
-    checkpoint.load_into(made.parameters(), checkpoint.read_tensors(folder, group), str(folder))
+    named, tensors = made.parameters(), checkpoint.read_tensors(folder, group)
+    passing = tuple(f"objective.{name}" for name in getattr(made.objective, "passing", ()))
+    if passing:  # served training alone, and are there only while a run trains
+        tensors = {n: t for n, t in tensors.items() if n in named or not n.startswith(passing)}
+    checkpoint.load_into(named, tensors, str(folder))
     constants = surgery.constants(made.network.model)
     checkpoint.load_into(constants, checkpoint.read_tensors(folder, "constants"), str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -136,6 +137,38 @@ class Batch:
             token_fields={name: t[a:b] for name, t in self.token_fields.items()},
         )
 
+    def members(self, number: int) -> Batch | None:
+        """Of each row its member of this number alone, of rows that have it; None where no row does.
+
+        Of a batch that was filled up, filled up again, so that shapes stay few.
+        """
+        units = self.units or tuple(range(self.documents + 1))
+        chosen = [u for u in range(len(units) - 1) if units[u] + number < units[u + 1]]
+        if not chosen:
+            return None
+        places = [units[u] + number for u in chosen]
+        spans = [range(self.ends[d], self.ends[d + 1]) for d in places]
+        at = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(self.tokens.device)
+        rows = torch.tensor(chosen, device=self.tokens.device)
+        weights = self.weights[at]
+        if weights.is_meta:  # shapes only: as many as the share of the tokens
+            trained = self.trained[: max(1, len(self.trained) * len(at) // len(self))]
+        else:
+            trained = weights.nonzero()[:, 0]
+        made = Batch(
+            tokens=self.tokens[at],
+            positions=self.positions[at],
+            targets=self.targets[at],
+            ends=(0, *accumulate(map(len, spans))),
+            weights=weights,
+            trained=trained,
+            rows=tuple(self.rows[u] for u in chosen),
+            fields={name: t[rows] for name, t in self.fields.items()},
+            token_fields={name: t[at] for name, t in self.token_fields.items()},
+        )
+        unit = -(-len(self) // 8)
+        return made.padded_to(-(-len(made) // unit) * unit) if self.fillers else made
+
     def split(self, micro_tokens: int) -> list[Batch]:
         """Consecutive parts of at most `micro_tokens` tokens each, or of one row where it alone is longer."""
         assert not self.fillers, "split before filling up"
@@ -152,14 +185,15 @@ class Batch:
         extra = total - len(self)
         if extra <= 0:
             return self
-        zeros = torch.zeros(extra, dtype=torch.int64)
+        device = self.tokens.device
+        zeros = torch.zeros(extra, dtype=torch.int64, device=device)
         return replace(
             self,
             tokens=torch.cat([self.tokens, zeros]),
-            positions=torch.cat([self.positions, torch.arange(extra)]),
+            positions=torch.cat([self.positions, torch.arange(extra, device=device)]),
             ends=(*self.ends, total),
             targets=torch.cat([self.targets, zeros]),
-            weights=torch.cat([self.weights, torch.zeros(extra)]),
+            weights=torch.cat([self.weights, torch.zeros(extra, device=device)]),
             token_fields={n: torch.cat([t, t.new_zeros(extra, *t.shape[1:])]) for n, t in self.token_fields.items()},
             fillers=self.fillers + 1,
         )

@@ -15,8 +15,10 @@ from .faults import explained, place
 from .fields import Config
 from .methods import METHODS
 from .models import names
+from .objectives import Learning
 from .settings import merged, nearest, parse_override, read_yaml
 from .trainable import adapter_files
+from .trainable.adapter import Adapting
 
 SHORT = {
     "model": "name", "data": "train", "trainable": "kind", "objective": "kind", "precision": "kind", "optim": "kind",
@@ -97,10 +99,18 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
         config = config.model_copy(update={"batch": config.batch.model_copy(update={"examples": 16})})
     followed = {"model": names.resolved(config.model), "trainable": adapter_files.resolved(config.trainable)}
     config = config.model_copy(update=followed)
+    config = config.model_copy(update={"objective": _settled(config)})
     problems += contradictions(config, weights)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _settled(config: Config) -> Learning:
+    """The objective with what it leaves to the run decided."""
+    moves = not isinstance(config.trainable, Adapting)
+    known = config.max_steps is None and not config.data.streaming
+    return config.objective.settled(moves, config.epochs if known else None)
 
 
 def _named(kinds: dict[str, str], values: Mapping, axis: str) -> list[str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from .data import Data, sources
 from .errors import AdapterError
 from .fields import ON_ANSWERS, PYTHON_DOCS, Config, Evaluation
-from .models import names
+from .models import Model, names
+from .objectives import Distillation
+from .objectives.distillation import Teacher
 from .optim import (
     SGD,
     Constant,
@@ -60,6 +62,12 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     found += _contradictions_of_evaluation(config)
     if isinstance(config.precision, QAT):
         found += _contradictions_of_qat(config, config.precision)
+    found += config.objective.problems()
+    if (wanted := config.objective.ahead) and data.streaming:
+        found.append(
+            f"objective.{wanted} computes something for every row before the first step, and the rows of a stream "
+            "(data.streaming=true) are not known then: use one of the two"
+        )
     t = config.trainable
     if isinstance(t, Partial):
         found += _faults_of_unfreezing(t, config.max_steps)
@@ -78,7 +86,7 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
             if problem := formats.wrong_columns(columns):
                 found.append(problem)
     found += _faults_of_formats(config)
-    found += config.objective.problems() + _contradictions_of_scores(config)
+    found += _contradictions_of_scores(config)
     for source in data.sources():
         for name in [source.path] if isinstance(source.path, str) else source.path:
             if problem := sources.missing(name):
@@ -88,25 +96,28 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
         found.append(f"data.validation: {problem}")
     found += _contradictions_of_precision(config)
+    if isinstance(config.objective, Distillation) and config.objective.teacher:
+        found += _faults_of_teacher(config, config.objective.teacher, weights)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
 
 
 def _contradictions_of_scores(config: Config) -> list[str]:
     """What goes with a network that ends in scores of texts or of their tokens, and what with one that predicts them."""
     found, data, ends_in = [], config.data, config.objective.ends_in
-    if config.objective.rows in ("labelled", "tagged") and data.long_text == "split":
+    has_labels = config.objective.rows in ("labelled", "tagged")
+    if has_labels and data.long_text == "split":
         found.append(
             "data.long_text=split would give the label of a text to each of its pieces: use data.long_text=cut, or error"
         )
+    if data.long_text == "cut" and not has_labels:
+        found.append("data.long_text=cut is of texts with labels; others would lose what is to be learnt: leave it out")
     if ends_in == "tokens":
-        if data.long_text == "cut" and config.objective.rows == "text":
-            found.append("data.long_text=cut would leave text out that could be learnt: use data.long_text=split, or error")
         return found
     if config.evaluation.generate:
         found.append(f"evaluation.generate={config.evaluation.generate}: this model gives scores, not answers: leave it out")
     if config.evaluation.tasks:
         found.append("evaluation.tasks need a model that predicts tokens: leave them out")
-    if data.streaming and config.objective.unsettled:
+    if data.streaming and config.objective.asks_labels:
         found.append(
             "data.streaming=true: labels cannot be told from rows that are read as they are learnt: give "
             "objective.labels, and objective.problem_type"
@@ -122,7 +133,7 @@ def _faults_of_formats(config: Config) -> list[str]:
             continue
         from .data import formats
 
-        if formats.FORMATS[name].kind != kind:
+        if formats.FORMATS[name] not in formats.of_kind(kind):
             fitting = ", ".join(["auto", *(form.name for form in formats.of_kind(kind))])
             found.append(f"data.format={name} is not for method={config.method}: use {fitting}")
     if config.evaluation.forgetting and config.objective.ends_in != "tokens":
@@ -166,6 +177,29 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             "embeddings: use method=full, method=partial with trainable.embeddings=true, or method=lora with the "
             "embeddings and the head in trainable.modules_to_save"
         )
+    return found
+
+
+def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:
+    found, folder = [], Path(teacher.name).expanduser()
+    if teacher.precision == "nf4" and not find_spec("bitsandbytes"):
+        found.append("objective.teacher.precision=nf4: pip install 'luthier[quant]' (4-bit weights are bitsandbytes')")
+    if not (folder / "config.yaml").is_file():
+        model = Model(name=teacher.name, revision=teacher.revision)  # type: ignore[call-arg]
+        if text := names.problem(names.resolved(model), weights):
+            found.append(f"objective.teacher: {text}")
+        ready = names.ready_made(names.resolved(model))
+        if text := names.ready_made_problem(teacher.name, ready, teacher.precision or "as_loaded"):
+            found.append(f"objective.teacher: {text}")
+        if classes := names.no_causal_model(teacher.name):
+            found.append(
+                f"objective.teacher={teacher.name!r} is a {classes}, which gives no scores of the next token: give a "
+                "causal language model"
+            )
+    elif folder.resolve() == Path(config.output_dir).expanduser().resolve():
+        found.append(f"objective.teacher={teacher.name!r} is the folder of this run: give another output_dir")
+    elif teacher.revision:
+        found.append(f"objective.teacher.revision={teacher.revision!r}, but {teacher.name!r} is a run: leave it out")
     return found
 
 

@@ -9,6 +9,7 @@
     ├── NonFiniteError          6   a loss or a gradient that is not a number
     ├── ExportError             7   what was written does not answer as what was trained
     ├── MetricError             1   a user's metric that fails or gives no number
+    ├── RewardError             1   a reward that fails, takes too long or gives no number, with its row
     └── Interrupted       130, 143  Ctrl-C, SIGTERM: saved, start again to go on
 
 A message names the field, the value and the remedy. Our own mistakes are `assert`s, never these.
@@ -58,6 +59,10 @@ class ExportError(LuthierError):
 
 class MetricError(LuthierError):
     """A user's function that scores answers failed, or gave no finite number."""
+
+
+class RewardError(LuthierError):
+    """A reward could not be given to an answer; never a zero in its place."""
 
 
 class Interrupted(LuthierError):

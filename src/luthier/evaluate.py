@@ -104,11 +104,15 @@ def held_out(made: Assembled, dataset: Dataset, micro_tokens: int, objective: An
     order = sorted(range(len(dataset)), key=lambda i: dataset.lengths[i])
     parts = rectangles(order, dataset.lengths, micro_tokens)
     mine = made.ranks.mine(parts)
+    def batch_of(part: Sequence[int]) -> Batch:
+        return Batch.pack([dataset.documents[i] for i in part]).to(made.ranks.device)
+
     try:
         with torch.no_grad():
+            if survey := getattr(objective, "survey", None):
+                survey(made.network, map(batch_of, mine), made.ranks.sum_)
             for part in mine or parts[:1]:  # a rank that has none must know the columns, too
-                batch = Batch.pack([dataset.documents[i] for i in part])
-                loss = objective.evaluate(made.network, batch.to(made.ranks.device))
+                loss = objective.evaluate(made.network, batch_of(part))
                 for name, sums in {"loss": loss.total, "weight": loss.count, **loss.metrics}.items():
                     column = columns.setdefault(name, torch.zeros(len(dataset), dtype=torch.float64))
                     if mine:

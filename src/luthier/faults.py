@@ -57,7 +57,15 @@ ELSEWHERE = {  # what other libraries call it
     "lr_reduce_factor": "schedule.factor", "param_groups": "optim.groups",
     "groupsize": "precision.group_size", "weight_dtype": "precision.scheme", "activation_dtype": "precision.scheme",
     "quantizer": "precision.scheme", "quantization_aware_training": "precision.kind", "qat": "precision.kind",
+    "reward_funcs": "objective.rewards", "reward_weights": "objective.rewards", "reward_model": "objective.rewards",
+    "reward_model_path": "objective.rewards", "reward_processing_classes": "objective.rewards",
     "fake_quant_after_n_step": "precision.fake_quant_after_n_steps",
+    "teacher_model": "objective.teacher", "teacher_model_name_or_path": "objective.teacher",
+    "teacher_path": "objective.teacher", "teacher_checkpoint": "objective.teacher", "kd_ratio": "objective.alpha",
+    "kd_temperature": "objective.temperature", "distillation_temperature": "objective.temperature",
+    "teacher_model_revision": "objective.teacher.revision", "alpha_ce": "objective.alpha",
+    "distillation_alpha": "objective.alpha", "ce_weight": "objective.alpha", "lambda": "objective.lmbda",
+    "on_policy_lambda": "objective.lmbda", "top_k_logits": "objective.top_k"
 }  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
     "optim.kind": {

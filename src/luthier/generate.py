@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,28 +11,79 @@ from torch import Tensor
 
 from .data.conversations import Conversation
 from .data.masks import Renderer
-from .logprobs import Head
+from .logprobs import Head, logprob_of
 from .models import virtual
 from .models.network import Network
 
 SHRINK = 0.75  # share of unfinished rows under which the finished ones are taken out of the cache
+PARTS = 1 << 40  # of a probability, when tokens are drawn
 
 
-def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """The next token of each row of logits [B, V]: the likeliest at temperature 0, else sampled (arXiv:1904.09751)."""
+@dataclass(frozen=True)
+class Completion:
+    """What came after one prompt."""
+
+    tokens: list[int]  # the one that ended it included
+    ended: bool  # by a stop token; else it was cut, or `finished`
+    logprobs: list[float] = field(default_factory=list)  # of each token, under the distribution it was drawn from
+    raw_logprobs: list[float] = field(default_factory=list)  # and under the model's own, at temperature 1
+
+    @property
+    def answer(self) -> list[int]:
+        """Without the token that ended it."""
+        return self.tokens[:-1] if self.ended else self.tokens
+
+
+def distribution(logits: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
+    """[B, V] probabilities of the next token, in float32: the likeliest `top_k` (all with 0), then of those the
+    smallest set that holds `top_p` (arXiv:1904.09751). At temperature 0 the likeliest has them all."""
     if temperature == 0:
-        return logits.argmax(-1)
-    probabilities = (logits.float() / temperature).softmax(-1)
+        return torch.zeros_like(logits, dtype=torch.float32).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = logits.float() / temperature
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    probabilities = logits.softmax(-1)
     if top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
-        # The smallest set that holds top_p, the likeliest always in it.
-        ordered[(ordered.cumsum(-1) - ordered) >= top_p] = 0
+        # The likeliest is always in it.
+        whole = _whole(ordered)
+        ordered[whole.cumsum(-1) - whole >= top_p * PARTS] = 0
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        probabilities /= probabilities.sum(-1, keepdim=True)
+    return probabilities
+
+
+def drawn(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """[B] a token of each row of probabilities [B, V], told by numbers [B] in [0, 1) that are spread evenly."""
+    sums = _whole(probabilities).cumsum(-1)
+    at = (uniforms.double() * sums[:, -1]).long()
+    return torch.searchsorted(sums, at[:, None], right=True)[:, 0]
+
+
+def _whole(probabilities: Tensor) -> Tensor:
+    """In whole numbers, whose running sums are exact: those of fractions are not the same every time on a GPU."""
+    return (probabilities.double() * PARTS).long()
+
+
+def choose(
+    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None, top_k: int = 0
+) -> Tensor:
+    """The next token of each row of logits [B, V]: the likeliest at temperature 0, else sampled."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    uniforms = torch.rand(len(logits), generator=generator, device=logits.device)
+    return drawn(distribution(logits, temperature, top_p, top_k), uniforms)
+
+
+def generate(
+    network: Network, prompts: Sequence[Sequence[int]], stop: set[int], max_new_tokens: int, **options: Any
+) -> list[list[int]]:
+    """The new tokens after each prompt, without the stop token, in the order of the prompts; options of `complete`."""
+    return [made.answer for made in complete(network, prompts, stop, max_new_tokens, **options)]
 
 
 @torch.no_grad()
-def generate(
+def complete(
     network: Network,
     prompts: Sequence[Sequence[int]],
     stop: set[int],
@@ -40,34 +92,66 @@ def generate(
     batch_size: int = 32,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
     seed: int | None = None,
+    uniforms: Tensor | None = None,
+    logprobs: bool = False,
     on_token: Callable[[int], None] | None = None,
     finished: Callable[[list[int]], bool] | None = None,
-) -> list[list[int]]:
-    """The new tokens after each prompt, without the stop token, in the order of the prompts.
+) -> list[Completion]:
+    """The new tokens after each prompt, in the order of the prompts.
 
+    `uniforms` [P, max_new_tokens] in [0, 1) decide what is drawn, so that it does not depend on who shares a batch.
     `finished` is asked after each token whether an answer is at its end, which it then keeps.
     """
     generator = None
     if seed is not None and temperature > 0:
         generator = torch.Generator(network.device).manual_seed(seed)
-    answers: list[list[int]] = [[] for _ in prompts]
+    tokens: list[list[int]] = [[] for _ in prompts]
+    told: list[list[tuple[float, float]]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with network.natively() as model:
         for members in _batches(model, [len(p) for p in prompts], order, batch_size):
             decode = _Decode(model, network.head, [prompts[i] for i in members])
-            for _ in range(max_new_tokens):
-                chosen = choose(decode.logits(), temperature, top_p, generator).tolist()
-                for slot, token in zip(decode.slots, chosen):
-                    if slot not in decode.done and token not in stop:
-                        answers[members[slot]].append(token)
-                        if on_token is not None:
-                            on_token(token)
-                        if finished is not None and finished(answers[members[slot]]):
-                            decode.done.add(slot)
-                if not decode.advance(chosen, stop):
+            for at in range(max_new_tokens):
+                logits = decode.logits()
+                if uniforms is None or temperature == 0:
+                    chosen = choose(logits, temperature, top_p, generator, top_k)
+                else:
+                    own = uniforms[[members[slot] for slot in decode.slots], at].to(logits.device)
+                    chosen = drawn(distribution(logits, temperature, top_p, top_k), own)
+                rows = _told(logits, chosen, temperature, top_p, top_k) if logprobs else None
+                picked = chosen.tolist()
+                for row, (slot, token) in enumerate(zip(decode.slots, picked)):
+                    if slot in decode.done:
+                        continue
+                    i = members[slot]
+                    tokens[i].append(token)
+                    ended[i] = token in stop
+                    if rows is not None:
+                        told[i].append(rows[row])
+                    if ended[i]:
+                        continue
+                    if on_token is not None:
+                        on_token(token)
+                    if finished is not None and finished(tokens[i]):
+                        decode.done.add(slot)
+                if not decode.advance(picked, stop):
                     break
-    return answers
+    return [Completion(t, end, *map(list, zip(*r) if r else ([], []))) for t, end, r in zip(tokens, ended, told)]
+
+
+def _told(
+    logits: Tensor, chosen: Tensor, temperature: float, top_p: float, top_k: int
+) -> list[tuple[float, float]]:  # fmt: skip
+    """Log-probabilities of the chosen tokens: as they were drawn, and of the model itself."""
+    raw = logprob_of(logits.float(), chosen)
+    if temperature == 1 and top_p == 1 and not 0 < top_k < logits.shape[-1]:
+        drawn_as = raw
+    else:
+        drawn_as = distribution(logits, temperature, top_p, top_k).gather(-1, chosen[:, None])[:, 0].log()
+    return [tuple(pair) for pair in torch.stack([drawn_as, raw], 1).tolist()]  # type: ignore[misc]
 
 
 def _batches(model: Any, lengths: Sequence[int], order: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ from .intervals import Figure, finite, quotient, sign_test
 from .scores import Answer
 
 COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy")
-FALLING = ("kl", *classes.FALLING)  # what an objective counts and is the better the less of it there is
+FALLING = ("kl", *classes.FALLING, "rewards/rejected", "logps/rejected")  # of what an objective counts: the less, the better
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,19 @@ class Documents:
             out |= {"perplexity": of("loss", "weight", _perplexity), "bits_per_byte": of("nll", "bytes", _bits)}
         if "token_accuracy" in c:
             out["token_accuracy"] = of("token_accuracy", "weight", higher=True)
-        own = [name for name in c if name not in COUNTED and not name.startswith(classes.PREFIXES)]
-        out |= {name: of(name, "weight", higher=name not in FALLING) for name in own}
+        for name in [name for name in c if name not in COUNTED and not name.startswith(classes.PREFIXES)]:
+            number = name == "kl" or (name.startswith(("rewards/", "logps/")) and "accuracies" not in name)
+            out[name] = of(name, "weight", _mean if number else quotient, name not in FALLING)
         out |= classes.figures(c)
         return {prefix + key: figure for key, figure in out.items()}
 
     def subset(self, at: Sequence[int]) -> Documents:
         return Documents([self.rows[i] for i in at], {name: c[list(at)] for name, c in self.columns.items()})
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
+    """Of numbers: a share has an interval of its own, and numbers that happen to be 0 are none."""
+    return quotient(sums)
 
 
 def _perplexity(sums: np.ndarray) -> np.ndarray:
@@ -180,9 +186,9 @@ def _paired(base: Measured, tuned: Measured) -> tuple[Measured, Measured]:
 
 def _common(one: Documents, other: Documents) -> Documents:
     """The documents of `one` that `other` has, too: the same row with the same learnt tokens and text."""
-    told = [n for n in ("weight", "bytes") if n in one.columns]
-    theirs = {(r, *(other.columns[n][i] for n in told)) for i, r in enumerate(other.rows)}
-    at = [i for i, r in enumerate(one.rows) if (r, *(one.columns[n][i] for n in told)) in theirs]
+    names = [n for n in ("weight", "bytes") if n in one.columns and n in other.columns]
+    theirs = {(r, *(other.columns[n][i] for n in names)) for i, r in enumerate(other.rows)}
+    at = [i for i, r in enumerate(one.rows) if (r, *(one.columns[n][i] for n in names)) in theirs]
     return one.subset(at)
 
 

@@ -98,6 +98,41 @@ METHODS: dict[str, Method] = {
             trainable={"kind": "ia3"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
             optim={"learning_rate": 1e-2},
         ),
+        *(
+            row(
+                name, caption, paper, any_of=("trainable", "precision"),
+                trainable={"kind": "lora"}, objective={"kind": "grpo", **objective}, precision={"kind": "as_loaded"},
+                optim={"learning_rate": 1e-5}, schedule={"kind": "constant"},
+                evaluation={"metric_for_best_model": "reward"},
+            )
+            for name, caption, paper, objective in (
+                ("grpo", "answers compared with others to the same prompt", "arXiv:2402.03300", {}),
+                (
+                    "rloo", "each answer compared with the mean of the others", "arXiv:2402.14740",
+                    {"baseline": "leave_one_out", "scale_rewards": "none", "kl_in": "reward", "kl_estimator": "k1",
+                     "beta": 0.05, "loss_type": "dr_grpo"},
+                ),
+                (
+                    "dr_grpo", "GRPO without its biases of length and difficulty", "arXiv:2503.20783",
+                    {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0},
+                ),
+                (
+                    "dapo", "GRPO by tokens, with a higher clip and groups drawn again", "arXiv:2503.14476",
+                    {"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.0, "max_resamples": 3,
+                     "mask_truncated_completions": True},
+                ),
+                (
+                    "gspo", "GRPO with the ratio of whole answers", "arXiv:2507.18071",
+                    {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4, "beta": 0.0},
+                ),
+            )
+        ),
+        row(
+            "distill", "a teacher's distribution at each token is learnt, beside the token", "arXiv:1503.02531",
+            any_of=("trainable", "precision"),
+            trainable={"kind": "full"}, objective={"kind": "distillation"}, precision={"kind": "as_loaded"},
+            optim={"learning_rate": 5e-5},
+        ),
         row(
             "classify", "a head on the network gives a text its labels, or a value", "arXiv:1810.04805",
             any_of=("trainable", "precision"), data={"max_length": 512, "long_text": "cut"},
@@ -123,6 +158,36 @@ METHODS: dict[str, Method] = {
             trainable={"kind": "full"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
             optim={"kind": "adamw", "learning_rate": 5e-5, "weight_decay": 0.1, "adam_beta2": 0.95},
             schedule={"kind": "cosine", "warmup": 0.02, "min_ratio": 0.1},
+        ),
+        row(
+            "dpo", "the better answer of each pair gains on the worse, against the start", "arXiv:2305.18290",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "dpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "simpo", "DPO on means over tokens, with a margin and no reference", "arXiv:2405.14734",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "simpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "orpo", "the better answer is learnt and made likelier than the worse by odds", "arXiv:2403.07691",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "orpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "cpo", "DPO without a reference, with the better answer's own loss", "arXiv:2401.08417",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "cpo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "kto", "answers that are liked gain, others lose, against the start", "arXiv:2402.01306",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "kto"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 5e-6},
+        ),
+        row(
+            "reward", "a score of whole conversations, larger for the better one of each pair", "arXiv:1706.03741",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "reward"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 1e-4},
         ),
     )
 }  # fmt: skip

@@ -208,27 +208,28 @@ def figures(found: Sequence[Answer], names: Sequence[str]) -> dict[str, Figure]:
 # ---------------------------------------------------------------------------- the user's functions
 
 
-def load_function(place: str) -> tuple[str, Scorer]:
+def load_function(place: str, option: str = "--metric") -> tuple[str, Scorer]:
     """The name and the function of `FILE.py:FUNCTION`. This runs the file, so it is for what a person has named."""
     file, separator, name = place.rpartition(":")
     path = Path(file).expanduser()
     if not separator or path.suffix != ".py" or not name.isidentifier():
-        raise ConfigError(f"--metric {place!r}: expected FILE.py:FUNCTION")
+        raise ConfigError(f"{option} {place!r}: expected FILE.py:FUNCTION")
     if not path.is_file():
-        raise ConfigError(f"--metric {place!r}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"luthier_metric_{path.stem}", path)
+        raise ConfigError(f"{option} {place!r}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"luthier_{option.strip('-')}_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(f"--metric {place!r}: {path} cannot be run: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{option} {place!r}: {path} cannot be run: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         known = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_")) or "none"
-        raise ConfigError(f"--metric {place!r}: {path} has no function {name!r} (it has {known})")
-    check_names([name])
+        raise ConfigError(f"{option} {place!r}: {path} has no function {name!r} (it has {known})")
+    if option == "--metric":
+        check_names([name])
     return name, function
 
 

@@ -102,6 +102,31 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: (sum(p.numel() for p in item[1].parameters()), len(item[1])))
 
 
+@contextmanager
+def watched(layers: nn.ModuleList, wanted: Collection[int], found: dict[int, Tensor]) -> Iterator[None]:
+    """While it lasts, the output of each of the layers `wanted` goes into `found`, compiled ones' too."""
+
+    def keep(at: int, out: Any) -> Any:
+        found[at] = out[0] if isinstance(out, tuple) else out
+        return out
+
+    handles, calls = [], {}
+    for at in wanted:
+        layer: Any = layers[at]
+        if (call := layer._compiled_call_impl) is None:
+            handles.append(layer.register_forward_hook(lambda _, given, out, at=at: keep(at, out)))
+        else:  # hooks would be parts of its graph
+            calls[at] = call
+            layer._compiled_call_impl = lambda *a, call=call, at=at, **k: keep(at, call(*a, **k))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for at, call in calls.items():
+            layers[at]._compiled_call_impl = call
+
+
 class QuantisedLinear(nn.Module):
     """A frozen linear layer whose weight is kept in fewer bits than it computes in; its parts are buffers."""
 
@@ -356,6 +381,33 @@ def swapped(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterat
         yield
     finally:
         exchange()
+
+
+@contextmanager
+@torch.no_grad()
+def merged(model: nn.Module) -> Iterator[None]:
+    """The network with plain copies of its linear layers, adapters merged in, in the place of those for a while."""
+    wrapped = [
+        (name, module) for name, module in outer(model)
+        if isinstance(module, Adapter) and linear_shape(module) and _all_merge(module)
+    ]  # fmt: skip
+    for name, module in wrapped:
+        tensors, layer = _plain(module, None), innermost(module)
+        weight = tensors["weight"].t() if transposed(layer) else tensors["weight"]
+        copy = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in tensors, device="meta")
+        copy.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        if "bias" in tensors:
+            copy.bias = nn.Parameter(tensors["bias"], requires_grad=False)
+        swap(model, name, copy)
+    try:
+        yield
+    finally:
+        for name, module in wrapped:
+            swap(model, name, module)
+
+
+def _all_merge(module: Any) -> bool:
+    return not isinstance(module, Adapter) or ((module.rule.mergeable or not module.enabled) and _all_merge(module.base))
 
 
 def base_name(name: str) -> str:

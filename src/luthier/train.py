@@ -6,21 +6,22 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import checkpoint, evaluate, measured, surgery
-from .assemble import Assembled, assemble, load_weights, restore, seed_everything, settled, tokenizer_and_renderer
+from . import ahead, checkpoint, evaluate, measured, rewards, surgery
+from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer, with_labels
 from .batch import Batch
 from .classify import Classifier
 from .config import Config, read_run
 from .data import dataset as datasets
-from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError
+from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError, RewardError
 from .explain import plan_line, table
 from .export import export, keep_probe
 from .files import write_atomically
@@ -34,6 +35,7 @@ from .optim.optimizer import Optimizer
 from .optim.schedule import Scheduler
 from .parallel.layers import compiled
 from .parallel.ranks import Ranks
+from .rollouts import Rollouts
 from .scores import Scorer
 from .signals import Signals, Stopped
 
@@ -77,18 +79,25 @@ class Result:
         return export(self.folder, Path(out), kind, dtype)
 
 
-def train(config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None) -> Result:
+Functions = Mapping[str, Callable[..., Any]]
+
+
+def train(
+    config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
+    rewards: Functions | None = None,
+) -> Result:  # fmt: skip
     """Run a configuration to its end, or go on where its folder stands.
 
     `metrics` are functions (reference, answer, prompt, row) -> number that score answers, too; a row is a mapping with
-    its number `row` and the `messages` that were asked. Each becomes a figure under its name.
+    its number `row` and the `messages` that were asked. Each becomes a figure under its name. `rewards` are functions
+    (prompt, completion, **columns) -> number, for objectives that learn from rewards.
     """
-    return Trainer(config, console, metrics).run()
+    return Trainer(config, console, metrics, rewards).run()
 
 
-def steps(config: Config, console: Console | None = None) -> Iterator[Step]:
+def steps(config: Config, console: Console | None = None, rewards: Functions | None = None) -> Iterator[Step]:
     """The same, one optimiser step at a time; the end of the iteration is the end of the run."""
-    trainer = Trainer(config, console)
+    trainer = Trainer(config, console, rewards=rewards)
     with trainer.signals:
         yield from trainer.loop()
 
@@ -106,12 +115,13 @@ class Trainer:
 
     def __init__(
         self, config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
+        rewards: Functions | None = None,
     ):  # fmt: skip
         self.console = console or Console()
         self.ranks = Ranks(config.parallel)
         if not self.ranks.first:
             self.console = Console(quiet=True)  # one speaks for all
-        self.config = config = settled(config, self.console.say)
+        self.config = config = with_labels(config, self.console.say)
         self.folder = Path(config.output_dir)
         self.signals = Signals()
         self.step = 0
@@ -129,17 +139,18 @@ class Trainer:
         opened = tokenizer_and_renderer(config, say)
         listing = self.folder if self.ranks.first else None  # the first rank lists skipped rows
         self.training, self.validation = datasets.open_rows(config.data, opened[1], listing, say, warn)
-        self.steps = self.training.plan(
-            examples=config.batch.examples, tokens=config.batch.tokens, micro_tokens=config.batch.micro_tokens,
-            pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
-        )  # fmt: skip
+        self.rows_read = self.training  # before any that the network makes itself
+        self._plan(rewards or {})
         self.measurement: evaluate.Measurement | None = None
         if self.validation is not None:
             self.measurement = evaluate.Measurement.of(config, self.validation, opened[1], say, warn, metrics)
         elif metrics:
             raise ConfigError("metrics score answers to held-out prompts: give data.validation and evaluation.generate")
+        if isinstance(self.training, datasets.Dataset):
+            for line in config.objective.remarks(self.training):
+                warn(line)
         say(plan_line(self.training, self.steps, config.batch.micro_tokens))
-        if not checkpoint.listed(self.folder / "checkpoints"):
+        if not checkpoint.listed(self.folder / "checkpoints") and self.steps.known(0):
             self.steps[0]  # of a stream the first rows, too, are read before the weights
         self.schedule = Scheduler(config.schedule, len(self.steps))
         self._check_fused()
@@ -149,6 +160,10 @@ class Trainer:
         if self.ranks.first:
             self.console.show(table(self.made.network.model, self.made.begins))
         self._check_begins()
+        if isinstance(self.steps, Rollouts):
+            self.steps.bind(self.made, self._rewards(rewards or {}))
+        if config.objective.ahead:
+            self._compute_ahead()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
         self.parameters = self.made.parameters()
         self.ranks.agree(list(self.parameters.values()))
@@ -167,7 +182,8 @@ class Trainer:
         parts = {
             "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
             "averaging": self.average, "early_stopping": self.patience, "nonfinite": self.guard, "alarms": self.watch,
-            "adapters": self.made.sources,
+            "adapters": self.made.sources, "rollouts": self.steps if isinstance(self.steps, Rollouts) else None,
+            "objective": self.made.objective if hasattr(self.made.objective, "restore") else None,
         }  # fmt: skip
         # What the next step depends on, beside the weights.
         self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
@@ -175,11 +191,44 @@ class Trainer:
             write_atomically(self.folder / "config.yaml", config.dump())
         self._resume()
         if self.ranks.first:
-            self.steps[min(self.step, len(self.steps) - 1)]  # so that a stream has documents at hand
-            keep_probe(self.folder, (self.validation or self.training).documents)
+            if self.steps.known(self.step):
+                self.steps[min(self.step, len(self.steps) - 1)]  # so that a stream has documents at hand
+            keep_probe(self.folder, (self.validation or self.rows_read).documents)
         # 8 evaluation and monitoring
         self.monitor = self._monitor() if self.ranks.first else None
         self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
+
+    def _plan(self, functions: Functions) -> None:
+        """The steps of the run: of rows that are there, or of answers that are yet to be given."""
+        config = self.config
+        if config.objective.rolls_out:
+            if not (config.objective.rewards or functions):
+                raise ConfigError(
+                    "objective.rewards: nothing says what an answer is worth: name a reward, or give a function"
+                )
+            folder = self.folder / "rollouts" if self.ranks.first else None
+            assert isinstance(self.training, datasets.Dataset)
+            self.training = self.steps = Rollouts(config, self.training, folder, self.console.warn)
+            return
+        self.steps = self.training.plan(
+            examples=config.batch.examples, tokens=config.batch.tokens, micro_tokens=config.batch.micro_tokens,
+            pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
+        )  # fmt: skip
+
+    def _rewards(self, functions: Functions) -> list[rewards.scoring.Built]:
+        """What answers are scored with: the rewards of the configuration, and functions that it does not name."""
+        given = rewards.Given(functions, None)
+        return rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+
+    def _compute_ahead(self) -> None:
+        """What the objective makes of every row by the network as it is now, before anything has moved."""
+        say, warn = self.console.say, self.console.warn
+        assert isinstance(self.training, datasets.Dataset), "checked with the configuration"
+        self.training = ahead.known(self.made, self.training, self.folder / "ahead" / "training", say, warn)
+        if self.measurement is not None:
+            rows = ahead.known(self.made, self.measurement.rows, self.folder / "ahead" / "held_out", say, warn)
+            self.measurement = replace(self.measurement, rows=rows)
+        self.made.teacher = None  # has said what it says
 
     def _check_begins(self) -> None:
         late = max(self.made.begins.values(), default=0)
@@ -213,11 +262,20 @@ class Trainer:
     def _steps(self) -> Iterator[Step]:
         config = self.config
         while not self._ended():
+            began = time.monotonic()
             try:
-                self.steps[self.step]  # its rows are there
-            except DataError:  # of a stream: the rows to come are bad, what was learnt is not
+                with self._breakable() if isinstance(self.steps, Rollouts) else contextlib.nullcontext():
+                    rows = self.steps[self.step]  # its rows are there
+            except Stopped:
+                self.save()
+                raise self._interrupted() from None
+            except (DataError, RewardError):  # of a stream, or a round of answers: what was learnt is not lost
                 self.save()
                 raise
+            self.waited = time.monotonic() - began
+            if not rows:  # the rest of a round that enough was learnt from
+                self.step += 1
+                continue
             with self.profiler.step(self.step + 1):
                 taken = self._take()
             self._log(taken)
@@ -245,6 +303,8 @@ class Trainer:
         total, count, *metrics = torch.zeros(2 + len(made.objective.metrics), device=self.ranks.device)
         self.rows = self.ranks.mine(self.steps[self.step])
         self.guard.begin()
+        if survey := getattr(made.objective, "survey", None):
+            survey(made.network, map(self._batch, self.rows), self.ranks.sum_)
         tokens = sum(self.training.lengths[d] for row in self.rows for d in row)
         for row, following in pairwise([*self.rows, self._first_row(self.step + 1)]):
             batch = made.objective.prepare(made.network, self.ahead or self._batch(row))
@@ -278,6 +338,9 @@ class Trainer:
         self.seconds = time.monotonic() - began
         rate = self.config.optim.learning_rate * factor
         found = dict(zip(made.objective.metrics, values))
+        if isinstance(self.steps, Rollouts):
+            self.steps.seen(self.step - 1, found)
+            found = {**self.steps.metrics, **found}
         return Step(self.step, loss_value, rate, grad_norm, int(counted), clipped, not fine, found)
 
     def _first_row(self, step: int) -> list[int]:
@@ -302,7 +365,7 @@ class Trainer:
     def _log(self, taken: Step) -> None:
         if not self.monitor:
             return
-        self.unlogged.append((taken.tokens, self.seconds))
+        self.unlogged.append((taken.tokens, self.seconds + self.waited))
         self._alarm(taken)
         if taken.step % self.config.monitor.log_every and taken.step != len(self.steps) and not taken.skipped:
             return
@@ -417,10 +480,8 @@ class Trainer:
         Other `weights` are in place meanwhile, if there are any; they are those of `step`.
         """
         assert self.measurement is not None
-        # Ranks wait for one another inside: there a signal is heard after the evaluation.
-        breakable = self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
         base = contextlib.nullcontext() if step else self.made.as_base()
-        with surgery.replaced(self.parameters, weights), base, breakable:
+        with surgery.replaced(self.parameters, weights), base, self._breakable():
             found = evaluate.measure(self.made, self.measurement, answer)
         if self.ranks.first:
             measured.keep(self.folder, step, found)  # before a function of the user's can fail
@@ -430,6 +491,10 @@ class Trainer:
             if self.ranks.first:
                 measured.keep(self.folder, step, found)
         return found.values()
+
+    def _breakable(self) -> contextlib.AbstractContextManager:
+        """Ends the work inside when a signal comes. Ranks wait for one another inside: there it is heard afterwards."""
+        return self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
 
     def _name(self) -> str:
         return f"step-{self.step:08}"
@@ -488,7 +553,7 @@ class Trainer:
 
     def _check_fused(self) -> None:
         """A step inside the backward pass has one row of one process: no other gradient may be added to it."""
-        if not self.config.optim.fused_backward:
+        if not self.config.optim.fused_backward or isinstance(self.steps, Rollouts):
             return
         rows = max(map(len, self.steps))
         if self.ranks.world > 1:

@@ -17,12 +17,30 @@ from typing import Any
 from .. import checkpoint
 from ..errors import DataError
 from ..files import flush_folder, write_atomically
-from . import Data, Source, formats, labelled, masks, readers, shards, sources, tokenise
+from . import (
+    Data,
+    Source,
+    conversations,
+    formats,
+    kinds,
+    labelled,
+    masks,
+    preferences,
+    prompts,
+    readers,
+    shards,
+    sources,
+    tokenise,
+    unpaired,
+)
 from .shards import Shard
 from .tokenise import Fault
 
 SMALL = 4 << 20  # bytes of data that are tokenised anew each time: it takes a few seconds
 Say = Callable[[str], None]
+DECIDING = (  # our own code that makes tokens of rows
+    conversations, formats, kinds, labelled, masks, preferences, prompts, readers, shards, sources, tokenise, unpaired,
+)  # fmt: skip
 # What decides no token. A setting that is not named here is part of the key, so that a new one cannot be forgotten.
 WITHOUT_EFFECT = {
     "train", "validation", "limit", "seed", "on_bad_row", "cache", "cache_dir", "num_proc", "streaming",
@@ -63,7 +81,7 @@ def key_of(data: Data, source: Source, files: Sequence[Path], renderer: Any) -> 
     for path in files:
         with open(path, "rb") as file:
             contents[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
-    code = [Path(module.__file__ or "").read_bytes() for module in (formats, labelled, masks, readers, shards, sources, tokenise)]
+    code = [Path(module.__file__ or "").read_bytes() for module in DECIDING]
     told = {
         "files": contents,  # their names stand in what is said of bad rows
         "source": source.model_dump(exclude={"path", "weight", "limit"}),

@@ -239,10 +239,11 @@ def sharegpt(values: Mapping) -> Conversation:
     turns = list_of(json_or_text(values["conversations"], "conversations"), "conversations", "turns")
     if not turns:
         raise BadRow("format", "conversations is empty")
-    return conversation_of([*system_of(values), *(_turn(turn) for turn in turns)], tools_of(values))
+    return conversation_of([*system_of(values), *(turn_of(turn) for turn in turns)], tools_of(values))
 
 
-def _turn(turn: object) -> tuple[dict, float | None]:
+def turn_of(turn: object) -> tuple[dict, float | None]:
+    """A turn of ShareGPT, or a message, as templates have it."""
     if not isinstance(turn, dict):
         raise BadRow("format", f"a turn needs `from` and `value`, found {shown(turn)}")
     if "role" in turn and "from" not in turn:

@@ -97,6 +97,14 @@ class Dataset:
         """[D] the row of each document, counted over all sources."""
         return self._store.rows()
 
+    def labels(self) -> np.ndarray:
+        """[D, K] what is said of each row."""
+        return self._store.labels()
+
+    def members(self) -> np.ndarray:
+        """[D] how many texts each document is of."""
+        return self._store.members()
+
     def __len__(self) -> int:
         return len(self.documents)
 

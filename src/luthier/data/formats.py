@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ..errors import DataError
-from . import conversations, labelled, preferences, prompts
+from . import conversations, labelled, preferences, prompts, unpaired
 from .conversations import BadRow, Conversation
 from .sources import Row
 
@@ -17,6 +17,7 @@ EXAMPLES = {
     "prompts": "{prompt: question}", "unpaired": "{completion: answer, label: good}",
     "labelled": "{text: review, label: stars}", "tagged": "{tokens: words, labels: ner_tags}",
 }  # fmt: skip
+SAME_ROWS = {"whole_pairs": "pairs"}  # kinds that are rendered otherwise, but read the rows of another
 UNRECOGNISED = 1000  # rows without a known format before a file is given up
 
 
@@ -30,6 +31,7 @@ class Format:
 
 
 _OF_TOKENS = ("labels", "loss_mask", "attention_mask", "position_ids")
+_MARGINS = ("margin", "score_chosen", "score_rejected")
 FORMATS = {
     form.name: form
     for form in (
@@ -39,7 +41,16 @@ FORMATS = {
         Format("alpaca", ("instruction", "output"), conversations.alpaca, ("input", "history", "system")),
         Format("prompt_completion", ("prompt", "completion"), conversations.prompt_completion, ("tools",)),
         Format("text", ("text",), conversations.plain_text),
-        Format("preference", ("chosen", "rejected"), preferences.preference, ("prompt", "tools"), "pairs"),
+        Format("preference_sharegpt", ("conversations", "chosen", "rejected"), preferences.sharegpt_preference,
+               ("system", "tools", *_MARGINS), "pairs"),
+        Format("preference_alpaca", ("instruction", "chosen", "rejected"), preferences.alpaca_preference,
+               ("input", "history", "system", *_MARGINS), "pairs"),
+        Format("preference", ("chosen", "rejected"), preferences.preference,
+               ("prompt", "system", "tools", *_MARGINS), "pairs"),
+        Format("unpaired", ("prompt", "completion", "label"), unpaired.unpaired, ("system", "tools"), "unpaired"),
+        Format("unpaired_messages", ("messages", "label"), unpaired.unpaired_messages, ("tools",), "unpaired"),
+        Format("unpaired_sharegpt", ("conversations", "label"), unpaired.unpaired_sharegpt, ("system", "tools"),
+               "unpaired"),
         Format("prompt", ("prompt",), prompts.prompt, ("tools",), "prompts"),
         Format("prompt_messages", ("messages",), prompts.prompt_messages, ("tools",), "prompts"),
         Format("labelled", ("text", "label"), labelled.texts("text", second="text_pair"), ("text_pair",), "labelled"),
@@ -57,11 +68,12 @@ FORMATS = {
         Format("tags", ("tokens", "tags"), labelled.tagged("tags"), (), "tagged"),
         Format("token_labels", ("tokens", "labels"), labelled.tagged("labels"), (), "tagged"),
     )
-}
+}  # fmt: skip
 
 
 def of_kind(kind: str) -> list[Format]:
     """The formats of rows that an objective of this kind reads."""
+    kind = SAME_ROWS.get(kind, kind)
     return [form for form in FORMATS.values() if form.kind == kind]
 
 
@@ -90,7 +102,7 @@ def recognise(values: Mapping, place: str, columns: Mapping[str, str], kind: str
     known = "; ".join(f"{form.name}: {', '.join(form.keys)}" for form in of_kind(kind))
     raise DataError(
         f"{place}: the row's keys {_keys(values)} are of no known format ({known}). "
-        f"Name the columns, for example data.columns='{EXAMPLES.get(kind, EXAMPLES['text'])}'."
+        f"Name the columns, for example data.columns='{EXAMPLES.get(SAME_ROWS.get(kind, kind), EXAMPLES['text'])}'."
     )
 
 

@@ -188,6 +188,17 @@ class Documents(_Chosen):
         made.frombytes(np.ascontiguousarray(self._gathered("inputs"), np.int32).tobytes())
         return made
 
+    def labels(self) -> np.ndarray:
+        """[D, K] what is said of each row."""
+        parts = [shard.arrays["labels"].reshape(len(shard), -1) for shard in self.shards if len(shard)]
+        joined = np.concatenate(parts)
+        return joined if self.chosen is None else joined[self.chosen]
+
+    def members(self) -> np.ndarray:
+        """[D] how many texts each document is of."""
+        joined = np.concatenate([np.diff(shard.arrays["start_ends"]) for shard in self.shards])
+        return joined if self.chosen is None else joined[self.chosen]
+
     def tokens(self) -> int:
         return int(self._gathered("length").sum())
 

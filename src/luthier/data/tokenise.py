@@ -13,7 +13,7 @@ import numpy as np
 from ..document import Document
 from .conversations import BadRow, Conversation
 from .formats import FORMATS, converted
-from .kinds import render
+from .kinds import finished, render
 from .masks import Rendered, Renderer
 from .shards import Shard, digest_of, flattened
 from .sources import Row
@@ -103,7 +103,7 @@ def tokenise(task: Task, renderer: Renderer) -> Made:
             size = 0
     flush()
     faults.sort(key=lambda fault: fault.row)
-    arrays = flattened(documents, conversations)
+    arrays = flattened(finished(renderer, documents), conversations)
     shard = Shard(arrays, digest_of(arrays))
     if task.path is not None:
         _write(arrays, task.path)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 
 from ..assemble import tokenizer_and_renderer
 from ..config import Config
-from ..data import Data
+from ..data import Data, kinds
 from ..data.blocks import Steps as StreamSteps
 from ..data.blocks import Stream
 from ..data.dataset import Dataset, open_rows
 from ..data.stream import Plan as Steps
 from ..errors import LuthierError
+from ..labels import SEVERAL
 from ..models.names import TRAIN
 from ..optim import schedule
 
@@ -28,6 +29,9 @@ class Row:
 
     lengths: tuple[int, ...]  # tokens of each document
     learnt: int  # tokens that something is learnt at
+    units: tuple[int, ...] = ()  # cumulative documents of each row of the data; () where each has one
+    labels: int = 0  # numbers that are said of each row of the data
+    tags: bool = False  # whether something is said of its tokens
 
     @property
     def tokens(self) -> int:
@@ -58,8 +62,8 @@ class Plan:
 
 def plan_line(dataset: Dataset | Stream, steps: Steps | StreamSteps, micro_tokens: int) -> str:
     """The rows and steps of a run in a sentence, and the passes of each source of a mixture."""
-    if isinstance(steps, StreamSteps):
-        return steps.caption
+    if caption := getattr(steps, "caption", None):  # of a stream, or of answers that are yet to be given
+        return caption
     assert isinstance(dataset, Dataset)
     rows, count, tokens = len(steps.rows) - 1, len(steps), steps.tokens()
     learnt = f", {dataset.trained_tokens:,} of them learnt" if dataset.renderer.kind not in WITH_LABELS else ""
@@ -99,8 +103,13 @@ def counted(config: Config) -> Plan:
     rows = [row for step in steps for row in step]
 
     def shape(row: list[int]) -> Row:
-        learnt = sum(int((training.documents[d].weights > 0).sum()) for d in row)
-        return Row(tuple(lengths[d] for d in row), learnt)
+        documents = [training.documents[d] for d in row]
+        learnt = sum(int((document.weights > 0).sum()) for document in documents)
+        members = tuple(member.inputs for document in documents for member in document.members)
+        units = (0, *accumulate(len(document.starts) for document in documents))
+        first = documents[0]
+        shared = units if len(members) > len(row) else ()
+        return Row(members, learnt, shared, len(first.labels), first.token_labels is not None)
 
     def slots(row: list[int]) -> tuple[int, int]:
         taken = sum(lengths[d] for d in row) if batch.packing else max(lengths[d] for d in row) * len(row)
@@ -117,21 +126,24 @@ def counted(config: Config) -> Plan:
 
 def assumed(config: Config, why: str) -> Plan:
     """Every document as long as may be and learnt whole: an upper bound of memory."""
-    batch, longest = config.batch, config.data.max_length
-    fitting = max(1, batch.micro_tokens // longest)
+    batch, longest, kind = config.batch, config.data.max_length, config.objective.rows
+    members = kinds.MEMBERS.get(kind, 1)
+    fitting = max(1, batch.micro_tokens // (members * longest))
     if batch.tokens is not None:
         rows = batch.tokens / batch.micro_tokens
-        lengths = [longest] * fitting
-        if rest := batch.micro_tokens - fitting * longest:
-            lengths.append(rest)
+        lengths = [longest] * members * fitting
+        if (rest := (batch.micro_tokens - fitting * members * longest) // members) > 0:
+            lengths += [rest] * members
     else:
         assert batch.examples is not None
         rows = -(-batch.examples // fitting)
-        lengths = [longest] * min(batch.examples, fitting)
-    tokens = sum(lengths) * rows if batch.tokens else batch.examples * longest  # type: ignore[operator]
+        lengths = [longest] * members * min(batch.examples, fitting)
+    tokens = sum(lengths) * rows if batch.tokens else batch.examples * members * longest  # type: ignore[operator]
     squares = sum(n * n for n in lengths) / sum(lengths)
     source = f"{why}: every document has data.max_length={longest} tokens and is learnt whole"
-    row = Row(tuple(lengths), sum(lengths))
+    units = tuple(range(0, len(lengths) + 1, members)) if members > 1 else ()
+    said = len(config.objective.scores) if config.objective.problem == SEVERAL else kinds.LABELS.get(kind, 0)
+    row = Row(tuple(lengths), sum(lengths), units, said, kind == "tagged")
     return Plan((row, row) if rows > 1 else (row,), rows, tokens, squares, config.max_steps, source)
 
 

@@ -8,7 +8,7 @@ runs, on the meta device, and the bytes that live are counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,8 +73,20 @@ def batch_of(row: Row) -> Batch:
     return Batch(
         tokens=empty(total, torch.int64), positions=empty(total, torch.int64), ends=tuple(ends),
         targets=empty(total, torch.int64), weights=empty(total, torch.float32), trained=empty(row.learnt, torch.int64),
-        rows=tuple(range(len(row.lengths))),
+        rows=tuple(range(len(row.units or ends) - 1)), units=row.units,
+        token_fields={"labels": empty(total, torch.int64)} if row.tags else {},
+        fields={"labels": torch.empty(len(row.units or ends) - 1, row.labels, device="meta")} if row.labels else {},
     )  # fmt: skip
+
+
+def with_known(made: Assembled, batch: Batch) -> Batch:
+    """With what the run computes ahead of its first step, if it does."""
+    if not made.config.objective.ahead:
+        return batch
+    with made.reference() as network:
+        found = made.objective.ahead(network, batch)
+    more = {name: values.new_empty(len(batch), *values.shape[1:]) for name, values in found.items()}
+    return replace(batch, token_fields=batch.token_fields | more)
 
 
 def rehearse(
@@ -87,7 +99,10 @@ def rehearse(
     made.unfreeze(step)
     heap = Heap() if device == "cpu" else None
     ledger, model, parameters = Ledger(), made.network.model, made.parameters()
-    for tensor in (*model.parameters(), *model.buffers(), *made.objective.parameters()):
+    for module in (model, made.objective, *([made.teacher.network] if made.teacher else [])):
+        for tensor in (*module.parameters(), *module.buffers()):
+            ledger.see(tensor)
+    for tensor in made.start.values():
         ledger.see(tensor)
     loaded, (weights, own) = ledger.live, _weights(made)
     ledger.heap = heap
@@ -97,7 +112,8 @@ def rehearse(
         average = made.config.averaging.build(optimizer.weights(), 1)
     resting, row_peak, seen = ledger.restart(), 0, None
     for row in (largest, largest) if compiled and accumulate else rows if accumulate else (largest,):
-        batch = batch_of(row)
+        with pretence(device, batch_of(row).ends):
+            batch = with_known(made, batch_of(row))
         with pretence(device, batch.ends), ledger:
             passed = _Pass(made, ledger, batch, compiled, optimizer)
         if compiled:
@@ -129,13 +145,16 @@ def rehearse(
 
 
 def _weights(made: Assembled) -> tuple[int, int]:
-    """Bytes of the network, parts of layers in fewer bits among them, and of adapters and the objective."""
+    """Bytes of network and teacher, parts of layers in fewer bits and first values among them; of adapters and the
+    objective. First values are kept where the objective compares with the start and more than adapters move."""
     own = {id(p) for p in added(made.network.model)}
-    parameters = list(made.network.model.parameters())
-    parts = [part for m in made.network.model.modules() if isinstance(m, QuantisedLinear) for part in m.buffers()]
+    models = [made.network.model, *([made.teacher.network.model] if made.teacher else [])]
+    parameters = [p for model in models for p in model.parameters()]
+    layers = [m for model in models for m in model.modules() if isinstance(m, QuantisedLinear)]
+    parts = [part for layer in layers for part in layer.buffers()]
     extra = [p for p in parameters if id(p) in own]
     plain = [p for p in parameters if id(p) not in own]
-    return size_of([*plain, *parts]), size_of([*extra, *made.objective.parameters()])
+    return size_of([*plain, *parts, *made.start.values()]), size_of([*extra, *made.objective.parameters()])
 
 
 class _Pass:
@@ -143,13 +162,18 @@ class _Pass:
 
     def __init__(self, made: Assembled, ledger: Ledger, batch: Batch, compiled: bool, optimizer: Optimizer):
         self.compiled, self.ledger, self.layers = compiled, ledger, list(blocks(made.network.model)[1])
-        self.before, flops = ledger.restart(), ledger.flops
+        flops = ledger.flops
+        ledger.restart()
+        if survey := getattr(made.objective, "survey", None):
+            survey(made.network, [batch], lambda told: told)
+        batch = made.objective.prepare(made.network, batch)
+        prepared_peak, self.before = ledger.peak, ledger.restart()
         self.calls: list[tuple[tuple, dict]] = []  # of the layers
         self.borders: list[int] = []  # live bytes before each layer
         hooks = [layer.register_forward_pre_hook(self._entered, with_kwargs=True) for layer in self.layers]
         hooks.append(made.network.model.base_model.register_forward_hook(self._decoded))
         try:
-            loss = made.objective(made.network, made.objective.prepare(made.network, batch))
+            loss = made.objective(made.network, batch)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -162,7 +186,7 @@ class _Pass:
         # From an edge, as `Tensor.backward` would switch the pretence off for the layers that are recomputed.
         torch.autograd.backward(torch.autograd.graph.get_gradient_edge(loss.total), torch.ones_like(loss.total))
         self.backward = ledger.flops - flops - self.forward
-        self.peak = max(self.decoder_peak, ledger.peak)
+        self.peak = max(prepared_peak, self.decoder_peak, ledger.peak)
 
     def compile(self) -> None:
         """Correct what is kept, and the peak, for layers that run as graphs."""

@@ -132,6 +132,16 @@ def ready_made(model: Model) -> dict | None:
     return found if isinstance(found, dict) else None
 
 
+def no_causal_model(name: str) -> str | None:
+    """The class that a folder's weights are of, where that is a classifier or the like."""
+    try:
+        found = json.loads((Path(name).expanduser() / "config.json").read_text()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return None  # told by what reads it
+    other = ("Classification", "MaskedLM", "QuestionAnswering", "MultipleChoice")
+    return ", ".join(found) if found and all(str(one).endswith(other) for one in found) else None
+
+
 def ready_made_problem(name: str, found: dict | None, kind: str) -> str | None:
     """Why weights that are kept as `found` says cannot be used as precision.kind=`kind`."""
     if found is None:

@@ -407,6 +407,12 @@ def check_causal(network: Network) -> None:
         )
 
 
+def guess_scores(network: Network) -> None:
+    """The same from the layers alone, where nothing can be computed: of an encoder a text's first token counts."""
+    network.causal = all(getattr(m, "is_causal", True) is not False for m in network.model.modules())
+    network.takes = "last" if network.causal else "first"
+
+
 def find_scores(network: Network) -> None:
     """How the model makes its scores, told from two short texts, a long and a short one: whether it sees what follows,
     and of which hidden states its head makes the scores. Where that is not found, its own forward pass makes them."""

@@ -7,9 +7,42 @@ from typing import Annotated
 from pydantic import Field
 
 from .classification import Classification, TokenClassification
+from .distillation import Distillation
+from .grpo import GRPO
 from .next_token import NextToken
 from .objective import Learning
+from .preference import CPO, DPO, KTO, ORPO, SimPO
+from .reward import BradleyTerry
+from .rolling_out import RollingOut
 
-__all__ = ["Classification", "Learning", "NextToken", "Objective", "TokenClassification"]
+__all__ = [
+    "CPO",
+    "DPO",
+    "GRPO",
+    "KTO",
+    "ORPO",
+    "BradleyTerry",
+    "Classification",
+    "Distillation",
+    "Learning",
+    "NextToken",
+    "Objective",
+    "RollingOut",
+    "SimPO",
+    "TokenClassification",
+]
 
-Objective = Annotated[NextToken | Classification | TokenClassification, Field(discriminator="kind")]
+Objective = Annotated[
+    NextToken
+    | DPO
+    | SimPO
+    | ORPO
+    | CPO
+    | KTO
+    | BradleyTerry
+    | Distillation
+    | GRPO
+    | Classification
+    | TokenClassification,
+    Field(discriminator="kind"),
+]

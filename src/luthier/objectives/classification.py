@@ -30,10 +30,10 @@ class Labelling(Learning):
     """This share of the target is spread evenly over the labels (arXiv:1512.00567); in training only."""
 
     @property
-    def unsettled(self) -> bool:
+    def asks_labels(self) -> bool:
         return not self.labels or self.class_weights == "balanced"
 
-    def settled(self, found: Iterable[Any]) -> Self:
+    def with_labels(self, found: Iterable[Any]) -> Self:
         tally = labels.Tally.of((tag for tags in found for tag in tags) if self.rows == "tagged" else found, self.problem)
         if not tally.counts and tally.problem != labels.VALUE:
             raise DataError("data.train: no row has a label; name the column that holds it with data.columns")
@@ -82,8 +82,8 @@ class Classification(Labelling):
         return self.problem_type
 
     @property
-    def unsettled(self) -> bool:
-        return self.problem_type is None or (self.problem_type != labels.VALUE and super().unsettled)
+    def asks_labels(self) -> bool:
+        return self.problem_type is None or (self.problem_type != labels.VALUE and super().asks_labels)
 
     def _told(self, tally: labels.Tally) -> dict[str, Any]:
         if tally.problem == labels.VALUE:

@@ -117,6 +117,8 @@ class TaggingObjective(_Labelling):
     def _scores(self, network: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of the N tokens that have a tag: scores [N, K], tags [N], and which document each is in [N]."""
         tags = batch.token_fields["labels"][: batch.ends[batch.documents]]
+        if tags.is_meta:  # shapes only: a tag on each token
+            return network.scores(batch).float(), tags, tags
         places = (tags != labels.NOTHING).nonzero()[:, 0]
         ends = torch.tensor(batch.ends[1:], device=places.device)
         owners = torch.bucketize(places, ends, right=True)

@@ -17,6 +17,12 @@ class Learning(Settings):
     `prepare(network, batch) -> Batch` adds fields without gradients. `forward(network, batch) -> Loss` gives the sum,
     its count, and the metrics that the module's `metrics` names, always all of them. `evaluate(network, batch) -> Loss`
     gives the same of each row of the data [U], with metrics of its own, which become figures under their names.
+
+    A module may have `survey(network, batches, sum_)`: what it must know of all rows of a step before any is learnt,
+    of this rank's batches, added up over ranks by `sum_`.
+
+    A module may have `ahead(network, batch) -> dict[str, Tensor]`: what is computed once for every row by the network
+    as it was at the start, [N, ...] of the trained positions (ahead.py); batches then have it in `token_fields`.
     """
 
     rows: ClassVar[str] = "text"
@@ -25,17 +31,13 @@ class Learning(Settings):
     """What the network ends in, a key of models.heads: scores of the next token, of a text, of each token."""
 
     @property
-    def unsettled(self) -> bool:
+    def asks_labels(self) -> bool:
         """Whether some of these settings are told from the labels of the training rows, before anything heavy."""
         return False
 
-    def settled(self, found: Iterable[Any]) -> Self:
+    def with_labels(self, found: Iterable[Any]) -> Self:
         """These settings with what the labels of the training rows say."""
         return self
-
-    def problems(self) -> list[str]:
-        """What of these settings does not go together."""
-        return []
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -51,6 +53,34 @@ class Learning(Settings):
     def compares(self) -> bool:
         """Whether the module is given `reference`, a context that is the network as it was at the start."""
         return False
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether it learns from answers that the network gives meanwhile, as objectives.rolling_out says."""
+        return False
+
+    @property
+    def ahead(self) -> str | None:
+        """The setting, with its value, that wants what the module's `ahead` gives computed before the first step."""
+        return None
+
+    def settled(self, moves: bool, passes: int | None) -> Self:
+        """The same with what it leaves open decided, by whether the base's own weights move, and how often every row
+        is learnt (None where that is not known, as of a stream)."""
+        return self
+
+    def problems(self) -> list[str]:
+        """What no single setting is wrong about, but several together."""
+        return []
+
+    @property
+    def taught(self) -> bool:
+        """Whether the module is given `teacher`, a function that gives a frozen network beside what is trained."""
+        return False
+
+    def remarks(self, dataset: Any) -> list[str]:
+        """What should be said about the training rows (data.dataset.Dataset); DataError where they cannot do."""
+        return []
 
     def build(self, network: Any) -> nn.Module:
         raise NotImplementedError

@@ -1,0 +1,130 @@
+"""Every objective on every way to choose what moves, on every way to store what does not.
+
+The cells are read from the unions of the three axes: a new answer on any is tried without a line here, and a new kind
+of rows asks for rows of it.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from test_matrix import CELLS, assert_alike, base, disturb, kind, members  # noqa: F401
+from test_train import QUIET, finished
+
+from luthier import configure, steps, train
+from luthier.batch import Batch
+from luthier.errors import ConfigError
+from luthier.methods import METHODS
+from luthier.objectives import Objective
+from luthier.train import Trainer
+
+OBJECTIVES = [o for o in members(Objective) if kind(o) != "next_token"]  # that one has a matrix of its own
+EVERY_OBJECTIVE = pytest.mark.parametrize("objective", OBJECTIVES, ids=kind)
+
+
+def rows_of(rows: str) -> list[dict]:
+    """Twelve rows of a kind."""
+    asked = [f"{word}?" for word in ("a", "bb", "ccc", "dd", "e", "ffff")] * 2
+    return {
+        "text": [{"prompt": q, "completion": f"say {i}"} for i, q in enumerate(asked)],
+        "pairs": [{"prompt": q, "chosen": f"good {i}", "rejected": f"{i} bad"} for i, q in enumerate(asked)],
+        "unpaired": [{"prompt": q, "completion": f"say {i}", "label": i % 3 > 0} for i, q in enumerate(asked)],
+        "whole_pairs": [{"prompt": q, "chosen": f"good {i}", "rejected": f"{i} bad"} for i, q in enumerate(asked)],
+        "prompts": [{"prompt": q, "answer": str(i)} for i, q in enumerate(asked)],
+    }[rows]
+
+
+@pytest.fixture
+def objective_config(base, tmp_path):  # noqa: F811
+    def made(objective, trainable="lora", precision="as_loaded", **extra):
+        name = next(m.name for m in METHODS.values() if m.kinds["objective"] == kind(objective))
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(objective.rows)))
+        settings = {
+            "model": str(base), "data": {"train": str(path), "max_length": 64}, "max_steps": 3,
+            "batch": {"examples": 4, "micro_tokens": 128}, "output_dir": str(tmp_path / "run"),
+            "trainable": {"kind": trainable}, "precision": {"kind": precision}, "monitor": {"report_to": []},
+            "optim": {"learning_rate": 1e-2},
+        }  # fmt: skip
+        if kind(objective) == "distillation":
+            settings["objective"] = {"teacher": str(base)}
+        if objective.rows == "prompts":
+            settings["objective"] = {
+                "rewards": [{"kind": "regex", "pattern": "[a-p]"}], "max_completion_length": 6, "temperature": 2.0,
+            }  # fmt: skip
+            settings["batch"]["examples"] = 8
+        if trainable == "partial":
+            settings["trainable"]["last_layers"] = 1
+        return configure(settings, extra, method=name)
+
+    return made
+
+
+def gradients(trainer: Trainer, documents: list, limit: int) -> dict[str, torch.Tensor]:
+    """Of all documents, in micro-batches of so many tokens, divided by what they count."""
+    made, count = trainer.made, 0.0
+    parts = Batch.pack(documents).to(made.ranks.device).split(limit)
+    if survey := getattr(made.objective, "survey", None):
+        survey(made.network, parts, made.ranks.sum_)
+    for part in parts:
+        loss = made.objective(made.network, made.objective.prepare(made.network, part))
+        assert set(loss.metrics) >= set(made.objective.metrics)
+        loss.total.backward()
+        count += float(loss.count)
+    named = trainer.parameters.items()
+    found = {name: p.grad / count for name, p in named if p.grad is not None}
+    for parameter in trainer.parameters.values():
+        parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize(("trainable", "precision"), CELLS)
+@EVERY_OBJECTIVE
+def test_every_cell_is_refused_by_name_or_its_gradient_is_that_of_any_micro_batch(
+    objective_config, objective, trainable, precision
+):
+    refused, config = None, None
+    try:
+        config = objective_config(objective, trainable, precision)
+    except ConfigError as error:
+        refused = str(error)
+    if config is None:
+        assert all(word in str(refused) for word in (trainable, precision, "use "))
+        return
+    trainer = Trainer(config, QUIET)
+    documents = [trainer.training.documents[d] for row in trainer.steps[0] for d in row]
+    disturb(trainer.made)
+    trainer.made.network.eval()
+    whole = gradients(trainer, documents, 10_000)
+    assert whole
+    assert all(gradient.isfinite().all() for gradient in whole.values())
+    assert any(gradient.abs().max() > 1e-6 for gradient in whole.values())
+    assert_alike(gradients(trainer, documents, 1), whole)
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+@EVERY_OBJECTIVE
+def test_stopped_and_resumed_ends_with_the_same_bytes(objective_config, objective, trainable, tmp_path):
+    extra = {"checkpoint": {"every": 1}}
+    train(objective_config(objective, trainable, **extra), QUIET)
+    parted = objective_config(objective, trainable, **extra, output_dir=str(tmp_path / "parted"))
+    for step in steps(parted, QUIET):
+        if step.step == 2:  # after the checkpoint of step 1
+            break
+    torch.manual_seed(99)
+    train(parted, QUIET)
+    assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+
+
+@EVERY_OBJECTIVE
+def test_packed_rows_and_padded_ones_learn_the_same(objective_config, objective, tmp_path):
+    """The figures of the first step, whose numbers are those of the same rows either way."""
+    found = []
+    for packing in (True, False):
+        config = objective_config(objective, batch={"packing": packing}, output_dir=str(tmp_path / str(packing)))
+        found.append(next(iter(steps(config, QUIET))))
+    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-4, abs=1e-6)
+    assert found[0].grad_norm == pytest.approx(found[1].grad_norm, rel=1e-3, abs=1e-6)
+    assert dict(found[0].metrics) == pytest.approx(dict(found[1].metrics), rel=1e-3, abs=1e-5)

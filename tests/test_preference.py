@@ -1,0 +1,228 @@
+"""Preference pairs: each loss by hand, DPO at the reference, what changes no number, kill and resume, bad rows."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+from conftest import write_rows
+from test_train import QUIET, finished
+
+from luthier import configure, steps, train
+from luthier.assemble import assemble
+from luthier.batch import Batch
+from luthier.data import dataset
+from luthier.errors import ConfigError
+from luthier.monitor import records
+from luthier.objectives import CPO, DPO, ORPO, SimPO
+from luthier.objectives.pairs import Sides, judged
+from luthier.trainable import Trainable
+
+PAIRS = [
+    {"prompt": f"{word} {n}", "chosen": f"{n} {word[::-1]}", "rejected": f"{word} {n} {n}"}
+    for n in range(8)
+    for word in ("one", "three", "seven", "ab")
+]
+
+
+UNPAIRED = [
+    {"prompt": row["prompt"], "completion": row[key], "label": key == "chosen"}
+    for row in PAIRS
+    for key in ("chosen", "rejected")
+]
+
+
+@pytest.fixture
+def unpaired(settings, tmp_path) -> dict:
+    path = write_rows(tmp_path / "unpaired.jsonl", UNPAIRED)
+    return settings | {"data": settings["data"] | {"train": str(path)}, "batch": {"examples": 4, "micro_tokens": 256}}
+
+
+@pytest.fixture
+def pairs(settings, tmp_path) -> dict:
+    """A run on pairs of a few seconds."""
+    path = write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    return settings | {"data": settings["data"] | {"train": str(path)}, "batch": {"examples": 4, "micro_tokens": 256}}
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log(1 + math.exp(-x))
+
+
+LOGPS = Sides(torch.tensor([-4.0, -9.0]), torch.tensor([-6.0, -8.0]))
+REFERENCE = Sides(torch.tensor([-5.0, -8.0]), torch.tensor([-5.0, -8.5]))
+TOKENS = Sides(torch.tensor([2.0, 4.0]), torch.tensor([3.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (DPO(beta=0.5), [-log_sigmoid(1.0), -log_sigmoid(-0.75)]),
+        (DPO(beta=0.5, label_smoothing=0.1),
+         [-0.9 * log_sigmoid(1.0) - 0.1 * log_sigmoid(-1.0), -0.9 * log_sigmoid(-0.75) - 0.1 * log_sigmoid(0.75)]),
+        (DPO(beta=0.25, loss_type="hinge"), [0.5, 1.375]),
+        (DPO(beta=0.5, loss_type="ipo"), [(0.5 + 1 / 3 - 1) ** 2, (-0.25 - 0.25 - 1) ** 2]),
+        (DPO(beta=0.5, loss_type="robust", label_smoothing=0.2),
+         [(-0.8 * log_sigmoid(1.0) + 0.2 * log_sigmoid(-1.0)) / 0.6,
+          (-0.8 * log_sigmoid(-0.75) + 0.2 * log_sigmoid(0.75)) / 0.6]),
+        (DPO(beta=0.5, rpo_alpha=2.0), [-log_sigmoid(1.0) + 2 * 2.0, -log_sigmoid(-0.75) + 2 * 2.25]),
+        (CPO(beta=0.5), [-log_sigmoid(1.0) + 2.0, -log_sigmoid(-0.5) + 2.25]),
+        (CPO(beta=0.25, loss_type="hinge", cpo_alpha=0.0), [0.5, 1.25]),
+        (CPO(beta=0.5, loss_type="ipo", cpo_alpha=0.0), [1.0, (1.75 - 1) ** 2]),
+        (SimPO(beta=2.0, simpo_gamma=0.5), [-log_sigmoid(-0.5), -log_sigmoid(2 * 1.75 - 0.5)]),
+        (ORPO(beta=0.5), [2.0 - 0.5 * log_sigmoid(0.0), 2.25 - 0.5 * log_sigmoid(
+            math.log(math.exp(-2.25) / (1 - math.exp(-2.25))) - math.log(math.exp(-4) / (1 - math.exp(-4))))]),
+    ],
+    ids=lambda v: type(v).__name__ + "-" + str(getattr(v, "loss_type", "")) if not isinstance(v, list) else "",
+)  # fmt: skip
+def test_losses_by_hand(config, wanted):
+    """Two pairs: sums -4 and -9 against -6 and -8, where the reference has -5 and -8 against -5 and -8.5.
+
+    Log-ratios are 1 and -1 of the better, -1 and 0.5 of the worse answers: margins 2 and -1.5. Answers have 2 and 4,
+    3 and 2 tokens: means -2 and -2.25 against -2 and -4, margins 0 and 1.75; of log-ratios 0.5 + 1/3 and -0.25 - 0.25.
+    """
+    found = judged(config, LOGPS, TOKENS, REFERENCE if isinstance(config, DPO) else None)
+    torch.testing.assert_close(found.loss, torch.tensor(wanted))
+
+
+def test_a_run_learns_what_is_preferred(pairs):
+    result = train(configure(pairs, {"max_steps": 20, "objective": {"beta": 0.5}}, method="dpo"), QUIET)
+    figures = result.report["figures"]
+    assert figures["loss"]["base"] == pytest.approx(math.log(2), abs=1e-6)
+    assert figures["rewards/accuracies"]["base"] == 0.5
+    assert figures["rewards/margins"]["tuned"] > 0.5
+    history = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert history[-1]["rewards/margins"] == pytest.approx(
+        history[-1]["rewards/chosen"] - history[-1]["rewards/rejected"], abs=1e-5
+    )
+
+
+# ---------------------------------------------------------------------------- what changes no number
+
+
+def batches_of(made, micro_tokens: int) -> list[Batch]:
+    """Twelve training rows as a step would lay them out."""
+    rows, _ = dataset.open_rows(made.config.data, made.renderer, None, print, print)
+    chosen = list(rows.documents[:12])
+    return Batch.pack(chosen).split(micro_tokens)
+
+
+def told(made, batches: list[Batch]) -> tuple[float, dict[str, float], dict[str, torch.Tensor]]:
+    """Loss, metrics and gradients of a step cut into these batches."""
+    objective, network = made.objective, made.network
+    for p in made.parameters().values():
+        p.grad = None
+    if hasattr(objective, "survey"):
+        objective.survey(network, batches, lambda sums: sums)
+    losses = []
+    for batch in batches:
+        losses.append(objective(network, objective.prepare(network, batch)))
+        losses[-1].total.backward()
+    count = float(sum(loss.count for loss in losses))
+    metrics = {name: float(sum(loss.metrics[name] for loss in losses)) / count for name in objective.metrics}
+    gradients = {name: p.grad / count for name, p in made.parameters().items() if p.grad is not None}
+    return float(sum(loss.total.detach() for loss in losses)) / count, metrics, gradients
+
+
+def moved(made) -> None:
+    """Away from the reference."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for p in made.parameters().values():
+            p.add_(torch.randn_like(p), alpha=0.05)
+
+
+METHODS = ["dpo", "simpo", "orpo", "cpo", "kto"]
+
+
+def data_of(method: str, pairs: dict, unpaired: dict) -> dict:
+    return unpaired if method == "kto" else pairs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_cut_of_a_step_changes_nothing(pairs, unpaired, method):
+    """Micro-batches, the order of rows, a filler, packed or padded rows: the same loss, metrics and gradients."""
+    made = assemble(configure(data_of(method, pairs, unpaired), method=method))
+    moved(made)
+    (whole,) = batches_of(made, 1 << 20)
+    wanted = told(made, [whole])
+    padded = assemble(configure(data_of(method, pairs, unpaired), {"batch": {"packing": False}}, method=method))
+    moved(padded)
+    cut = batches_of(made, 150)
+    assert len(cut) > 3
+    for other, batches in (
+        (made, cut), (made, cut[::-1]), (made, [whole.padded_to(len(whole) + 40)]), (padded, cut),
+    ):  # fmt: skip
+        found = told(other, batches)
+        assert found[0] == pytest.approx(wanted[0], abs=2e-5)
+        assert found[1] == pytest.approx(wanted[1], abs=2e-4)
+        for name, gradient in found[2].items():
+            torch.testing.assert_close(gradient, wanted[2][name], atol=2e-5, rtol=2e-3)
+
+
+TRAINABLES = [answer.model_fields["kind"].default for answer in get_args(get_args(Trainable)[0])]
+
+
+MOVING = ("full", "partial")  # the base's own weights, which cannot lie in 4 bits
+
+
+@pytest.mark.parametrize(
+    ("trainable", "precision"),
+    [(t, p) for t in TRAINABLES for p in ("as_loaded", "nf4") if p == "as_loaded" or t not in MOVING],
+)
+def test_dpo_at_the_reference_is_log_2(pairs, trainable, precision, tmp_path):
+    """And after something has moved, the reference is still what it was; the loss then has a gradient."""
+    chosen = {"kind": trainable} | ({"last_layers": 1} if trainable == "partial" else {})
+    made = assemble(configure(pairs, {"trainable": chosen, "precision": {"kind": precision}}, method="dpo"))
+    (batch,) = batches_of(made, 1 << 20)
+    first = made.objective.prepare(made.network, batch).fields["reference"]
+    with made.reference() as start:
+        at_start = made.objective(start, made.objective.prepare(start, batch))
+        assert float(at_start.total) == pytest.approx(float(at_start.count) * math.log(2), abs=1e-5)
+        assert float(at_start.metrics["rewards/accuracies"]) == 6.0
+    moved(made)
+    assert torch.equal(made.objective.prepare(made.network, batch).fields["reference"], first)
+    loss, metrics, gradients = told(made, [batch])
+    assert loss != pytest.approx(math.log(2), abs=1e-5)
+    assert metrics["rewards/chosen"] != 0
+    assert any(g.abs().max() > 0 for g in gradients.values())
+
+
+BOTH = pytest.mark.parametrize("precompute", [False, True])
+
+
+@BOTH
+@pytest.mark.parametrize(("method", "trainable"), [("dpo", "lora"), ("dpo", "full"), ("kto", "lora"), ("kto", "full")])
+def test_stopped_and_resumed_ends_with_the_same_bytes(pairs, unpaired, tmp_path, method, trainable, precompute):
+    pairs = data_of(method, pairs, unpaired)
+    extra = {
+        "trainable": {"kind": trainable}, "checkpoint": {"every": 2}, "evaluation": {"every": 3},
+        "objective": {"precompute_ref_log_probs": precompute},
+    }  # fmt: skip
+    train(configure(pairs, extra, method=method), QUIET)
+    parted = configure(pairs, extra, {"output_dir": str(tmp_path / "parted")}, method=method)
+    for step in steps(parted, QUIET):
+        if step.step == 3:
+            break
+    torch.manual_seed(99)
+    train(parted, QUIET)
+    assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+    assert (tmp_path / "run" / "ahead").exists() == precompute
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_the_reference_computed_ahead_gives_the_same_losses(pairs, tmp_path, trainable):
+    told = {}
+    for precompute in (False, True):
+        extra = {"objective": {"precompute_ref_log_probs": precompute}, "trainable": {"kind": trainable}}
+        out = {"output_dir": str(tmp_path / str(precompute)), "max_steps": 8}
+        result = train(configure(pairs, extra, out, method="dpo"), QUIET)
+        told[precompute] = list(records(result.folder / "metrics.jsonl"))
+    for now, before in zip(told[False], told[True]):
+        assert now["kind"] == before["kind"]
+        for name in ("loss", "rewards/margins", "logps/chosen"):
+            assert now[name] == pytest.approx(before[name], abs=2e-4), (now["step"], name)
+    assert told[True][-1]["rewards/margins"] > 0.01
