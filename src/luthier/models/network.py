@@ -240,6 +240,8 @@ def unpackable(network: Network) -> str | None:
     """Why a family cannot run packed, as far as its configuration says so."""
     if network.takes == "whole":
         return "its head is not known here, and runs with the whole model"
+    if network.native == "eager":
+        return "its layers do not use transformers' attention interface"
     other = set(getattr(network.config.get_text_config(), "layer_types", None) or ()) - LAYERS
     return f"it has layers of the kinds {', '.join(sorted(other))}" if other else None
 
