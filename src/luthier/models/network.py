@@ -265,7 +265,8 @@ def _try_packed(network: Network) -> str | None:
     attention.install()
     training, reason = network.model.training, None
     # Some encoders count positions from the number after that of the token that texts are filled up with.
-    for first in (0,) if network.causal else (0, network.padding + 1):
+    counted = [m for m in network.model.modules() if hasattr(m, "create_position_ids_from_input_ids")]
+    for first in (0, *(m.padding_idx + 1 for m in counted)):
         network.first_position = first
         try:
             reason = _probe(network)
