@@ -27,6 +27,12 @@ def of_luthier_alone(config: Config) -> bool:
     return kind.startswith("LUTHIER_") or not all(settings.mergeable for settings in beneath)
 
 
+def peft_reads(config: Config) -> bool:
+    """Whether PEFT can run it: a prefix it gives to models by `past_key_values`, which classifiers of transformers have
+    no more from 5.24 on."""
+    return config.trainable.kind != "prefix" or config.objective.ends_in == "tokens"
+
+
 def card(config: Config, run: Path, kind: str, base: str | None, compared: dict) -> str:
     """README.md: what it is, from which data and settings, and what was measured."""
     report = json.loads((run / "report.json").read_text()) if (run / "report.json").exists() else {}
@@ -85,7 +91,9 @@ def _stacked(config: Config, kind: str) -> list[str]:
 
 
 def _numbers(config: Config, kind: str) -> list[str]:
-    """What is to be known of a model that was trained over weights in fewer bits."""
+    """What is to be known of a model that was trained over weights in fewer bits, or that PEFT may not run."""
+    if kind == "adapter" and not peft_reads(config):
+        return ["PEFT runs a prefix before a classifier with transformers before 5.24 only; Luthier with any.", ""]
     precision = config.precision
     if not isinstance(precision, Reduced):
         return []

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import reload, surgery
 from .assemble import Assembled, restore
 from .batch import Batch, Document
-from .card import card, of_luthier_alone
+from .card import card, of_luthier_alone, peft_reads
 from .config import Config, read_run
 from .errors import ExportError
 from .files import new_folder, write_atomically
@@ -335,7 +335,8 @@ def _compared(
                "labels": list(made.config.objective.scores) if scoring else [],
                "beneath": [entry.model_dump() for entry in made.config.model.beneath],
                "rounded_activations": kind != "quantised",
-               "ours": of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
+               "pad": made.network.padding,
+               "ours": of_luthier_alone(made.config) or not peft_reads(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
                }  # fmt: skip
     ran = subprocess.run(
         [sys.executable, "-P", reload.__file__], input=json.dumps(request), capture_output=True, text=True,
