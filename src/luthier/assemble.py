@@ -248,6 +248,7 @@ def assemble(
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
     files = _lay_beneath(config, model, tell)
     _move(config, model, tokenizer, tell)
+    network.check_direction(net)
     files |= _go_on(config, model, tell)
     if training:
         _tell_idle(net, files, tell)
@@ -334,6 +335,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     load.check_virtual(model, config.data.max_length, _virtual(config))
     _lay_beneath(config, model, tell, values=False)
     _move(config, model, None, tell)
+    network.check_direction(net)
     begins = _apply_precision(config, model)
     objective = config.objective.build(net).to(meta)
     layers.checkpoint_activations(config.parallel, model)

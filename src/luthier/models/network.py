@@ -336,6 +336,15 @@ def _probe(network: Network) -> str | None:
     return None
 
 
+def check_direction(network: Network) -> None:
+    """Virtual tokens stand before a document: where tokens see what follows, they are no start that is the same for all."""
+    if not network.causal and virtual.of(network.model) is not None:
+        raise ModelError(
+            f"{type(network.model).__name__} is an encoder, whose tokens see those after them, and virtual tokens are "
+            "for decoders: use trainable.kind=lora"
+        )
+
+
 @torch.no_grad()
 def check_virtual(network: Network, checkpointed: bool = False) -> None:
     """Virtual tokens must reach every layer: packed rows against the model's own attention, and against none at all."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ..surgery import Adapter
 
-ENDS = r"down_proj|fc2|fc_out|w2|mlp\.c_proj|dense_4h_to_h|wo"
+ENDS = r"down_proj|fc2|fc_out|w2|mlp\.c_proj|dense_4h_to_h|wo|\d+\.output\.dense"
 KEYS_AND_VALUES = r"k_proj|v_proj|key|value|k|v|c_attn|query_key_value|qkv_proj|Wqkv"
 
 
