@@ -12,7 +12,6 @@ from .precision import NF4, Reduced
 from .trainable import adapter_files
 from .trainable.adapter import Adapting
 
-
 PIPELINES = {"tokens": "text-generation", "text": "text-classification", "each": "token-classification"}
 CLASSES = {
     "tokens": "AutoModelForCausalLM", "text": "AutoModelForSequenceClassification",
@@ -40,8 +39,9 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
     random = config.model.starts_at_random  # then it has no base model
     title = f"{run.name} ({config.method})" if random else f"{base_name}, fine-tuned ({config.method})"
     named = [] if random else [f"base_model: {base_name}"]
-    front = ["---", *named, "library_name: " + _library(config, kind),
-             f"pipeline_tag: {PIPELINES[config.objective.ends_in]}", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
+    purpose = f"pipeline_tag: {PIPELINES[config.objective.ends_in]}"
+    front = ["---", *named, "library_name: " + _library(config, kind), purpose, "tags:", "- luthier",
+             f"- {config.method}", "---"]  # fmt: skip
     lines = [
         *front, "", f"# {title}", "",
         f"Made with Luthier {__version__} from `{config.data.train}`.", *_stacked(config, kind), "", "## Figures", "",
@@ -51,11 +51,12 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
             f"- held-out loss: base {report['held_out_loss']['base']:.4f}, tuned {report['held_out_loss']['tuned']:.4f}"
         ]
     for key in ("accuracy", "f1_macro", "entity_f1", "mcc", "pearson"):
-        if figure := report.get("figures", {}).get(key):
-            low, high = figure["tuned_interval"] or (float("nan"), float("nan"))
+        figure = report.get("figures", {}).get(key, {})
+        if None not in (figure.get("base"), figure.get("tuned"), figure.get("tuned_interval")):
+            low, high = figure["tuned_interval"]
             lines.append(
-                f"- {key.replace('_', ' ')} on {report['held_out_rows']} held-out rows: base {figure['base']:.3f}, tuned "
-                f"{figure['tuned']:.3f} (95% interval {low:.3f} to {high:.3f})"
+                f"- {key.replace('_', ' ')} on {report['held_out_rows']} held-out rows: base {figure['base']:.3f}, "
+                f"tuned {figure['tuned']:.3f} (95% interval {low:.3f} to {high:.3f})"
             )
     if "answers" in report:
         base_figures, tuned = report["answers"]["base"], report["answers"]["tuned"]

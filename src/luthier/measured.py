@@ -16,7 +16,7 @@ from .intervals import Figure, finite, quotient, sign_test
 from .scores import Answer
 
 COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy")
-FALLING = ("kl", *classes.FALLING, "rewards/rejected", "logps/rejected")  # of what an objective counts: the less, the better
+FALLING = ("kl", "rewards/rejected", "logps/rejected")  # of what an objective counts: the less, the better
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def write_comparison(path: Path, rows: Sequence[Mapping]) -> None:
 def confusion(folder: Path, step: int) -> tuple[list[str], np.ndarray] | None:
     """Labels and counts [true, said] of the held-out rows after a step, where they have one label each."""
     found = read(folder, step, ())
-    return found and classes.confusion(found.documents["held_out"].columns)
+    return None if found is None else classes.confusion(found.documents["held_out"].columns)
 
 
 def answers_file(folder: Path, step: int) -> Path:

@@ -17,7 +17,7 @@ CLASSES = {
 
 
 def main() -> None:
-    """Reads a request from the standard input; writes the log-probabilities of its documents to a file, or their scores."""
+    """Reads a request from the standard input; writes the log-probabilities, or scores, of its documents to a file."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""Load a language model, with the head that is wanted, and its tokenizer: hub name, folder or GGUF; safetensors only."""
+"""Load a language model with the head that is wanted, and its tokenizer: hub, folder or GGUF; safetensors only."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def _make_head(model: Model, made: Any, info: dict, seed: int, tell: Callable[[s
     strangers = [name for name in info["unexpected_keys"] if heads.is_head(name, prefix)]
     if wrong := sorted(name for name in other if name not in new):
         raise ModelError(f"model.name={model.name!r}: {wrong[0]} is in another size there than config.json says")
-    rest = {"missing_keys": {*info["missing_keys"]} - {*new}, "unexpected_keys": {*info["unexpected_keys"]} - {*strangers}}
-    _check_keys(model, made, rest)
+    left = {"missing_keys": new, "unexpected_keys": strangers}
+    _check_keys(model, made, {key: {*info[key]} - {*known} for key, known in left.items()})
     ordered = [name for name, _ in made.named_parameters() if name in set(new)]
     heads.draw(made, ordered, seed)
     _tell_head(made, ordered, strangers, seed, tell)

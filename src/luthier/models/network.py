@@ -109,8 +109,9 @@ class Network(nn.Module):
         types = batch.token_fields.get("types")
         if types is None or (getattr(self.config, "type_vocab_size", None) or 0) < 2:
             return {}
-        rows = types[None] if inside is None else torch.zeros_like(inside, dtype=torch.int64).masked_scatter(inside, types)
-        return {"token_type_ids": rows}
+        if inside is None:
+            return {"token_type_ids": types[None]}
+        return {"token_type_ids": torch.zeros_like(inside, dtype=torch.int64).masked_scatter(inside, types)}
 
     @property
     def _disturbed(self) -> bool:
@@ -337,7 +338,7 @@ def _probe(network: Network) -> str | None:
 
 
 def check_direction(network: Network) -> None:
-    """Virtual tokens stand before a document: where tokens see what follows, they are no start that is the same for all."""
+    """Virtual tokens stand before a document: where tokens see what follows, they are no start that all have alike."""
     if not network.causal and virtual.of(network.model) is not None:
         raise ModelError(
             f"{type(network.model).__name__} is an encoder, whose tokens see those after them, and virtual tokens are "

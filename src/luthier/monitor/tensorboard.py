@@ -45,13 +45,15 @@ class TensorBoard:
 
     def confusion(self, step: int, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
         """A picture, and which label each number in it is."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto import summary_pb2
 
         from .picture import confusion, png
 
+        made: Any = summary_pb2
         drawn = confusion(counts)
-        image = Summary.Image(height=drawn.shape[0], width=drawn.shape[1], colorspace=3, encoded_image_string=png(drawn))
-        summary = Summary(value=[Summary.Value(tag="evaluation/confusion", image=image)])
+        height, width, _ = drawn.shape
+        image = made.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png(drawn))
+        summary = made.Summary(value=[made.Summary.Value(tag="evaluation/confusion", image=image)])
         self.writer._get_file_writer().add_summary(summary, step)
         told = "\n".join(f"{i}. {_cell(name)}" for i, name in enumerate(names))
         self.writer.add_text("confusion/labels", f"rows are true labels, columns what is said\n\n{told}", step)

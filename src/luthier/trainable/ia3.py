@@ -42,8 +42,8 @@ class IA3(OnLayers):
 
         found = {base_name(place): adapter.rule for place, adapter in adapters(model) if adapter.name == name}
         inputs = [place for place, rule in found.items() if isinstance(rule, Scale) and rule.inputs]
-        return super().placed(model, name) | {"target_modules": [n for n, rule in found.items() if isinstance(rule, Scale)],
-                                              "feedforward_modules": inputs}
+        scaled = [place for place, rule in found.items() if isinstance(rule, Scale)]
+        return super().placed(model, name) | {"target_modules": scaled, "feedforward_modules": inputs}
 
 
 class Scale:
