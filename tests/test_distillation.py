@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import LLAMA, ROWS, make_model, make_tokenizer, save_model
@@ -14,7 +15,7 @@ from luthier.assemble import assemble, restore
 from luthier.batch import Batch
 from luthier.config import Config
 from luthier.data.dataset import load
-from luthier.errors import ConfigError, ModelError
+from luthier.errors import ConfigError, DataError, ModelError
 from luthier.models.translation import Pieces, Translation, difference
 from luthier.monitor import records
 
@@ -26,7 +27,8 @@ def teacher(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(7)
-    model = LlamaForCausalLM(LlamaConfig(**LLAMA | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3}))
+    larger = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3}
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA | larger))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
@@ -80,7 +82,8 @@ def test_a_student_comes_near_its_teacher(distilled):
 def test_held_out_loss_is_that_of_a_student_alone(distilled, settings):
     """Of the next token, whatever the teacher says: runs with and without one can be compared."""
     with_teacher = train(distilled({"max_steps": 1}), QUIET).report["figures"]
-    alone = train(configure(settings, {"max_steps": 1, "output_dir": settings["output_dir"] + "1"}, method="full"), QUIET)
+    plain = configure(settings, {"max_steps": 1, "output_dir": settings["output_dir"] + "1"}, method="full")
+    alone = train(plain, QUIET)
     for name in ("loss", "perplexity", "bits_per_byte", "token_accuracy"):
         assert with_teacher[name]["base"] == pytest.approx(alone.report["figures"][name]["base"], rel=1e-5)
 
@@ -185,8 +188,7 @@ def test_what_is_kept_of_the_teacher_teaches_like_the_teacher(distilled, tmp_pat
         for key in ("loss", "kl", "hard_loss", "agreement", "teacher_entropy"):
             if key in one:
                 assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-5), key
-    made = [step for step in steps(config, QUIET)]
-    assert not made, "it is finished"
+    assert not list(steps(config, QUIET)), "it is finished"
     files = {p.parent.name for p in (kept.folder / "ahead").rglob("*.safetensors")}
     assert files == {"training", "held_out"}
 
@@ -215,13 +217,128 @@ def test_a_run_with_kept_outputs_resumes_without_its_teacher(distilled, teacher,
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
+# ---------------------------------------------------------------------------- the student's own answers
+
+
+def rounds(config) -> tuple:
+    """The run's rollouts, with the first batch of answers drawn."""
+    from luthier.train import Trainer
+
+    trainer = Trainer(config, QUIET)
+    trainer.steps[0]
+    return trainer, trainer.steps
+
+
+def test_some_rows_are_answered_by_the_student(distilled):
+    """The others are learnt as they are; the hard loss is of those alone."""
+    config = distilled({"batch": {"examples": 24, "micro_tokens": 2048}},
+                       on_policy={"lmbda": 0.5, "max_completion_length": 8}, alpha=0.5)  # fmt: skip
+    trainer, drawn = rounds(config)
+    given = [one for one in drawn.samples if one.given]
+    own = [one for one in drawn.samples if not one.given]
+    assert len(given) + len(own) == 24
+    assert 4 < len(given) < 20
+    for one in given:
+        document = drawn.prompts.documents[one.prompt]
+        assert one.document().tokens.tolist() == document.tokens.tolist()[: len(one.tokens)]
+        assert np.array_equal(one.document().weights > 0, document.weights[: len(one.tokens)] > 0)
+        assert document.weights.sum() == len(one)
+    for one in own:
+        prompt = drawn.prompts.renderer.prompt(drawn.prompts.conversations[one.prompt])[0]
+        assert one.tokens[: one.start].tolist() == prompt
+        assert 1 <= len(one) <= 8
+        assert one.logprobs.any()
+    made = trainer.made
+    batch = trainer._batch(list(range(len(drawn.documents))))
+    loss = made.objective(made.network, made.objective.prepare(made.network, batch))
+    tokens = sum(map(len, drawn.samples))
+    assert loss.count.item() == tokens
+    assert loss.metrics["on_policy"].item() == sum(map(len, own))
+    hard = 0.0
+    with torch.no_grad():
+        for one in given:
+            tokens_of = torch.tensor(one.tokens[None].astype(np.int64))
+            with made.network.natively() as model:
+                logprobs = model(tokens_of).logits[0].log_softmax(-1)
+            targets = torch.tensor(one.tokens[one.start :].astype(np.int64))
+            hard -= logprobs[one.start - 1 : -1].gather(-1, targets[:, None]).sum().item()
+    assert loss.metrics["hard_loss"].item() == pytest.approx(hard, rel=1e-4)
+    total = 0.5 * loss.metrics["hard_loss"] + 0.5 * loss.metrics["soft_loss"]
+    assert loss.total.item() == pytest.approx(total.item(), rel=1e-4)
+
+
+def test_a_student_learns_from_its_own_answers(distilled):
+    """Reverse KL on its own samples, arXiv:2306.13649 with lambda 1: held-out KL falls, though no row's answer is
+    learnt."""
+    drawn = {"lmbda": 1.0, "max_completion_length": 12}
+    config = distilled({"max_steps": 40}, on_policy=drawn, divergence="reverse_kl", alpha=0.0)
+    result = train(config, QUIET)
+    taken = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert {r["on_policy"] for r in taken} == {1.0}
+    assert all(1 <= r["completion_length"] <= 12 for r in taken)
+    assert np.mean([r["soft_loss"] for r in taken[-5:]]) < 0.7 * np.mean([r["soft_loss"] for r in taken[:5]])
+    assert result.report["figures"]["kl"]["tuned"] < result.report["figures"]["kl"]["base"]
+
+
+def test_stopped_in_a_batch_of_answers_and_resumed_ends_with_the_same_bytes(distilled, tmp_path):
+    settings = {"on_policy": {"lmbda": 0.6, "max_completion_length": 8, "num_mini_batches": 2}}
+    train(distilled({"checkpoint": {"every": 3}}, **settings), QUIET)
+    parted = distilled({"checkpoint": {"every": 1}, "output_dir": str(tmp_path / "parted")}, **settings)
+    for step in steps(parted, QUIET):
+        if step.step == 4:  # after the checkpoint of step 3, in the middle of the second batch of answers
+            break
+    torch.manual_seed(99)
+    train(parted, QUIET)
+    one, other = finished(tmp_path / "run"), finished(tmp_path / "parted")
+    assert {n: b for n, b in one.items() if n.endswith(".safetensors")} == {
+        n: b for n, b in other.items() if n.endswith(".safetensors")
+    }
+    states = [json.loads(files["state.json"]) for files in (one, other)]
+    for state in states:
+        told = state["parts"]["rollouts"].pop("metrics")
+        assert told.pop("rollout_seconds") > 0
+    assert states[0] == states[1]
+
+
+def test_what_cannot_be_answered_is_refused(distilled, tmp_path):
+    (tmp_path / "plain.txt").write_text("one two three\n\nfour five six\n\nseven eight nine\n")
+    plain = {"data": {"train": str(tmp_path / "plain.txt"), "validation": None}}
+    with pytest.raises(DataError, match=r"objective\.on_policy answers the prompts of rows, and plain text has none"):
+        train(distilled(plain, on_policy={}), QUIET)
+    streamed = {"data": {"streaming": True, "validation": None, "format": "text"}, "batch": {"examples": None,
+                "tokens": 64}}  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        distilled(streamed, on_policy={}, top_k=3)
+    for told in (
+        "batch.tokens=64 counts tokens", "data.streaming=true has no prompts", "data.format=text has no prompts",
+        "objective.top_k=3 keeps what the teacher says of rows before the first step, and answers",
+    ):  # fmt: skip
+        assert told in str(caught.value)
+    with pytest.raises(DataError, match=r"lower objective\.on_policy\.max_completion_length"):
+        train(distilled(on_policy={"max_completion_length": 60}), QUIET)
+
+
+def test_a_conversation_is_learnt_to_its_last_answer_alone(distilled, tmp_path):
+    turns = [{"role": r, "content": c} for r, c in
+             (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]  # fmt: skip
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    data = {"data": {"train": str(tmp_path / "turns.jsonl"), "validation": None}, "batch": {"examples": 1}}
+    config = distilled(data, on_policy={"lmbda": 1e-9, "max_completion_length": 4})
+    trainer, drawn = rounds(config)
+    assert trainer.made.tokenizer.decode(drawn.samples[0].tokens[drawn.samples[0].start :]) == "d<|im_end|>"
+    assert config.objective.remarks(trainer.rows_read) == [
+        "objective.on_policy: 1 of 1 rows have several answers, of which the last is learnt"
+    ]
+
+
 # ---------------------------------------------------------------------------- teachers
 
 
 def test_a_run_with_an_adapter_teaches_what_it_learnt(distilled, settings):
     """Its best checkpoint with its LoRA: the probabilities are those of the run itself."""
     run = settings["output_dir"] + "-teacher"
-    result = train(configure(settings, {"trainable": {"r": 4}, "output_dir": run, "max_steps": 20}, method="lora"), QUIET)
+    adapted = {"trainable": {"r": 4}, "output_dir": run, "max_steps": 20}
+    result = train(configure(settings, adapted, method="lora"), QUIET)
     made = assemble(distilled(teacher=run))
     batch = batch_of(made)
     opened, _ = restore(result.folder)
@@ -243,7 +360,7 @@ def test_a_teacher_in_fewer_bits(distilled, settings, teacher, precision, method
         assemble(distilled(teacher={"name": name, "precision": p})) for p in ("as_loaded", precision)
     )  # fmt: skip
     batch = batch_of(plain)
-    one, other = (made.objective.prepare(made.network, batch).token_fields["teacher_states"] for made in (plain, stored))
+    one, other = (m.objective.prepare(m.network, batch).token_fields["teacher_states"] for m in (plain, stored))
     apart = (one - other).norm() / one.norm()
     assert 1e-4 < apart < (0.35 if precision == "nf4" else 0.1)
     layers = [type(m).__name__ for m in stored.teacher.network.modules()]
@@ -335,7 +452,8 @@ def test_a_text_is_read_in_other_tokens(tmp_path):
             assert theirs.decode(read.tokens[: place + 1].tolist()) == mine
             borders += 1
     whole = {theirs.decode(read.tokens[: n + 1].tolist()) for n in range(read.ends[1])}
-    assert borders == sum(own.decode(tokens[: i + 1]).replace("<|im_end|>", "</s>") in whole for i in range(len(tokens)))
+    read_so_far = [own.decode(tokens[: i + 1]).replace("<|im_end|>", "</s>") for i in range(len(tokens))]
+    assert borders == sum(text in whole for text in read_so_far)
     assert 0 < borders < len(tokens)
     assert at.tolist()[len(tokens) :] == [p + read.ends[1] if p >= 0 else -1 for p in at.tolist()[: len(tokens)]]
     for mine, other in zip(made.own.tolist(), made.theirs.tolist()):
@@ -383,7 +501,7 @@ def test_another_vocabulary_is_refused_or_aligned(distilled, settings, tmp_path)
     with torch.no_grad():
         model.lm_head.weight.mul_(40)
     model.save_pretrained(folder)
-    with pytest.raises(ModelError, match="has another vocabulary: .* of the student, is .*objective.vocabulary=align"):
+    with pytest.raises(ModelError, match=r"has another vocabulary: .* of the student, is .*objective.vocabulary=align"):
         assemble(distilled(teacher=str(folder)))
     made = assemble(distilled(teacher=str(folder), vocabulary="align"))
     batch = batch_of(made)
@@ -432,9 +550,9 @@ def test_teachers_that_cannot_teach(distilled, settings, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="is a LlamaForSequenceClassification, which gives no scores of the next token"):
+    with pytest.raises(ConfigError, match="is a LlamaForSequenceClassification, which gives no scores of the next"):
         distilled(teacher=str(folder))
-    with pytest.raises(ConfigError, match="objective.top_k=4 computes something for every row before the first step"):
+    with pytest.raises(ConfigError, match=r"objective\.top_k=4 computes something for every row before the first step"):
         distilled({"data": {"streaming": True, "validation": None}}, top_k=4)
     config = distilled({"max_steps": 1})
     train(config, QUIET)

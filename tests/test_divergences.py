@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import log
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,8 +70,8 @@ def some_logits(n: int = 7, v: int = 50):
 
 
 def test_as_in_pytorch_and_trl(monkeypatch):
-    """TRL's `generalized_jsd_loss` gives KL(teacher, student) for beta 0 and KL(student, teacher) for beta 1 themselves,
-    not their limit, which is 0; and it never multiplies by temperature^2."""
+    """TRL's `generalized_jsd_loss` gives KL(teacher, student) for beta 0 and KL(student, teacher) for beta 1
+    themselves, not their limit, which is 0; and it never multiplies by temperature^2."""
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.gkd import GKDTrainer
 
@@ -80,7 +79,8 @@ def test_as_in_pytorch_and_trl(monkeypatch):
     for temperature in (1.0, 2.5):
         p, q = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
         torch.testing.assert_close(kl(p, q), F.kl_div(q, p, reduction="none", log_target=True).sum(-1))
-        for kind, beta, theirs in (("forward_kl", 0.5, 0), ("reverse_kl", 0.5, 1), ("jsd", 0.5, 0.5), ("jsd", 0.1, 0.1)):
+        cases = (("forward_kl", 0.5, 0), ("reverse_kl", 0.5, 1), ("jsd", 0.5, 0.5), ("jsd", 0.1, 0.1))
+        for kind, beta, theirs in cases:
             wanted = GKDTrainer.generalized_jsd_loss(
                 student[None], teacher[None], beta=theirs, temperature=temperature, reduction="sum"
             )
@@ -236,8 +236,7 @@ def test_gradients_are_those_of_whole_logits(monkeypatch, kind, head):
     student, teacher = Stub(hidden, layer, cap), Stub(states, theirs)
 
     def gradients(total):
-        found = torch.autograd.grad(total, [hidden, layer.weight, layer.bias])
-        return found
+        return torch.autograd.grad(total, [hidden, layer.weight, layer.bias])
 
     logits, p = student.head(hidden), theirs(states).detach()
     soft = divergence(kind, (p / t).log_softmax(-1), (logits / t).log_softmax(-1), 0.2) * t**2

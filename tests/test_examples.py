@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from luthier.config import configure
 from luthier.errors import ConfigError
 from luthier.methods import METHODS
 from luthier.models.sizes import SIZES
+from luthier.objectives import Objective
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -42,6 +43,8 @@ SMALLER: dict[str, Any] = {
     "trainable.r": 4,
     "trainable.modules_to_save": ["embed_tokens", "lm_head"],
     "trainable.ensure_weight_tying": False,  # the small model's head is not tied
+    "objective.num_generations": 2,
+    "objective.max_completion_length": 8,
     "precision.group_size": 16,
     "precision.fake_quant_after_n_steps": 1,
     "schedule.warmup": 1,
@@ -81,13 +84,30 @@ def write_data(example: dict, folder: Path) -> None:
     """The files that an example names, small: conversations, or texts where its method or the entry says so."""
     data = example.get("data", {})
     train = data["train"] if isinstance(data["train"], list) else [data["train"]]
-    text = METHODS[example.get("method", "lora")].settings.get("data", {}).get("format")
+    text = METHODS[example.get("method", "lora")].settings.get("data", {}).get("format") or rows_of(example)
     for entry in [*train, data.get("validation"), example.get("evaluation", {}).get("forgetting")]:
         entry = entry if isinstance(entry, dict) else {"path": entry}
         kind = entry.get("format", data.get("format", text))
         for name in entry["path"] if isinstance(entry["path"], list) else [entry["path"]]:
             if isinstance(name, str) and name != "python-docs":
                 write_file(folder / name.replace("**/", "").replace("*", "part"), kind)
+
+
+def rows_of(example: dict) -> str | None:
+    """The kind of rows that the objective of an example learns from, where it is not text."""
+    kind = {**METHODS[example.get("method", "lora")].settings["objective"], **example.get("objective", {})}["kind"]
+    classes = get_args(get_args(Objective)[0])
+    rows = next(c.rows for c in classes if c.model_fields["kind"].default == kind)
+    return None if rows == "text" else rows
+
+
+OTHER_ROWS = {  # small rows of other kinds
+    "pairs": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"]},
+    "whole_pairs": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"]},
+    "labelled": lambda row: {"text": row["prompt"], "label": row["prompt"].split()[0]},
+    "tagged": lambda row: {"tokens": row["prompt"].split(), "ner_tags": ["B-WORD", "O"]},
+    "prompts": lambda row: {"prompt": row["prompt"], "answer": row["prompt"].split()[-1], "tests": ["assert 1 == 1"]},
+}
 
 
 def write_adapters(example: dict, folder: Path, model: Path) -> None:
@@ -112,7 +132,8 @@ def write_adapters(example: dict, folder: Path, model: Path) -> None:
 
 
 def write_file(path: Path, kind: str | None) -> None:
-    assert kind in (None, "auto", "text", "messages", "prompt_completion"), f"no small rows of data.format={kind} here"
+    known = (None, "auto", "text", "messages", "prompt_completion", *OTHER_ROWS)
+    assert kind in known, f"no small rows of data.format={kind} here"
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = [f"{row['prompt']} makes {row['completion']}." for row in ROWS]
     if not path.suffix:
@@ -122,6 +143,8 @@ def write_file(path: Path, kind: str | None) -> None:
         path.write_text("\n\n".join(texts))
     elif kind == "text":
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    elif kind in OTHER_ROWS:
+        path.write_text("".join(json.dumps(OTHER_ROWS[kind](row)) + "\n" for row in ROWS))
     elif kind == "messages":
         turns = [[{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]
                  for r in ROWS]  # fmt: skip

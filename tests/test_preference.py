@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import get_args
 
 import pytest
 import torch
-from conftest import write_rows
+from conftest import make_model, write_rows
 from test_train import QUIET, finished
 
-from luthier import configure, steps, train
+from luthier import configure, explain, steps, train
 from luthier.assemble import assemble
 from luthier.batch import Batch
+from luthier.cli import main
 from luthier.data import dataset
-from luthier.errors import ConfigError
-from luthier.monitor import records
+from luthier.errors import ConfigError, DataError
+from luthier.monitor import Console, records
 from luthier.objectives import CPO, DPO, ORPO, SimPO
+from luthier.objectives import preference_losses as losses
 from luthier.objectives.pairs import Sides, judged
 from luthier.trainable import Trainable
 
@@ -87,6 +90,31 @@ def test_losses_by_hand(config, wanted):
     torch.testing.assert_close(found.loss, torch.tensor(wanted))
 
 
+def test_kto_by_hand():
+    """beta (r - z) is 0.75, -0.75 and 0: 1 - s(0.75) of an answer that is liked, s(-0.75) of one that is not."""
+    ratios, liked = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([True, False, True])
+    found = losses.kto(ratios, liked, torch.tensor(0.5), 0.5, 1.0, 2.0)
+    low = 1 / (1 + math.exp(0.75))
+    torch.testing.assert_close(found, torch.tensor([low, 2 * low, 0.5]))
+
+
+def test_log_odds_of_certain_and_of_hopeless_answers():
+    """Of -1e-3: log(p / (1 - p)) = -1e-3 - log(1 - e^-0.001) = -0.001 + 6.908255 - 0.0005 ...; both ends have
+    gradients."""
+    means = torch.tensor([0.0, -1e-6, -1e-3, -0.6931, -5.0, -60.0], requires_grad=True)
+    odds = losses.log_odds(means)
+    for mean, found in zip(means[1:].tolist(), odds[1:].tolist()):
+        assert found == pytest.approx(mean - math.log(-math.expm1(mean)), rel=1e-5, abs=1e-6)
+    assert odds.isfinite().all()
+    odds.sum().backward()
+    assert means.grad.isfinite().all()
+    assert means.grad[-1] == pytest.approx(1.0)
+
+
+def test_equal_rewards_are_half_an_accuracy():
+    assert losses.ahead_of(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 3.0])).tolist() == [1.0, 0.5, 0.0]
+
+
 def test_a_run_learns_what_is_preferred(pairs):
     result = train(configure(pairs, {"max_steps": 20, "objective": {"beta": 0.5}}, method="dpo"), QUIET)
     figures = result.report["figures"]
@@ -133,6 +161,18 @@ def moved(made) -> None:
     with torch.no_grad():
         for p in made.parameters().values():
             p.add_(torch.randn_like(p), alpha=0.05)
+
+
+def test_kto_learns_what_is_liked(unpaired):
+    result = train(configure(unpaired, {"max_steps": 25, "objective": {"beta": 0.5}}, method="kto"), QUIET)
+    figures = result.report["figures"]
+    assert figures["loss"]["base"] == pytest.approx(0.5, abs=1e-6)
+    assert figures["kl"]["base"] == 0
+    assert figures["rewards/accuracies"]["base"] == 0.5
+    assert figures["loss"]["tuned"] < 0.45
+    history = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert history[-1]["rewards/margins"] > 0.3
+    assert any(r["kl"] > 0 for r in history)
 
 
 METHODS = ["dpo", "simpo", "orpo", "cpo", "kto"]
@@ -226,3 +266,84 @@ def test_the_reference_computed_ahead_gives_the_same_losses(pairs, tmp_path, tra
         for name in ("loss", "rewards/margins", "logps/chosen"):
             assert now[name] == pytest.approx(before[name], abs=2e-4), (now["step"], name)
     assert told[True][-1]["rewards/margins"] > 0.01
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_held_out_rows_of_a_run_are_measured_again(pairs, unpaired, method, capsys):
+    """`luthier evaluate`, where no values were kept of the rows, and the weights themselves have moved."""
+    extra = {"trainable": "full", "max_steps": None, "epochs": 1, "objective": {"beta": 0.5}}
+    config = configure(data_of(method, pairs, unpaired), extra, method=method)
+    assert config.objective.precompute_ref_log_probs is True
+    result = train(config, QUIET)
+    assert main(["evaluate", str(result.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["figures"]
+    for name in ("loss", "rewards/margins", "logps/chosen"):
+        assert found[name]["tuned"] == pytest.approx(result.report["figures"][name]["tuned"], abs=2e-4), name
+        assert found[name]["base"] == pytest.approx(result.report["figures"][name]["base"], abs=2e-4), name
+
+
+@pytest.mark.parametrize("extra", [{}, {"trainable": "full", "epochs": 2}, {"trainable": "full", "max_steps": 2}])
+@pytest.mark.parametrize("method", METHODS)
+def test_explain_reckons_a_run(pairs, unpaired, method, extra):
+    config = configure(data_of(method, pairs, unpaired) | {"max_steps": None}, extra, method=method)
+    found = explain(config)
+    assert found.memory.peak > found.memory.weights > 0
+    copies = config.trainable.kind == "full" and getattr(config.objective, "precompute_ref_log_probs", None) is False
+    alone = sum(p.numel() * 4 for p in make_model().parameters())
+    assert found.memory.weights == (2 * alone if copies else alone), "first values are kept"
+
+
+# ---------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("method", "extra", "wanted"),
+    [
+        ("dpo", {"objective": {"beta": 0.0}}, "objective.beta=0.0: should be greater than 0"),
+        ("dpo", {"objective": {"loss_type": "sigmiod"}}, "objective.loss_type='sigmiod'"),
+        ("dpo", {"objective": {"label_smoothing": 0.5}}, "objective.label_smoothing=0.5"),
+        ("dpo", {"objective": {"loss_type": "ipo", "label_smoothing": 0.1}},
+         "does nothing with objective.loss_type=ipo"),
+        ("dpo", {"objective": {"loss_type": "robust"}}, "is sigmoid"),
+        ("dpo", {"objective": {"simpo_gamma": 1.0}}, "it is a setting of objective.kind=simpo"),
+        ("dpo", {"objective": {"pref_beta": 0.1}}, "did you mean 'beta'"),
+        ("dpo", {"objective": {"pref_ftx": 0.1}}, "did you mean 'objective.rpo_alpha'"),
+        ("cpo", {"objective": {"loss_type": "hinge", "label_smoothing": 0.1}}, "does nothing with"),
+        ("kto", {"objective": {"desirable_weight": 0.0, "undesirable_weight": 0.0}}, "nothing would be learnt"),
+        ("kto", {"objective": {"kto_chosen_weight": 2.0}}, "did you mean 'objective.desirable_weight'"),
+        ("dpo", {"objective": {"precompute_ref_log_probs": True}, "data": {"streaming": True, "validation": None}},
+         "objective.precompute_ref_log_probs=true computes something for every row"),
+        ("dpo", {"data": {"format": "messages"}}, "data.format=messages is not for method=dpo: use auto, preference_"),
+        ("lora", {"objective": {"kind": "dpo"}}, "use method=dpo"),
+    ],
+)  # fmt: skip
+def test_settings_that_are_wrong_are_told(pairs, method, extra, wanted):
+    with pytest.raises(ConfigError) as caught:
+        configure(pairs, extra, method=method)
+    assert wanted in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([{"prompt": f"a {n}", "completion": f"b {n}", "label": True} for n in range(12)],
+         "all 12 rows are labelled true"),
+        ([{"prompt": f"a {n}", "completion": f"b {n}", "label": n > 1} for n in range(12)],
+         "10 rows are liked and 2 are not: desirable_weight x liked is 5.00 times"),
+    ],
+)  # fmt: skip
+def test_labels_that_teach_little_are_told(unpaired, tmp_path, rows, wanted):
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    config = configure(unpaired | {"data": {"train": str(path), "max_length": 64}}, {"max_steps": 1}, method="kto")
+    console = Console(quiet=True)
+    said = []
+    console.warn = said.append
+    train(config, console)
+    assert any(wanted in line for line in said), said
+
+
+def test_answers_without_a_stranger_are_refused(unpaired, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b", "label": True}] * 12)
+    config = configure(unpaired | {"data": {"train": str(path), "max_length": 64}}, method="kto")
+    with pytest.raises(DataError, match="reference point cannot be estimated"):
+        train(config, QUIET)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from luthier import rewards
 from luthier.errors import ConfigError, RewardError
@@ -212,6 +213,56 @@ def test_a_reward_model_is_loaded_by_who_makes_the_rewards():
     built = scoring.build(made({"kind": "reward_model", "model": "runs/reward", "weight": 0.5}), Given(load_model=load))
     assert scoring.total(built, [answered("abcd")]).totals == [2.0]
     assert (seen[0].model, seen[0].batch_size) == ("runs/reward", 16)
+
+
+# ---------------------------------------------------------------------------- the page
+
+PAGE = Path(__file__).parents[1] / "docs" / "rewards.md"
+
+
+def shown() -> list[tuple[str, dict, str, dict, float]]:
+    """(kind, settings, answer, row, reward) of every line of the page's tables."""
+    found = []
+    for section in re.split(r"^### ", PAGE.read_text(), flags=re.M)[1:]:
+        kind = re.match(r"`(\w+)`", section)[1]
+        settings = re.search(r"^```yaml\n(.*?)^```", section, re.M | re.S)
+        for line in re.findall(r"^\| `(.*)` \| `(.*)` \| ([\d.]+) \|$", section, re.M):
+            (entry,) = yaml.safe_load(settings[1])
+            found.append((kind, entry, json.loads(line[0]), json.loads(line[1]), float(line[2])))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "entry", "answer", "row", "wanted"), shown())
+def test_what_the_page_shows_is_so(kind, entry, answer, row, wanted):
+    assert entry["kind"] == kind
+    given = answered("", tokens=answer, **row) if isinstance(answer, int) else answered(answer, **row)
+    assert scoring.build(made(entry))[0].score([given]) == [pytest.approx(wanted)]
+
+
+def test_the_page_has_every_kind():
+    kinds = re.findall(r"^### `(\w+)`$", PAGE.read_text(), re.M)
+    schema = Some.model_json_schema()["$defs"]
+    known = [d["properties"]["kind"]["default"] for d in schema.values() if "kind" in d["properties"]]
+    assert sorted(kinds) == sorted(known)
+    assert {kind for kind, *_ in shown()} == set(kinds) - {"reward_model", "function"}
+
+
+def test_the_program_on_the_page_runs(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"say {n}", "answer": str(n)} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = {
+        "method": "grpo", "model": str(tiny_model), "data": {"train": "rows.jsonl", "max_length": 64},
+        "objective": {"num_generations": 2, "max_completion_length": 4, "rewards": ["exact_match"]},
+        "batch": {"examples": 4, "micro_tokens": 128}, "monitor": {"report_to": []}, "max_steps": 1,
+        "output_dir": "run",
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    exec(compile(program, str(PAGE), "exec"), {})
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["reward.short"] < 0
+    assert record["reward"] == pytest.approx(record["reward.exact_match"] + record["reward.short"])
 
 
 # ---------------------------------------------------------------------------- the user's functions

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from . import critics
 from .contradictions import contradictions
 from .errors import CheckpointError, ConfigError
 from .faults import explained, place
@@ -110,7 +111,8 @@ def _settled(config: Config) -> Learning:
     """The objective with what it leaves to the run decided."""
     moves = not isinstance(config.trainable, Adapting)
     known = config.max_steps is None and not config.data.streaming
-    return config.objective.settled(moves, config.epochs if known else None)
+    settled = config.objective.settled(moves, config.epochs if known else None)
+    return critics.resolved(config.model_copy(update={"objective": settled}))
 
 
 def _named(kinds: dict[str, str], values: Mapping, axis: str) -> list[str]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from . import critics, rewards
 from .data import Data, sources
 from .errors import AdapterError
+from .faults import explained
 from .fields import ON_ANSWERS, PYTHON_DOCS, Config, Evaluation
 from .models import Model, names
 from .objectives import Distillation
 from .objectives.distillation import Teacher
+from .objectives.ppo import ValueModel
 from .optim import (
     SGD,
     Constant,
@@ -63,6 +68,10 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     if isinstance(config.precision, QAT):
         found += _contradictions_of_qat(config, config.precision)
     found += config.objective.problems()
+    if isinstance(config.objective, Distillation) and config.objective.on_policy:
+        found += _contradictions_of_on_policy(config)
+    elif config.objective.rolls_out:
+        found += _contradictions_of_rollouts(config)
     if (wanted := config.objective.ahead) and data.streaming:
         found.append(
             f"objective.{wanted} computes something for every row before the first step, and the rows of a stream "
@@ -98,6 +107,8 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     found += _contradictions_of_precision(config)
     if isinstance(config.objective, Distillation) and config.objective.teacher:
         found += _faults_of_teacher(config, config.objective.teacher, weights)
+    if critic := critics.settings_of(config):
+        found += _faults_of_critic(config, critic, weights)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
 
 
@@ -144,6 +155,46 @@ def _faults_of_formats(config: Config) -> list[str]:
     return found
 
 
+def _contradictions_of_rollouts(config: Config) -> list[str]:
+    """What does not go with answers that the network gives meanwhile."""
+    o, batch, found = config.objective, config.batch, rewards.faults(config.objective.rewards)
+    room = config.data.max_length - o.max_completion_length
+    if room < 1:
+        found.append(
+            f"objective.max_completion_length={o.max_completion_length} leaves no room for a prompt in data.max_length="
+            f"{config.data.max_length}, which is of both: raise data.max_length"
+        )
+    if batch.tokens is not None:
+        found.append(
+            f"batch.tokens={batch.tokens}: how long answers will be is not known, so a step has so many of them: use "
+            "batch.examples"
+        )
+    elif ((batch.examples or 16) * o.num_mini_batches) % o.num_generations:
+        found.append(
+            f"batch.examples={batch.examples or 16} x objective.num_mini_batches={o.num_mini_batches} answers are no "
+            f"whole number of groups of objective.num_generations={o.num_generations}: use a multiple of that"
+        )
+    if config.data.streaming:
+        found.append(f"data.streaming=true with method={config.method}: prompts are few and short; read them whole")
+    if config.optim.fused_backward:
+        found.append(
+            "optim.fused_backward allows one row a step, and how many rows answers will fill is not known: leave it out"
+        )
+    if o.rows != "prompts":
+        return found
+    e = config.evaluation
+    if e.generate:
+        found.append(
+            f"evaluation.generate={e.generate}: method={config.method} answers every held-out prompt at each evaluation, "
+            "and rewards score the answers: leave it out; a reward of weight 0 is measured only"
+        )
+    if config.data.validation is not None and e.metric_for_best_model == "loss":
+        found.append("evaluation.metric_for_best_model=loss: answers have rewards and no loss: use reward")
+    if isinstance(config.schedule, ReduceLROnPlateau) and config.schedule.metric == "loss":
+        found.append("schedule.metric=loss: held-out answers have rewards and no loss: use reward")
+    return found
+
+
 def _contradictions_of_precision(config: Config) -> list[str]:
     """Weights in fewer bits cannot move, need their library, and may be so in the model's files already."""
     precision, trainable, found = config.precision, config.trainable, []
@@ -181,6 +232,43 @@ def _contradictions_of_the_start(config: Config) -> list[str]:
             "embeddings and the head in trainable.modules_to_save"
         )
     return found
+
+
+def _faults_of_critic(config: Config, critic: ValueModel, weights: bool) -> list[str]:
+    """What is wrong with a critic that is a network of its own."""
+    folder, given = critics.run_folder(critic), [n for n in ("trainable", "precision") if getattr(critic, n)]
+    if folder is not None:
+        found = []
+        if given or critic.revision:
+            named = [*given, *(["revision"] if critic.revision else [])][0]
+            found.append(f"objective.critic.{named}, but {critic.name!r} is a run, which goes on as it was: leave it out")
+        if folder.resolve() == Path(config.output_dir).expanduser().resolve():
+            found.append(f"objective.critic={critic.name!r} is the folder of this run: give another output_dir")
+        return found
+    try:
+        made = critics.config_of(config, critic)
+    except ValidationError as error:
+        return [f"objective.critic.{text}" for text in explained(error.errors())]
+    found = [text.replace("model.name: ", "", 1) for text in names.problems(made.model, weights)]
+    found += _contradictions_of_precision(made) + adapter_files.problems(made.trainable)
+    if isinstance(made.trainable, Adapting):
+        found += made.trainable.problems()
+    if isinstance(made.trainable, Partial) and made.trainable.unfreeze:
+        found.append("trainable.unfreeze: what moves in a critic moves from the start: leave it out there")
+    if isinstance(made.precision, QAT):
+        found.append("precision.kind=qat rounds what is deployed, and a critic is not: use as_loaded there")
+    return [f"objective.critic: {text}" for text in found]
+
+
+def _contradictions_of_on_policy(config: Config) -> list[str]:
+    told = {
+        f"batch.tokens={config.batch.tokens}": (config.batch.tokens, "counts tokens that are not known yet: use "
+                                                "batch.examples"),
+        "data.streaming=true": (config.data.streaming, "has no prompts that can be counted: leave it out"),
+        "data.format=text": (config.data.format == "text", "has no prompts that could be answered: give rows with "
+                             "prompts and answers"),
+    }  # fmt: skip
+    return [f"objective.on_policy: {key} {why}" for key, (given, why) in told.items() if given]
 
 
 def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:

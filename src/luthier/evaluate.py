@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import scores
+from . import reward_models, rollouts, scores
 from .assemble import Assembled, assemble
 from .batch import Batch, Document, rectangles
 from .config import Config
@@ -19,16 +19,22 @@ from .data import dataset as datasets
 from .data.conversations import BadRow, Conversation
 from .data.dataset import Dataset
 from .data.masks import Renderer
-from .errors import ConfigError, DataError, MetricError
+from .errors import ConfigError, DataError, MetricError, RewardError
 from .fields import PYTHON_DOCS
-from .generate import generate
+from .generate import complete, generate
 from .measured import Documents, Measured
 from .objectives import NextToken
 from .parallel.ranks import Ranks
+from .rewards import Given, scoring, with_functions
+from .rewards.scoring import Built
 from .scores import Answer, Scorer
 from .surgery import added, trainable
 
 Tell = Callable[[str], None]
+NO_REWARD = (
+    "objective.rewards: nothing says what an answer is worth: name a reward, for example objective.rewards=[exact_match], "
+    "or give a function with --reward FILE.py:FUNCTION, in Python rewards={name: function}"
+)
 DOCS_ROWS, DOCS_CHARACTERS = 24, 600  # of the fixed slice of Python's documentation
 
 
@@ -40,6 +46,7 @@ class Measurement:
     rows: Dataset
     forgetting: Dataset | None = None
     functions: Mapping[str, Scorer] = field(default_factory=dict)
+    rewards: Sequence[Built] = ()  # of answers to held-out prompts, where the objective learns from rewards
 
     @classmethod
     def of(
@@ -50,6 +57,8 @@ class Measurement:
         scores.check_names(functions or {})
         if functions and not config.evaluation.generate:
             raise ConfigError("a metric scores answers: give evaluation.generate, the number of prompts to answer")
+        if config.objective.rows == "prompts":
+            rows = rollouts.fitting(config, rows, warn)
         return cls(config, rows, general_rows(config, renderer, say, warn), functions or {})
 
 
@@ -59,11 +68,14 @@ class Measurement:
 def measure(made: Assembled, wanted: Measurement, answer: bool = True) -> Measured:
     """All figures of a network as it stands; with `answer`, those of its answers and tasks, too."""
     config = wanted.config
-    sets = {"held_out": wanted.rows} | ({"forgetting": wanted.forgetting} if wanted.forgetting else {})
+    asks = config.objective.rows == "prompts"  # and is measured by what its answers are worth
+    sets = ({} if asks else {"held_out": wanted.rows}) | ({"forgetting": wanted.forgetting} if wanted.forgetting else {})
     found: list[Answer] = []
     tasks: dict[str, dict] = {}
     objectives = {"held_out": made.objective, "forgetting": NextToken().build()}
     documents = {name: held_out(made, rows, config.batch.micro_tokens, objectives[name]) for name, rows in sets.items()}
+    if asks:
+        documents["held_out"], found = rewarded(made, wanted.rows, wanted.rewards)
     if answer and config.evaluation.generate:
         e = config.evaluation
         found = answers(made, wanted.rows, e.generate, e.max_new_tokens, e.batch_size)
@@ -71,7 +83,12 @@ def measure(made: Assembled, wanted: Measurement, answer: bool = True) -> Measur
         from . import harness
 
         tasks = harness.figures(made, config.evaluation.tasks, config.batch.micro_tokens, config.evaluation.batch_size)
-    return Measured(documents, found, tasks, tuple(config.evaluation.metrics))
+    return Measured(documents, found, tasks, metrics_of(config))
+
+
+def metrics_of(config: Config) -> tuple[str, ...]:
+    """What scores answers against their references; rewards score those of a run that learns from them."""
+    return () if config.objective.rows == "prompts" else tuple(config.evaluation.metrics)
 
 
 def score(ranks: Ranks, functions: Mapping[str, Scorer], measured: Measured, kept: Path | None = None) -> Measured:
@@ -172,6 +189,52 @@ def answers(
         cut = length == max_new_tokens
         out.append(Answer(row, prompt, reference, text, truncated=cut, messages=tuple(messages[:last])))
     return out
+
+
+def built_rewards(
+    config: Config, functions: Mapping[str, Callable[..., Any]], ranks: Ranks, tell: Tell
+) -> list[Built]:  # fmt: skip
+    """The rewards of a run: those of its configuration, and functions that this does not name; ConfigError if none."""
+    wanted = with_functions(getattr(config.objective, "rewards", []), list(functions))
+    if not wanted:
+        raise ConfigError(NO_REWARD)
+    return scoring.build(wanted, Given(functions, reward_models.loader(ranks, tell)))
+
+
+def rewarded(made: Assembled, dataset: Dataset, rewards: Sequence[Built]) -> tuple[Documents, list[Answer]]:
+    """Greedy answers to all prompts and what rewards say of each; the ranks share them. RewardError on all ranks."""
+    s, stop = made.config.objective, made.renderer.stop_tokens()
+    mine = made.ranks.mine(range(len(dataset)))
+    prompts = [rollouts.prompt_of(made.config, dataset, i) for i in mine]
+    given = complete(made.network, prompts, stop, s.max_completion_length, batch_size=s.decode_batch_size)
+    answered = [rollouts.completed(made, dataset, i, g.tokens, g.ended) for i, g in zip(mine, given)]
+    tokens = torch.zeros(len(dataset), s.max_completion_length + 2, dtype=torch.int64)
+    numbers = torch.zeros(len(dataset), 1 + len(rewards), dtype=torch.float64)
+    error = None
+    try:
+        found = scoring.total(rewards, answered) if mine else None
+    except RewardError as caught:
+        found, error = None, caught
+    if made.ranks.any(error is not None):
+        raise error or RewardError("a reward failed on another rank, which says how")
+    for at, (i, g) in enumerate(zip(mine, given)):
+        tokens[i, : 2 + len(g.tokens)] = torch.tensor([len(g.tokens), g.ended, *g.tokens])
+        assert found is not None
+        numbers[i] = torch.tensor([found.totals[at], *(column[at] for column in found.columns.values())])
+    tokens, numbers = (made.ranks.sum_(t.to(made.ranks.device)).cpu() for t in (tokens, numbers))
+    names = ["reward", *(f"reward.{built.name}" for built in rewards)]
+    out = []
+    for i, ((length, ended, *row), values) in enumerate(zip(tokens.tolist(), numbers.tolist())):
+        one = rollouts.completed(made, dataset, i, row[:length], bool(ended))
+        wanted = one.columns.get("answer")
+        out.append(
+            Answer(
+                one.row, one.prompt, wanted if isinstance(wanted, str) else "", one.completion, truncated=not ended,
+                scores=dict(zip(names, values)), messages=tuple(one.messages),
+            )
+        )  # fmt: skip
+    columns = {"weight": np.ones(len(dataset)), "completion_length": tokens[:, 0].double().numpy()}
+    return Documents([d.row for d in dataset.documents], columns), out
 
 
 def _asked(made: Assembled, dataset: Dataset, limit: int, max_new_tokens: int) -> list[tuple[int, list[int], str]]:

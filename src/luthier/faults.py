@@ -60,12 +60,35 @@ ELSEWHERE = {  # what other libraries call it
     "reward_funcs": "objective.rewards", "reward_weights": "objective.rewards", "reward_model": "objective.rewards",
     "reward_model_path": "objective.rewards", "reward_processing_classes": "objective.rewards",
     "fake_quant_after_n_step": "precision.fake_quant_after_n_steps",
+    "ppo_epochs": "objective.num_ppo_epochs", "init_kl_coef": "objective.kl_coef", "kl_coeff": "objective.kl_coef",
+    "adap_kl_ctrl": "objective.adaptive_kl", "kl_ctrl": "objective.adaptive_kl", "clip_range": "objective.cliprange",
+    "value_clip": "objective.cliprange_value", "value_clip_range": "objective.cliprange_value",
+    "value_coeff": "objective.vf_coef", "ent_coef": "objective.entropy_coef", "gae_lambda": "objective.lam",
+    "ppo_whiten_rewards": "objective.whiten_rewards", "whiten_adv": "objective.whiten_advantages",
+    "value_model": "objective.critic", "value_model_path": "objective.critic", "critic_model": "objective.critic",
     "teacher_model": "objective.teacher", "teacher_model_name_or_path": "objective.teacher",
     "teacher_path": "objective.teacher", "teacher_checkpoint": "objective.teacher", "kd_ratio": "objective.alpha",
     "kd_temperature": "objective.temperature", "distillation_temperature": "objective.temperature",
     "teacher_model_revision": "objective.teacher.revision", "alpha_ce": "objective.alpha",
     "distillation_alpha": "objective.alpha", "ce_weight": "objective.alpha", "lambda": "objective.lmbda",
-    "on_policy_lambda": "objective.lmbda", "top_k_logits": "objective.top_k"
+    "on_policy_lambda": "objective.lmbda", "top_k_logits": "objective.top_k",
+    "pref_beta": "objective.beta", "pref_loss": "objective.loss_type", "pref_ftx": "objective.rpo_alpha",
+    "dpo_label_smoothing": "objective.label_smoothing", "kto_chosen_weight": "objective.desirable_weight",
+    "kto_rejected_weight": "objective.undesirable_weight", "gamma_beta_ratio": "objective.simpo_gamma",
+    "precompute_ref_batch_size": "batch.micro_tokens", "ref_model": "objective.kind",
+    "reward_functions": "objective.rewards", "max_prompt_length": "data.max_length",
+    "response_length": "objective.max_completion_length", "max_response_length": "objective.max_completion_length",
+    "generation_batch_size": "objective.num_mini_batches", "steps_per_generation": "objective.num_mini_batches",
+    "rollout_batch_size": "objective.num_mini_batches", "group_size": "objective.num_generations",
+    "epsilon_low": "objective.epsilon", "cliprange": "objective.epsilon", "clip_eps": "objective.epsilon",
+    "kl_penalty": "objective.kl_estimator", "kl_loss_coef": "objective.beta", "kl_loss_type": "objective.kl_estimator",
+    "entropy_coeff": "objective.entropy_coef", "filter_groups": "objective.max_resamples",
+    "num_resample_times": "objective.max_resamples", "dynamic_sample": "objective.max_resamples",
+    "rloo_k": "objective.num_generations", "num_sample_generations": "evaluation.every",
+    "vllm_importance_sampling_correction": "objective.rollout_correction",
+    "vllm_importance_sampling_mode": "objective.rollout_correction",
+    "vllm_importance_sampling_cap": "objective.rollout_correction_cap",
+    "overlong_filter": "objective.mask_truncated_completions",
 }  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
     "optim.kind": {
@@ -192,10 +215,10 @@ def keys(cls: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
 def suggestion(name: str, owners: list[type[BaseModel]]) -> str:
     """The nearest name in the same section, else anywhere."""
     here = {field for owner in owners for field in owner.model_fields}
-    if meant := nearest(name, here):
-        return f"; did you mean {meant!r}?"
     if name in ELSEWHERE:
         return f"; did you mean {ELSEWHERE[name]!r}?"
+    if meant := nearest(name, here):
+        return f"; did you mean {meant!r}?"
     everywhere = {key.rpartition(".")[2]: key for key in reversed(list(keys()))}
     if meant := nearest(name, everywhere):
         return f"; did you mean {everywhere[meant]!r}?"

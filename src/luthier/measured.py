@@ -16,7 +16,9 @@ from .intervals import Figure, finite, quotient, sign_test
 from .scores import Answer
 
 COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy")
-FALLING = ("kl", "rewards/rejected", "logps/rejected")  # of what an objective counts: the less, the better
+FALLING = (  # of what is counted: the less, the better
+    "kl", "completion_length", "rewards/rejected", "logps/rejected", *classes.FALLING,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Documents:
         def of(above: str, below: str, of_sums: Callable = quotient, higher: bool = False) -> Figure:
             return Figure(np.stack([c[above], c[below]], 1), of_sums, higher)
 
-        out = {"loss": of("loss", "weight")}
+        out = {"loss": of("loss", "weight")} if "loss" in c else {}
         if "nll" in c:
             out |= {"perplexity": of("loss", "weight", _perplexity), "bits_per_byte": of("nll", "bytes", _bits)}
         if "token_accuracy" in c:
@@ -101,7 +103,7 @@ def _listed(interval: tuple[float, float] | None) -> list[float] | None:
 
 def line(values: Mapping) -> str:
     """The figures of an evaluation for the console."""
-    told = [f"loss {values['loss']:.4f}"]
+    told = [f"loss {values['loss']:.4f}"] if "loss" in values else []
     for key, caption, digits in (
         ("perplexity", "perplexity", 2), ("bits_per_byte", "bits per byte", 3), ("token_accuracy", "token accuracy", 3),
     ):  # fmt: skip
@@ -112,7 +114,7 @@ def line(values: Mapping) -> str:
     if "answered" in values:
         told.append(f"{values['answered']} answers")
         if values["truncated"]:
-            told.append(f"{values['truncated']} of them cut at evaluation.max_new_tokens")
+            told.append(f"{values['truncated']} of them cut")
     return ", ".join(told)
 
 
@@ -144,9 +146,10 @@ def compare(base: Measured | None, tuned: Measured) -> dict:
     if tuned.answers:
         report["answers"] = {"tuned": summary(tuned.answers, tuned.metrics)}
         if base and base.answers:
+            report["answers"] = {"base": summary(base.answers, base.metrics), **report["answers"]}
+        if base and base.answers and tuned.metrics:
             exact = (scores.METRICS["exact_match"]["exact_match"](m.answers) for m in (base, paired))
             change = _changed(*exact)
-            report["answers"] = {"base": summary(base.answers, base.metrics), **report["answers"]}
             report["answers"] |= {"gain": change["change"], "gain_interval": change["change_interval"]}
     return report
 
@@ -201,7 +204,7 @@ def _alike(one: dict, other: dict) -> bool:
 def summary(found: Sequence[Answer], metrics: Sequence[str] = ("exact_match",)) -> dict:
     """The figures of answers, with how many there are and how many did not come to their end."""
     out: dict = {"rows": len(found), "truncated": sum(a.truncated for a in found)}
-    for key, figure in scores.figures(found, list(dict.fromkeys(["exact_match", *metrics]))).items():
+    for key, figure in scores.figures(found, list(dict.fromkeys(["exact_match", *metrics])) if metrics else []).items():
         out |= {key: figure.value, f"{key}_interval": _listed(figure.interval())}
     return out
 

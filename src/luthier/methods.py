@@ -98,6 +98,12 @@ METHODS: dict[str, Method] = {
             trainable={"kind": "ia3"}, objective={"kind": "next_token"}, precision={"kind": "as_loaded"},
             optim={"learning_rate": 1e-2},
         ),
+        row(
+            "ppo", "clipped policy gradient on the network's own answers, with a critic", "arXiv:1707.06347",
+            any_of=("trainable", "precision"), trainable={"kind": "lora"}, objective={"kind": "ppo"},
+            precision={"kind": "as_loaded"}, optim={"learning_rate": 1e-5}, schedule={"kind": "constant"},
+            evaluation={"metric_for_best_model": "reward"},
+        ),
         *(
             row(
                 name, caption, paper, any_of=("trainable", "precision"),

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Step = list[list[int]]
 KEPT = 32  # answers of each round that are written down
+CLOCKS = ("rollout_seconds", "rollout_tokens_per_second")  # no part of where a run stands
+GIVEN = 1 << 20  # of the random numbers that say which rows keep their answers: no pass or attempt has this number
 
 
 class Rollouts(Sequence[Step]):
@@ -46,7 +48,7 @@ class Rollouts(Sequence[Step]):
     """
 
     def __init__(self, config: Config, prompts: Dataset, folder: Path | None, warn: Say):
-        self.config, self.settings, self.warn = config, config.objective, warn
+        self.config, self.settings, self.warn = config, config.objective.sampling, warn
         self.prompts = fitting(config, prompts, warn)
         self.folder = folder  # where answers are written down, of the rank that does
         self.round_steps = self.settings.num_mini_batches * self.settings.passes
@@ -60,6 +62,7 @@ class Rollouts(Sequence[Step]):
         self.documents: list[Document] = []
         self.lengths: list[int] = []
         self.metrics: dict[str, float] = {}  # of the round
+        self.pace: dict[str, float] = {}  # by the clock, which no checkpoint keeps
         self.left_out: int | None = None  # the pass of the round from which on nothing more is learnt
         self.counts = {"rollouts": 0, "rollout_tokens": 0, "tokens": 0, "drawn_again": 0, "unended_rounds": 0, "idle": 0}
         self._laid: tuple[Any, Step] | None = None
@@ -95,7 +98,7 @@ class Rollouts(Sequence[Step]):
             raise IndexError(step)
         number, within = divmod(step, self.round_steps)
         if number != self.round:
-            self._enter(number)
+            self._enter_whole(number)
         a_pass, part = divmod(within, self._parts(number))
         if self.left_out is not None and a_pass >= self.left_out:
             return []
@@ -161,6 +164,16 @@ class Rollouts(Sequence[Step]):
         return self._laid[1]
 
     # ------------------------------------------------------------------ a round
+    def _enter_whole(self, number: int) -> None:
+        """A signal may come anywhere in it: then the objective knows no more than before, as the round is made again."""
+        before = self.objective.numbers() if hasattr(self.objective, "restore") else {}
+        try:
+            self._enter(number)
+        except BaseException:
+            if before:
+                self.objective.restore({}, before)
+            raise
+
     def _enter(self, number: int) -> None:
         began = time.monotonic()
         rows = self.plan[number]
@@ -168,16 +181,18 @@ class Rollouts(Sequence[Step]):
         samples = self._answers(number, 0, asked)
         samples, again = self._drawn_again(number, samples)
         drawn = time.monotonic() - began
+        answers = [one for one in samples if not one.given]
         self._score(samples)
-        metrics = _told_of(samples, self.settings.num_generations > 1) | self.objective.credit(samples)
-        tokens = sum(map(len, samples))
-        metrics |= {"rollout_seconds": drawn, "rollout_tokens_per_second": tokens / max(drawn, 1e-9)}
+        metrics = _told_of(answers, self.settings.num_generations > 1) if answers else {}
+        metrics |= self.objective.credit(samples)
+        tokens = sum(map(len, answers))
+        self.pace = dict(zip(CLOCKS, (drawn, tokens / max(drawn, 1e-9))))
         if getattr(self.objective, "resamples", 0):
             metrics["drawn_again"] = again
-        self._warn_of(samples)
+        self._warn_of(answers)
         self._take(samples)
         self.round, self.left_out, self.metrics = number, None, metrics
-        self.counts["rollouts"] += len(samples)
+        self.counts["rollouts"] += len(answers)
         self.counts["rollout_tokens"] += tokens
         self.counts["drawn_again"] += again
         self._write(number)
@@ -190,7 +205,8 @@ class Rollouts(Sequence[Step]):
     def _answers(self, number: int, attempt: int, asked: Sequence[int]) -> list[Sampled]:
         """Rewarded answers to these prompts, groups in their order, on every rank."""
         error, mine = None, []
-        places = self.made.ranks.mine(range(len(asked)))
+        own = self._given(number, asked)
+        places = self.made.ranks.mine([at for at in range(len(asked)) if at not in own])
         try:
             mine = self._sampled([(number, attempt, at) for at in places], [asked[at] for at in places])
             self._reward(mine)
@@ -199,7 +215,21 @@ class Rollouts(Sequence[Step]):
         if self.made.ranks.any(error is not None):
             raise error or RewardError("a reward failed on another rank, which says how")
         found = [one for part in self._gathered(to_arrays(mine)) for one in from_arrays(part)]
-        return sorted(found, key=lambda one: one.group)  # stable: answers of a group stay in their order
+        return sorted([*found, *own.values()], key=lambda one: one.group)  # stable: answers stay in their order
+
+    def _given(self, number: int, asked: Sequence[int]) -> dict[int, Sampled]:
+        """The last answers of rows that the network is not to answer, by their places among what is asked."""
+        share, out = getattr(self.objective, "share", 1.0), {}
+        kept = np.random.default_rng([_seed(self.config), number, GIVEN]).random(len(asked)) >= share
+        for at in np.flatnonzero(kept).tolist():
+            document = self.prompts.documents[asked[at]]
+            learnt = np.flatnonzero(document.weights)
+            before = np.flatnonzero(document.weights[: learnt[-1]] == 0)
+            start, stop = int(before[-1]) + 1, int(learnt[-1]) + 1
+            none = np.zeros(stop - start, np.float32)
+            tokens = np.asarray(document.tokens[:stop], np.int32)
+            out[at] = Sampled(asked[at], document.row, at, tokens, start, True, none, none, given=True)
+        return out
 
     def _sampled(self, places: Sequence[tuple[int, int, int]], asked: Sequence[int]) -> list[Sampled]:
         """Answers by this rank. What is drawn depends on its place alone, not on who shares a batch or a rank."""
@@ -317,15 +347,15 @@ class Rollouts(Sequence[Step]):
 
     # ------------------------------------------------------------------ what is said of a round
     def _warn_of(self, samples: Sequence[Sampled]) -> None:
-        if not any(one.ended for one in samples):
+        if samples and not any(one.ended for one in samples):
             self.counts["unended_rounds"] += 1
             if self.counts["unended_rounds"] == 1:
                 self.warn(
-                    f"no answer of a round of {len(samples)} came to its end within objective.max_completion_length="
-                    f"{self.settings.max_completion_length}: raise it, start from a model that ends its answers "
+                    f"no answer of a round of {len(samples)} came to its end within {self.settings.section}."
+                    f"max_completion_length={self.settings.max_completion_length}: raise it, start from a model that ends its answers "
                     "(method=lora on some right ones), or reward short ones (rewards: length)"
                 )
-        if not any(one.learnt for one in samples):
+        if samples and not any(one.learnt for one in samples):
             self.warn("no answer of a round is learnt from, so its steps are passed over")
 
     def _write(self, number: int) -> None:
@@ -353,7 +383,7 @@ def _seed(config: Config) -> int:
 
 def asked_at_once(config: Config) -> int:
     """Prompts of a round."""
-    s = config.objective
+    s = config.objective.sampling
     assert config.batch.examples is not None
     answers = config.batch.examples * s.num_mini_batches
     if answers % s.num_generations:
@@ -368,7 +398,13 @@ def prompt_of(config: Config, prompts: Dataset, document: int) -> list[int]:
     """The tokens that are to be answered: of a prompt all, of a conversation those before its last answer."""
     if config.objective.rows == "prompts":
         return prompts.documents[document].tokens.tolist()
-    return prompts.renderer.prompt(prompts.conversations[document])[0]
+    conversation = prompts.conversations[document]
+    if conversation.plain:
+        raise DataError(
+            f"{config.objective.sampling.section} answers the prompts of rows, and plain text has none: give rows with "
+            "prompts and answers"
+        )
+    return prompts.renderer.prompt(conversation)[0]
 
 
 def completed(made: Assembled, prompts: Dataset, document: int, new: Sequence[int], ended: bool) -> Completed:
@@ -385,7 +421,8 @@ def completed(made: Assembled, prompts: Dataset, document: int, new: Sequence[in
 
 def fitting(config: Config, prompts: Dataset, warn: Say) -> Dataset:
     """The prompts that leave room for the longest answer; others are an error, or left out, as data.on_bad_row says."""
-    room = config.data.max_length - config.objective.max_completion_length
+    s = config.objective.sampling
+    room = config.data.max_length - s.max_completion_length
     lengths = [len(prompt_of(config, prompts, i)) for i in range(len(prompts))]
     long = [i for i, length in enumerate(lengths) if length > room]
     if not long:
@@ -393,8 +430,8 @@ def fitting(config: Config, prompts: Dataset, warn: Say) -> Dataset:
     rows = ", ".join(str(prompts.documents[i].row) for i in long[:10]) + (", ..." if len(long) > 10 else "")
     text = (
         f"{len(long)} of {len(prompts)} prompts (rows {rows}; the first has {lengths[long[0]]} tokens) leave no room for "
-        f"objective.max_completion_length={config.objective.max_completion_length} tokens in data.max_length="
-        f"{config.data.max_length}: raise data.max_length, or lower objective.max_completion_length"
+        f"{s.section}.max_completion_length={s.max_completion_length} tokens in data.max_length="
+        f"{config.data.max_length}: raise data.max_length, or lower {s.section}.max_completion_length"
     )
     if config.data.on_bad_row == "error" or len(long) == len(prompts):
         raise DataError(f"{text}. Or leave them out with data.on_bad_row=skip; nothing was trained.")

@@ -26,6 +26,7 @@ class Sampled:
     rewards: Mapping[str, float] = field(default_factory=dict)  # each, before weighting
     fields: dict[str, np.ndarray] = field(default_factory=dict)  # [n, ...] what the objective says of predicting each
     learnt: bool = True  # whether it is learnt from
+    given: bool = False  # the row's own answer, beside those of the network
 
     def __len__(self) -> int:
         """n"""
@@ -61,7 +62,9 @@ def to_arrays(samples: Sequence[Sampled]) -> dict[str, np.ndarray]:
         return {}
     first = samples[0]
     arrays = {
-        "numbers": np.array([[s.prompt, s.row, s.group, len(s.tokens), s.start, s.ended, s.learnt] for s in samples]),
+        "numbers": np.array(
+            [[s.prompt, s.row, s.group, len(s.tokens), s.start, s.ended, s.learnt, s.given] for s in samples]
+        ),
         "tokens": np.concatenate([s.tokens for s in samples]),
         "logprobs": np.concatenate([s.logprobs for s in samples]),
         "raw_logprobs": np.concatenate([s.raw_logprobs for s in samples]),
@@ -85,13 +88,14 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[Sampled]:
 
     rewards = {n.removeprefix("rewards."): v.tolist() for n, v in arrays.items() if n.startswith("rewards.")}
     out = []
-    for i, (prompt, row, group, _, start, ended, learnt) in enumerate(numbers):
+    for i, (prompt, row, group, _, start, ended, learnt, given) in enumerate(numbers):
         answer = part("", i)
         out.append(
             Sampled(
                 prompt, row, group, arrays["tokens"][of_all[i] : of_all[i + 1]].copy(), start, bool(ended),
                 answer["logprobs"], answer["raw_logprobs"], float(arrays["reward"][i]),
                 {name: column[i] for name, column in rewards.items()}, part("fields.", i), bool(learnt),
+                bool(given),
             )
         )  # fmt: skip
     return out

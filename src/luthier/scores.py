@@ -199,7 +199,7 @@ METRICS: dict[str, dict[str, Callable[[Sequence[Answer]], Figure]]] = {  # what 
 def figures(found: Sequence[Answer], names: Sequence[str]) -> dict[str, Figure]:
     """By key; the share of valid JSON comes unasked where all references are JSON."""
     out = {key: make(found) for name in names for key, make in METRICS[name].items()}
-    if "valid_json" not in out and found and all(is_json(a.reference) for a in found):
+    if "valid_json" not in out and names and found and all(is_json(a.reference) for a in found):
         out["valid_json"] = METRICS["json"]["valid_json"](found)
     own = set.intersection(*(set(a.scores) for a in found)) if found else set()
     return out | {name: mean([a.scores[name] for a in found]) for name in sorted(own)}

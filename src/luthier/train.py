@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import ahead, checkpoint, evaluate, measured, rewards, surgery
+from . import ahead, checkpoint, evaluate, measured, surgery
 from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer, with_labels
 from .batch import Batch
 from .classify import Classifier
@@ -161,7 +161,7 @@ class Trainer:
             self.console.show(table(self.made.network.model, self.made.begins))
         self._check_begins()
         if isinstance(self.steps, Rollouts):
-            self.steps.bind(self.made, self._rewards(rewards or {}))
+            self._reward_with(rewards or {})
         if config.objective.ahead:
             self._compute_ahead()
         # 5 to 7: the optimiser with its schedule, regularisation and clipping
@@ -202,10 +202,9 @@ class Trainer:
         """The steps of the run: of rows that are there, or of answers that are yet to be given."""
         config = self.config
         if config.objective.rolls_out:
-            if not (config.objective.rewards or functions):
-                raise ConfigError(
-                    "objective.rewards: nothing says what an answer is worth: name a reward, or give a function"
-                )
+            wanted = getattr(config.objective, "rewards", None)
+            if wanted is not None and not (wanted or functions):
+                raise ConfigError(evaluate.NO_REWARD)
             folder = self.folder / "rollouts" if self.ranks.first else None
             assert isinstance(self.training, datasets.Dataset)
             self.training = self.steps = Rollouts(config, self.training, folder, self.console.warn)
@@ -215,10 +214,13 @@ class Trainer:
             pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
 
-    def _rewards(self, functions: Functions) -> list[rewards.scoring.Built]:
-        """What answers are scored with: the rewards of the configuration, and functions that it does not name."""
-        given = rewards.Given(functions, None)
-        return rewards.scoring.build(rewards.with_functions(self.config.objective.rewards, list(functions)), given)
+    def _reward_with(self, functions: Functions) -> None:
+        """Score answers with the rewards of the configuration, and with the functions that it does not name."""
+        built = evaluate.built_rewards(self.config, functions, self.ranks, self.console.warn)
+        assert isinstance(self.steps, Rollouts)
+        self.steps.bind(self.made, built)
+        if self.measurement is not None:
+            self.measurement = replace(self.measurement, rewards=built)
 
     def _compute_ahead(self) -> None:
         """What the objective makes of every row by the network as it is now, before anything has moved."""
@@ -275,6 +277,7 @@ class Trainer:
             self.waited = time.monotonic() - began
             if not rows:  # the rest of a round that enough was learnt from
                 self.step += 1
+                self.ahead = None  # was made before that was known
                 continue
             with self.profiler.step(self.step + 1):
                 taken = self._take()
@@ -375,7 +378,7 @@ class Trainer:
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
             "clipped": taken.clipped, **self.clipper.figures(), **taken.metrics,
             "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
-            "seconds": seconds, "seconds_left": left,
+            "seconds": seconds, "seconds_left": left, **getattr(self.steps, "pace", {}),
         }  # fmt: skip
         if self.guard.total:
             values["skipped_steps"] = self.guard.total
@@ -432,7 +435,7 @@ class Trainer:
             checkpoint.restore_random_state(state)
             self.save()
             raise self._interrupted() from None
-        except MetricError:  # a user's function; what was trained must not be lost for it
+        except (MetricError, RewardError):  # a user's function; what was trained must not be lost for it
             checkpoint.restore_random_state(state)
             self.save()
             raise
@@ -509,7 +512,7 @@ class Trainer:
         if self.ranks.first:
             checkpoint.write_folder(
                 folder,
-                {"weights": self.parameters, "random": random, "constants": surgery.constants(self.made.network.model)}
+                {"weights": self.parameters, "random": random, "constants": self.made.constants()}
                 | {name: part.tensors() for name, part in self.parts.items()}
                 | ({"deployed": deployed} if deployed and group == "deployed" else {}),
                 {
@@ -603,7 +606,7 @@ class Trainer:
                 "training_seconds": sum(r["seconds"] for r in history if "seconds" in r),
             }  # fmt: skip
             report |= self.clipper.figures()
-            report |= measured.report(self.folder, final, self.config.evaluation.metrics)
+            report |= measured.report(self.folder, final, evaluate.metrics_of(self.config))
             report |= warnings_of(history)
             if self.monitor:
                 self.monitor.finish(report)

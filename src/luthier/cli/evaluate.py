@@ -33,6 +33,10 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "(reference, answer, prompt, row) -> number",
     )  # fmt: skip
     made.add_argument(
+        "--reward", action="append", default=[], metavar="FILE.py:FUNCTION",
+        help="of a run that learnt from rewards: a function that it was given; the file is run",
+    )  # fmt: skip
+    made.add_argument(
         "--tasks", nargs="+", metavar="NAME | PATH",
         help="tasks of lm-evaluation-harness; a path is a YAML file or a folder of them, and may run its own Python",
     )  # fmt: skip
@@ -54,7 +58,7 @@ def run(options: argparse.Namespace) -> Any:
     from ..assemble import restore
     from ..data.dataset import Dataset, open_rows
     from ..errors import DataError
-    from ..evaluate import Measurement, base_of, measure, score
+    from ..evaluate import Measurement, base_of, built_rewards, measure, score
     from ..measured import compare, comparison, write_comparison
     from ..monitor import Console
     from .figures import show_report, show_rows
@@ -74,6 +78,11 @@ def run(options: argparse.Namespace) -> Any:
     if not isinstance(rows, Dataset):
         raise DataError("the run held no rows of its stream out: name rows to evaluate with --data")
     wanted = Measurement.of(config, rows, made.renderer, console.say, console.warn, functions)
+    if config.objective.rows == "prompts":
+        from ..scores import load_function
+
+        own = dict(load_function(place, "--reward") for place in options.reward)
+        wanted = replace(wanted, rewards=built_rewards(config, own, made.ranks, console.warn))
     tuned = score(made.ranks, functions, measure(made, wanted))
     with base_of(made, console.say) as before:
         base = score(before.ranks, functions, measure(before, wanted))

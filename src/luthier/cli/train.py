@@ -27,6 +27,10 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "--metric", action="append", default=[], metavar="FILE.py:FUNCTION",
         help="a function of yours that scores answers; the file is run",
     )  # fmt: skip
+    made.add_argument(
+        "--reward", action="append", default=[], metavar="FILE.py:FUNCTION",
+        help="a function of yours, (prompt, completion, **columns) -> number, that rewards answers; the file is run",
+    )  # fmt: skip
     made.add_argument("--show-config", action="store_true", help="print the resolved configuration, train nothing")
     made.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration")
     made.set_defaults(run=run)
@@ -51,7 +55,8 @@ def run(options: argparse.Namespace) -> Any:
     from .figures import show_report
 
     console = Console(options.quiet)
-    result = train(config, console, dict(load_function(place) for place in options.metric))
+    metrics = dict(load_function(place) for place in options.metric)
+    result = train(config, console, metrics, dict(load_function(place, "--reward") for place in options.reward))
     if not first_process():
         return None
     if not options.json:

@@ -32,6 +32,7 @@ from . import (
     sources,
     tokenise,
     unpaired,
+    whole_pairs,
 )
 from .shards import Shard
 from .tokenise import Fault
@@ -39,7 +40,8 @@ from .tokenise import Fault
 SMALL = 4 << 20  # bytes of data that are tokenised anew each time: it takes a few seconds
 Say = Callable[[str], None]
 DECIDING = (  # our own code that makes tokens of rows
-    conversations, formats, kinds, labelled, masks, preferences, prompts, readers, shards, sources, tokenise, unpaired,
+    conversations, formats, kinds, labelled, masks, preferences, prompts, readers, shards, sources, tokenise,
+    unpaired, whole_pairs,
 )  # fmt: skip
 # What decides no token. A setting that is not named here is part of the key, so that a new one cannot be forgotten.
 WITHOUT_EFFECT = {

@@ -14,9 +14,9 @@ KINDS: dict[str, Callable[[Renderer, Conversation], Rendered]] = {
     "pairs": preferences.rendered,
     "whole_pairs": whole_pairs.rendered,
     "prompts": prompts.rendered,
+    "unpaired": unpaired.rendered,
     "labelled": labelled.rendered,
     "tagged": labelled.rendered_tags,
-    "unpaired": unpaired.rendered,
 }
 MEMBERS = {"pairs": 2, "whole_pairs": 2, "unpaired": 2}  # texts that belong together in a row; else there is one
 LABELS = {"pairs": 1, "whole_pairs": 1, "unpaired": 1, "labelled": 1}  # numbers that are said of a row; else there are none

@@ -165,9 +165,9 @@ def rendered(renderer: Renderer, conversation: Conversation) -> Rendered:
     for messages, key in ((better, "chosen"), (worse, "rejected")):
         if len(messages) == common:
             raise BadRow("empty_answer", f"{key} ends where the other goes on: it holds no answer of its own")
-        if messages[common]["role"] != "assistant":
-            raise BadRow("role_order", "chosen and rejected part at a turn that is not the assistant's, so they answer "
-                                       "different prompts")  # fmt: skip
+    if not better[common]["role"] == worse[common]["role"] == "assistant":
+        raise BadRow("role_order", "chosen and rejected part at a turn that is not the assistant's: they answer "
+                                   "different prompts")  # fmt: skip
     members = []
     for messages in (better, worse):
         weights = [float(i >= common) for i in range(len(messages))]

@@ -97,7 +97,8 @@ def walk_line(model: Any, begins: Mapping[str, int] | None = None) -> str:
 
 def _tied(model: Any, begins: Mapping[str, int]) -> str:
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    shared = {id(p) for p in embeddings.parameters()} & {id(p) for p in (head.parameters() if head else ())}
+    of_head = {id(p) for p in head.parameters()} if head is not None else set()
+    shared = {id(p) for p in embeddings.parameters()} & of_head
     moved = [n for n, p in model.named_parameters() if id(p) in shared and (p.requires_grad or n in begins)]
     others = [n for n, p in model.named_parameters() if n not in moved and not p.requires_grad and n not in begins]
     if moved and others:

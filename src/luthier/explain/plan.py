@@ -80,6 +80,8 @@ def made_plan(config: Config, count: bool = True) -> Plan:
     size = _bytes(config.data)
     if config.data.streaming:
         return assumed(config, "assumed, as a stream is read while it is learnt")
+    if config.objective.rolls_out:
+        return assumed(config, "assumed, as answers are yet to be given")
     if config.model.tokenizer == TRAIN:
         return assumed(config, "assumed, as the tokenizer is yet to be trained")
     if not count or size is None or size > SMALL:
@@ -143,7 +145,11 @@ def assumed(config: Config, why: str) -> Plan:
     source = f"{why}: every document has data.max_length={longest} tokens and is learnt whole"
     units = tuple(range(0, len(lengths) + 1, members)) if members > 1 else ()
     said = len(config.objective.scores) if config.objective.problem == SEVERAL else kinds.LABELS.get(kind, 0)
-    row = Row(tuple(lengths), sum(lengths), units, said, kind == "tagged")
+    learnt = sum(lengths)
+    if config.objective.rolls_out:
+        learnt = len(lengths) * min(longest, config.objective.max_completion_length)
+        source = f"{why}: every prompt with its answer has data.max_length={longest} tokens"
+    row = Row(tuple(lengths), learnt, units, said, kind == "tagged")
     return Plan((row, row) if rows > 1 else (row,), rows, tokens, squares, config.max_steps, source)
 
 

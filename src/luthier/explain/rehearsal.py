@@ -80,7 +80,13 @@ def batch_of(row: Row) -> Batch:
 
 
 def with_known(made: Assembled, batch: Batch) -> Batch:
-    """With what the run computes ahead of its first step, if it does."""
+    """With what the run computes ahead of its first step, or of answers when they are given, if it does."""
+    if made.config.objective.rolls_out:
+        with torch.no_grad():
+            found = made.objective.score(made.network, batch)
+        found |= {name: torch.empty(0, device="meta") for name in made.objective.credits}
+        more = {name: values.new_empty(len(batch), *values.shape[1:]) for name, values in found.items()}
+        return replace(batch, token_fields=batch.token_fields | more)
     if not made.config.objective.ahead:
         return batch
     with made.reference() as network:

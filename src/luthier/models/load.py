@@ -255,6 +255,16 @@ def options(model: Model) -> dict:
     return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
 
 
+def scores_texts(model: Model) -> bool:
+    """Whether the files of a model are of one that scores texts, as reward models do."""
+    from transformers import AutoConfig
+
+    if model.name.endswith(".gguf"):
+        return False
+    config = explained(model, lambda: AutoConfig.from_pretrained(model.name, **options(model)))
+    return any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
 def explained(model: Model, read: Any) -> Any:
     """Run a loader of transformers; its errors become ours, with the remedy."""
     try:

@@ -11,6 +11,7 @@ from .distillation import Distillation
 from .grpo import GRPO
 from .next_token import NextToken
 from .objective import Learning
+from .ppo import PPO
 from .preference import CPO, DPO, KTO, ORPO, SimPO
 from .reward import BradleyTerry
 from .rolling_out import RollingOut
@@ -21,6 +22,7 @@ __all__ = [
     "GRPO",
     "KTO",
     "ORPO",
+    "PPO",
     "BradleyTerry",
     "Classification",
     "Distillation",
@@ -34,6 +36,8 @@ __all__ = [
 
 Objective = Annotated[
     NextToken
+    | Classification
+    | TokenClassification
     | DPO
     | SimPO
     | ORPO
@@ -42,7 +46,6 @@ Objective = Annotated[
     | BradleyTerry
     | Distillation
     | GRPO
-    | Classification
-    | TokenClassification,
+    | PPO,
     Field(discriminator="kind"),
 ]

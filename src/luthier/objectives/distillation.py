@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -41,6 +41,33 @@ class HiddenStates(Settings):
     Where the widths differ, a linear map from the student's to the teacher's is learnt for each pair."""
 
 
+class OnPolicy(Settings):
+    """Some rows are answered by the student as it is then, and the teacher says of each of its tokens what it thinks
+    (generalised knowledge distillation, arXiv:2306.13649). Of a conversation its last answer is learnt."""
+
+    lmbda: float = Field(0.5, gt=0, le=1)
+    """Share of the rows that the student answers; the others keep their own answers."""
+    max_completion_length: int = Field(128, ge=1)
+    """Longest answer in tokens; longer ones are cut. With the prompt it must fit data.max_length."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Of the distribution that answers are drawn from; objective.temperature is that of the loss."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the smallest set of tokens that holds this probability."""
+    top_k: int = Field(0, ge=0)
+    """Draw from so many of the likeliest tokens; 0 for all."""
+    num_mini_batches: int = Field(1, ge=1)
+    """Optimiser steps on answers that were drawn together, batch.examples rows for each; with 1 all are the student's
+    as it is."""
+    decode_batch_size: int = Field(64, ge=1)
+    """Answers that are drawn at once; changes memory and speed only."""
+    rollout_merged: bool = False
+    """Merge adapters into copies of their layers while answers are drawn: quicker, for the memory of the copies."""
+
+    section: ClassVar[str] = "objective.on_policy"
+    num_generations: ClassVar[int] = 1
+    passes: ClassVar[int] = 1
+
+
 def _named(value: Any) -> Any:
     """`teacher: NAME` stands for its name."""
     return {"name": value} if isinstance(value, str) else value
@@ -68,6 +95,8 @@ class Distillation(Learning):
     them in the run's folder; the teacher is not in memory while the run trains."""
     hidden_states: HiddenStates | None = None
     """Match the teacher's hidden states, too."""
+    on_policy: OnPolicy | None = None
+    """Learn from the student's own answers, too, on which there is no hard loss."""
     vocabulary: Literal["same", "align"] = "same"
     """`same` refuses a teacher with other tokens. `align` has it read the same text in its own tokens, and compares
     where both come to the end of a token: equal tokens each, all others as one."""
@@ -75,6 +104,14 @@ class Distillation(Learning):
     @property
     def taught(self) -> bool:
         return True
+
+    @property
+    def rolls_out(self) -> bool:
+        return self.on_policy is not None
+
+    @property
+    def sampling(self) -> Any:
+        return self.on_policy
 
     @property
     def ahead(self) -> str | None:
@@ -97,12 +134,28 @@ class Distillation(Learning):
                 f"objective.top_k={self.top_k} keeps tokens of the student's, and objective.vocabulary=align is for a "
                 "teacher with others: leave one of them out"
             )
+        if self.top_k and self.on_policy:
+            found.append(
+                f"objective.top_k={self.top_k} keeps what the teacher says of rows before the first step, and answers "
+                "of objective.on_policy are given later: leave one of them out"
+            )
         if self.hidden_states and self.vocabulary == "align":
             found.append(
                 "objective.hidden_states compares token by token, and objective.vocabulary=align has other tokens: "
                 "leave one of them out"
             )
         return found
+
+    def remarks(self, dataset: Any) -> list[str]:
+        """What on_policy does not learn of rows: answers before the last, weights of messages."""
+        several = weighted = 0
+        for document in dataset.documents if self.on_policy else ():
+            learnt = document.weights != 0
+            several += int((learnt[1:] & ~learnt[:-1]).sum() > 1)
+            weighted += int((document.weights[learnt] != 1).any())
+        told = {"have several answers, of which the last is learnt": several,
+                "give messages weights, which do not count": weighted}  # fmt: skip
+        return [f"objective.on_policy: {n} of {len(dataset)} rows {what}" for what, n in told.items() if n]
 
     def build(self, network: Any = None) -> nn.Module:
         from . import teacher_matching

@@ -60,6 +60,11 @@ class Learning(Settings):
         return False
 
     @property
+    def sampling(self) -> Any:
+        """The settings that say how those answers are drawn."""
+        return None
+
+    @property
     def ahead(self) -> str | None:
         """The setting, with its value, that wants what the module's `ahead` gives computed before the first step."""
         return None

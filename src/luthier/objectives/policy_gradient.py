@@ -101,6 +101,7 @@ class GRPOObjective(nn.Module):
         super().__init__()
         self.config = config
         self.metrics: tuple[str, ...] = ("entropy", "clip_ratio", *(["kl"] if config.compares else []))
+        self.credits = ("advantages", *(["correction"] if config.rollout_correction != "none" else []))
         self.resamples = config.max_resamples
 
     # ------------------------------------------------------------------ of a round of rollouts

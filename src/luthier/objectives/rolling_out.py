@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -17,12 +17,15 @@ class RollingOut(Learning):
     what `forward` will want to know of the network as it was: log-probabilities, values.
     `credit(samples) -> metrics` is given all answers of a batch of rollouts (`sampled.Sampled`, in groups, rewarded and
     scored; on several ranks all of everybody's), adds to their `fields` what each token is worth, may clear `learnt`,
-    and returns what the log is to say of them.
+    and returns what the log is to say of them; the module's `credits` are the names of the fields that it adds, [n].
     Where the module has them: `idle(group) -> bool` and `resamples`, groups that are drawn again, up to so many times;
-    `enough(metrics) -> bool`, whether after this step the rest of the passes over its rollouts is left out.
+    `enough(metrics) -> bool`, whether after this step the rest of the passes over its rollouts is left out;
+    `share`, of the prompts that the network answers, where the others keep the answers of their rows.
     """
 
     rows: ClassVar[str] = "prompts"
+    section: ClassVar[str] = "objective"
+    """Where these settings stand."""
     rewards: Rewards = []
     """What answers are worth: a list of rewards, each with its `weight`; or the kind of one that needs no settings."""
     num_generations: int = Field(1, ge=1)
@@ -45,6 +48,10 @@ class RollingOut(Learning):
     @property
     def rolls_out(self) -> bool:
         return True
+
+    @property
+    def sampling(self) -> Any:
+        return self
 
     @property
     def passes(self) -> int:

@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import surgery
 from ..batch import Batch, Loss
 from ..logprobs import rowwise
+from ..sampled import Sampled
 from .distillation import Distillation
 from .divergences import at_temperature, divergence, entropy, kl, top_k, with_rest
 from .hidden_states import HiddenStateMatching, layer_pairs
 
 STATES, ALIGNED, LAYERS = "teacher_states", "teacher_aligned", "teacher_layers"  # fields of tokens, from `prepare`
 IDS, KEPT = "teacher_ids", "teacher_logprobs"  # from `ahead`
+GIVEN = "given"  # from `credit`: 1 of a row's own answer, 0 of one by the student
 TOLD = ("hard_loss", "soft_loss", "kl", "teacher_entropy", "agreement")
 
 
@@ -36,7 +39,7 @@ class DistillationObjective(nn.Module):
 
     total = sum of w (alpha -log q(token) + (1 - alpha) T^2 D(p, q) + weight x distance of hidden states) over the
     learnt tokens, count = sum of w. Without `temperature_squared` there is no T^2; where an aligned teacher has not
-    read the same text, D is 0.
+    read the same text, D is 0; on answers of the student's own, the first term is 0.
     """
 
     passing = ("matching.",)  # parameters that only training needs
@@ -50,7 +53,9 @@ class DistillationObjective(nn.Module):
         names += ["hidden_loss"] if config.hidden_states else []
         names += ["aligned"] if config.vocabulary == "align" else []
         names += ["teacher_rest"] if config.top_k else []
+        names += ["on_policy"] if config.on_policy else []
         self.metrics = tuple(names)
+        self.share = config.on_policy.lmbda if config.on_policy else 0.0
 
     def meet(self, student: Any, teacher: Any) -> None:
         """What depends on both networks: maps between their widths, if hidden states are matched."""
@@ -67,10 +72,6 @@ class DistillationObjective(nn.Module):
         fields = dict(batch.token_fields)
         if IDS in fields:
             return batch
-        if self.config.top_k and batch.tokens.is_meta:  # shapes alone, of what would have been kept
-            k, empty = self.config.top_k, batch.tokens.new_empty
-            fields[IDS], fields[KEPT] = empty(len(batch), k, dtype=torch.int32), empty(len(batch), k + 2).float()
-            return replace(batch, token_fields=fields)
         assert self.teacher is not None
         teacher = self.teacher()
         if teacher.translation is not None:
@@ -101,6 +102,17 @@ class DistillationObjective(nn.Module):
         k = rows.shape[-1] // 2 - 1  # no more than there are tokens
         return {IDS: rows[:, :k].to(torch.int32), KEPT: rows[:, k:]}
 
+    # ------------------------------------------------------------------ answers of the student's own
+    def score(self, network: Any, batch: Batch) -> dict[str, Tensor]:
+        """Nothing that has to be kept: the loss wants the student as it is."""
+        return {}
+
+    def credit(self, samples: Sequence[Sampled]) -> dict[str, float]:
+        """Which tokens have a hard loss: an answer of the student's own is no truth."""
+        for one in samples:
+            one.fields[GIVEN] = np.full(len(one), one.given, np.float32)
+        return {}
+
     # ------------------------------------------------------------------ the loss
     def forward(self, network: Any, batch: Batch) -> Loss:
         if self.matching is None:
@@ -110,6 +122,9 @@ class DistillationObjective(nn.Module):
         hidden, targets, weights = network.predictions(batch, hidden)
         config, said = self.config, _said(batch)
         told = dict(zip(TOLD, self._rows(network, hidden, targets, said).unbind(-1)))
+        if GIVEN in batch.token_fields:
+            given = batch.token_fields[GIVEN][batch.trained]
+            told |= {"hard_loss": told["hard_loss"] * given, "on_policy": 1 - given}
         each = config.alpha * told["hard_loss"] + (1 - config.alpha) * told["soft_loss"]
         if self.matching is not None and config.hidden_states is not None:
             theirs = batch.token_fields[LAYERS][batch.trained].unbind(1)
