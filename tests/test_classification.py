@@ -382,7 +382,7 @@ def test_many_labels_are_questioned(classify):
         ("classify_tokens", {"objective": {"labels": ["O"]}}, "single tag"),
         ("classify_tokens", {"objective": {"problem_type": "regression"}}, "unknown key"),
         ("classify", {"data": {"format": "messages"}}, "labelled_messages"),
-        ("classify", {"objective": {"num_labels": 3}}, "did you mean 'labels'"),
+        ("classify", {"objective": {"num_labels": 3}}, "did you mean 'objective.labels'"),
     ],
 )
 def test_contradictions_are_named(settings, encoder, method, extra, told):
@@ -898,3 +898,30 @@ def test_heads_move_with_everything(classify, tiny_model):
     config = with_labels(classify(trainable={"kind": "lora", "target_modules": ["dense"]}))
     targets = [n for n, a in surgery.adapters(assemble(config).network.model) if "pooler" in n]
     assert targets == ["bert.pooler"], "a copy of it moves in full, and none of it has an update of low rank"
+
+
+def test_a_stream_tells_what_it_cuts_and_learns(classify, capsys):
+    from luthier.monitor import Console
+
+    rows = [{"text": text + " good" * 40 * (i == 3), "label": label} for i, (text, label) in enumerate(TEXTS * 4)]
+    objective = {"labels": ["bad", "good", "long"], "problem_type": ONE}
+    data = {"streaming": True, "validation": None, "max_length": 16}
+    train(classify(rows, data=data, objective=objective, max_steps=4), Console())
+    told = capsys.readouterr().err
+    assert "of 24 texts are longer than data.max_length=16 and were cut" in told
+
+
+def test_a_classifier_from_a_random_start(classify):
+    """Its tokenizer is learnt from the texts of training rows."""
+    model = {"name": "", "size": "tiny", "vocab_size": 300}
+    config = classify(model=model, max_steps=2)
+    made = with_labels(config)
+    assert made.model.tokenizer == "train"
+    result = train(config, QUIET)
+    assert set(result.classifier()("good")[0]["probabilities"]) == {"bad", "good", "long"}
+
+
+def test_figures_of_a_label_are_better_the_greater(settings):
+    for name, better in (("f1.loss", 1), ("recall.mse", 1), ("mse", -1), ("entity_f1", 1), ("accuracy", 1), ("loss", -1)):
+        evaluation = {"metric_for_best_model": name}
+        assert configure(settings, {"evaluation": evaluation}, method="lora").evaluation.better == better
