@@ -922,6 +922,13 @@ def test_a_classifier_from_a_random_start(classify):
 
 
 def test_figures_of_a_label_are_better_the_greater(settings):
-    for name, better in (("f1.loss", 1), ("recall.mse", 1), ("mse", -1), ("entity_f1", 1), ("accuracy", 1), ("loss", -1)):
+    for name, better in (
+        ("f1.loss", 1),
+        ("recall.mse", 1),
+        ("mse", -1),
+        ("entity_f1", 1),
+        ("accuracy", 1),
+        ("loss", -1),
+    ):
         evaluation = {"metric_for_best_model": name}
         assert configure(settings, {"evaluation": evaluation}, method="lora").evaluation.better == better

@@ -113,7 +113,8 @@ KINDS_ELSEWHERE = {  # what other libraries call a kind
         "prefix_tuning": "prefix", "prompt_tuning": "prompt", "ptuning": "p_tuning", "prompt_encoder": "p_tuning",
     },
     "objective.kind": {
-        "sequence_classification": "classification", "seq_cls": "classification", "text_classification": "classification",
+        "sequence_classification": "classification", "seq_cls": "classification",
+        "text_classification": "classification",
         "single_label_classification": "classification", "multi_label_classification": "classification",
         "regression": "classification", "token_cls": "token_classification", "ner": "token_classification",
     },
