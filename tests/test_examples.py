@@ -105,6 +105,8 @@ def rows_of(example: dict) -> str | None:
 OTHER_ROWS = {  # small rows of other kinds
     "pairs": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"]},
     "whole_pairs": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["prompt"]},
+    "labelled": lambda row: {"text": row["prompt"], "label": row["prompt"].split()[0]},
+    "tagged": lambda row: {"tokens": row["prompt"].split(), "ner_tags": ["B-WORD", "O"]},
     "unpaired": lambda row: {**row, "label": len(row["prompt"]) % 2 == 0},
     "prompts": lambda row: {"prompt": row["prompt"], "answer": row["prompt"].split()[-1], "tests": ["assert 1 == 1"],
                             "completion": row["completion"]},

@@ -123,3 +123,23 @@ def test_what_is_no_gguf_is_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(json.dumps({}).encode())
     with pytest.raises(ModelError, match="no GGUF file"):
         load.load_tokenizer(Model(name=str(tmp_path / "x.gguf")))
+
+
+def test_a_model_that_scores_texts_is_made_of_one_in_gguf(written):
+    """The decoder is the same, with a new head on it."""
+    from luthier.models import heads
+
+    path, _ = written
+    ending = heads.Ending("text", ("a", "b"), "single_label_classification")
+    said: list[str] = []
+    made = load.load_model(
+        Model(name=str(path), init="loaded"), torch.float32, torch.device("cpu"), ending=ending, seed=1,
+        tell_head=said.append,
+    )  # fmt: skip
+    plain = load.load_model(Model(name=str(path), init="loaded"), torch.float32, torch.device("cpu"))
+    assert "score" in said[0]
+    assert made.score.weight.shape[0] == 2
+    tokens = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        wanted = made.score(plain.base_model(input_ids=tokens).last_hidden_state[:, -1])
+        torch.testing.assert_close(made(input_ids=tokens).logits, wanted)

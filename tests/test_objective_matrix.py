@@ -33,9 +33,9 @@ def rows_of(rows: str) -> list[dict]:
         "pairs": [{"prompt": q, "chosen": f"good {i}", "rejected": f"{i} bad"} for i, q in enumerate(asked)],
         "unpaired": [{"prompt": q, "completion": f"say {i}", "label": i % 3 > 0} for i, q in enumerate(asked)],
         "whole_pairs": [{"prompt": q, "chosen": f"good {i}", "rejected": f"{i} bad"} for i, q in enumerate(asked)],
+        "labelled": [{"text": f"{q} {i}", "label": "xyz"[i % 3]} for i, q in enumerate(asked)],
+        "tagged": [{"tokens": [q, "in", f"{i}"], "tags": ["B-Q", "O", f"B-{i % 2}"]} for i, q in enumerate(asked)],
         "prompts": [{"prompt": q, "answer": str(i)} for i, q in enumerate(asked)],
-        "labelled": [{"text": q, "label": ("short", "long")[len(q) > 3]} for q in asked],
-        "tagged": [{"tokens": ["so", q, str(i)], "tags": ["O", "B-Q", "I-Q"]} for i, q in enumerate(asked)],
     }[rows]
 
 

@@ -169,8 +169,10 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
     return folder
 
 
-def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say) -> Any:
-    """Loaded, or drawn; with a vocabulary that fits the tokenizer."""
+def _model(
+    config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say, new: bool = True
+) -> Any:  # fmt: skip
+    """Loaded, or drawn; with a vocabulary that fits the tokenizer. `new`: a head that is drawn stays as it is."""
     name, store, ending = config.model, config.precision.storage(dtype), _ending(config)
     if name.starts_at_random:
         model = start.random_model(name, tokenizer, dtype, config.seed, config.data.max_length, ending)
@@ -181,7 +183,7 @@ def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.dev
                 "(to go on from them, method=continued_pretraining)"
             )
     else:
-        model = load.load_model(name, dtype, device, store, tell, ending, config.seed)
+        model = load.load_model(name, dtype, device, store, tell, ending, config.seed, tell if new else None)
     vocabulary.fit(model, tokenizer, name.new_tokens)
     if ending.ends_in != "tokens":
         heads.name_padding(model, tokenizer)
@@ -190,10 +192,10 @@ def _model(config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.dev
     return model
 
 
-def settled(config: Config, say: Say = lambda text: None) -> Config:
+def with_labels(config: Config, say: Say = lambda text: None) -> Config:
     """The configuration with what its training rows say: the names of their labels, and which kind they are of."""
     objective = config.objective
-    if not objective.unsettled:
+    if not objective.asks_labels:
         return config
     if config.data.streaming:
         raise ConfigError(
@@ -210,7 +212,7 @@ def settled(config: Config, say: Say = lambda text: None) -> Config:
             if row.label is not None:
                 yield row.label
 
-    made = objective.told_by(labels())
+    made = objective.with_labels(labels())
     names = f"{len(made.scores)} labels: {', '.join(made.scores[:12])}{', ...' if len(made.scores) > 12 else ''}"
     say(f"{made.problem}, told from the training rows; {names}")
     data = config.data
@@ -252,7 +254,7 @@ def assemble(
     seed_everything(config.seed)
     ranks = ranks or Ranks(config.parallel)
     dtype = config.precision.resolve(ranks.device)
-    model = _model(config, tokenizer, dtype, ranks.device, tell)
+    model = _model(config, tokenizer, dtype, ranks.device, tell, training)
     if training:
         model.train()
         config.regularisation.apply(model)
@@ -271,6 +273,7 @@ def assemble(
         tell(f"{type(model).__name__}: what documents begin with alike is run for each, as run once it is not the same")
     files = _lay_beneath(config, model, tell)
     _move(config, model, tokenizer, tell)
+    network.check_direction(net)
     files |= _go_on(config, model, tell)
     if training:
         _tell_idle(net, files, tell)
@@ -396,6 +399,8 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         heads.assume_padding(model)
     net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
+    if net.ends_in != "tokens":
+        network.guess_scores(net)
     reason = "model.attention=padded" if config.model.attention == "padded" else network.unpackable(net)
     reason = reason if config.batch.packing else "batch.packing=false"
     if reason:
@@ -405,6 +410,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     load.check_virtual(model, config.data.max_length, _virtual(config))
     _lay_beneath(config, model, tell, values=False)
     _move(config, model, None, tell)
+    network.check_direction(net)
     begins = _apply_precision(config, model)
     objective = config.objective.build(net).to(meta)
     layers.checkpoint_activations(config.parallel, model)

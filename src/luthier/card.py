@@ -26,6 +26,12 @@ def of_luthier_alone(config: Config) -> bool:
     return kind.startswith("LUTHIER_") or not all(settings.mergeable for settings in beneath)
 
 
+def peft_reads(config: Config) -> bool:
+    """Whether PEFT can run it: a prefix it gives to models by `past_key_values`, which classifiers of transformers have
+    no more from 5.24 on."""
+    return config.trainable.kind != "prefix" or config.objective.ends_in == "tokens"
+
+
 def card(config: Config, run: Path, kind: str, base: str | None, compared: dict) -> str:
     """README.md: what it is, from which data and settings, and what was measured."""
     report = json.loads((run / "report.json").read_text()) if (run / "report.json").exists() else {}
@@ -33,8 +39,9 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
     random = config.model.starts_at_random  # then it has no base model
     title = f"{run.name} ({config.method})" if random else f"{base_name}, fine-tuned ({config.method})"
     named = [] if random else [f"base_model: {base_name}"]
-    front = ["---", *named, "library_name: " + _library(config, kind),
-             f"pipeline_tag: {PIPELINES[config.objective.ends_in]}", "tags:", "- luthier", f"- {config.method}", "---"]  # fmt: skip
+    purpose = f"pipeline_tag: {PIPELINES[config.objective.ends_in]}"
+    front = ["---", *named, "library_name: " + _library(config, kind), purpose, "tags:", "- luthier",
+             f"- {config.method}", "---"]  # fmt: skip
     lines = [
         *front, "", f"# {title}", "",
         f"Made with Luthier {__version__} from `{config.data.train}`.", *_stacked(config, kind), "", "## Figures", "",
@@ -44,11 +51,12 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
             f"- held-out loss: base {report['held_out_loss']['base']:.4f}, tuned {report['held_out_loss']['tuned']:.4f}"
         ]
     for key in ("accuracy", "f1_macro", "entity_f1", "mcc", "pearson"):
-        if figure := report.get("figures", {}).get(key):
-            low, high = figure["tuned_interval"] or (float("nan"), float("nan"))
+        figure = report.get("figures", {}).get(key, {})
+        if None not in (figure.get("base"), figure.get("tuned"), figure.get("tuned_interval")):
+            low, high = figure["tuned_interval"]
             lines.append(
-                f"- {key.replace('_', ' ')} on {report['held_out_rows']} held-out rows: base {figure['base']:.3f}, tuned "
-                f"{figure['tuned']:.3f} (95% interval {low:.3f} to {high:.3f})"
+                f"- {key.replace('_', ' ')} on {report['held_out_rows']} held-out rows: base {figure['base']:.3f}, "
+                f"tuned {figure['tuned']:.3f} (95% interval {low:.3f} to {high:.3f})"
             )
     if "answers" in report:
         base_figures, tuned = report["answers"]["base"], report["answers"]["tuned"]
@@ -84,7 +92,9 @@ def _stacked(config: Config, kind: str) -> list[str]:
 
 
 def _numbers(config: Config, kind: str) -> list[str]:
-    """What is to be known of a model that was trained over weights in fewer bits."""
+    """What is to be known of a model that was trained over weights in fewer bits, or that PEFT may not run."""
+    if kind == "adapter" and not peft_reads(config):
+        return ["PEFT runs a prefix before a classifier with transformers before 5.24 only; Luthier with any.", ""]
     precision = config.precision
     if not isinstance(precision, Reduced):
         return []

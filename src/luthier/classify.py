@@ -51,9 +51,12 @@ class Classifier:
 
     def _tags(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         words = [text.split() for text in texts]
-        made = [self._explained(text, lambda of=of: labelled.untagged(self.renderer, of)) for text, of in zip(texts, words)]
+        made = [
+            self._explained(text, lambda of=of: labelled.untagged(self.renderer, of)) for text, of in zip(texts, words)
+        ]
         names, out = self.renderer.labels, []
-        for text, of_text, (_, firsts), scores in zip(texts, words, made, self._scores([one for one, _ in made])):
+        found = self._scores([one for one, _ in made])
+        for text, of_text, (_, firsts), scores in zip(texts, words, made, found):
             tags = []
             for word, probabilities in zip(firsts, scores.softmax(-1)):
                 if word is not None:

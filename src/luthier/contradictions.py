@@ -93,7 +93,7 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
             if problem := formats.wrong_columns(columns):
                 found.append(problem)
     found += _faults_of_formats(config)
-    found += config.objective.problems() + _contradictions_of_scores(config)
+    found += _contradictions_of_scores(config)
     for source in data.sources():
         for name in [source.path] if isinstance(source.path, str) else source.path:
             if problem := sources.missing(name):
@@ -111,21 +111,25 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
 
 
 def _contradictions_of_scores(config: Config) -> list[str]:
-    """What goes with a network that ends in scores of texts or of their tokens, and what with one that predicts them."""
+    """What goes with a network that ends in scores of texts or tokens, and what with one that predicts tokens."""
     found, data, ends_in = [], config.data, config.objective.ends_in
-    if config.objective.rows in ("labelled", "tagged") and data.long_text == "split":
+    has_labels = config.objective.rows in ("labelled", "tagged")
+    if has_labels and data.long_text == "split":
         found.append(
-            "data.long_text=split would give the label of a text to each of its pieces: use data.long_text=cut, or error"
+            "data.long_text=split would give the label of a text to each of its pieces: use data.long_text=cut, or "
+            "data.long_text=error"
         )
+    if data.long_text == "cut" and not has_labels:
+        found.append("data.long_text=cut is for texts with labels; others lose what is learnt: leave it out")
     if ends_in == "tokens":
-        if data.long_text == "cut" and config.objective.rows == "text":
-            found.append("data.long_text=cut would leave text out that could be learnt: use data.long_text=split, or error")
         return found
     if config.evaluation.generate:
-        found.append(f"evaluation.generate={config.evaluation.generate}: this model gives scores, not answers: leave it out")
+        found.append(
+            f"evaluation.generate={config.evaluation.generate}: this model gives scores, not answers: leave it out"
+        )
     if config.evaluation.tasks:
         found.append("evaluation.tasks need a model that predicts tokens: leave them out")
-    if data.streaming and config.objective.unsettled:
+    if data.streaming and config.objective.asks_labels:
         found.append(
             "data.streaming=true: labels cannot be told from rows that are read as they are learnt: give "
             "objective.labels, and objective.problem_type"

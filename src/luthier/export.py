@@ -21,7 +21,7 @@ from torch import Tensor
 from . import reload, surgery
 from .assemble import Assembled, restore
 from .batch import Batch, Document
-from .card import card, of_luthier_alone
+from .card import card, of_luthier_alone, peft_reads
 from .config import Config, read_run
 from .errors import ExportError
 from .files import new_folder, write_atomically
@@ -235,7 +235,7 @@ def _as_transformers_has_it(made: Assembled) -> dict:
 
 
 def _generation_config(made: Assembled, out: Path) -> None:
-    """The model's own, with every token at which a learnt answer ends as a stop token; none of one that gives scores."""
+    """The model's own, with every token at which a learnt answer ends as a stop token; none where it gives scores."""
     if made.network.ends_in != "tokens":
         return
     config = made.network.model.generation_config
@@ -282,8 +282,7 @@ def _scores(made: Assembled, documents: Sequence[Sequence[int]], types: Sequence
 def logprobs(
     made: Assembled, documents: Sequence[Sequence[int]], types: Sequence[Sequence[int] | None] = ()
 ) -> Tensor:  # fmt: skip
-    """Log-probabilities of all tokens but each document's first, as the trained model gives them; the scores of one that
-    ends in such."""
+    """Log-probabilities of all tokens but each document's first, as the trained model gives them; or its scores."""
     if made.network.ends_in != "tokens":
         return _scores(made, documents, types)
     packed = [
@@ -335,7 +334,9 @@ def _compared(
                "labels": list(made.config.objective.scores) if scoring else [],
                "beneath": [entry.model_dump() for entry in made.config.model.beneath],
                "rounded_activations": kind != "quantised",
-               "ours": of_luthier_alone(made.config) or bool(made.config.model.beneath and dtype != torch.float32),
+               "pad": made.network.padding,
+               "ours": of_luthier_alone(made.config) or not peft_reads(made.config)
+               or bool(made.config.model.beneath and dtype != torch.float32),
                }  # fmt: skip
     ran = subprocess.run(
         [sys.executable, "-P", reload.__file__], input=json.dumps(request), capture_output=True, text=True,
@@ -354,7 +355,9 @@ def _compared(
         "mean_difference": difference.mean().item(),
         "tolerance": worst,
         "compared_tokens": len(ours),
-        "compared": f"{len(ours)} scores of {len(documents)} texts" if scoring else f"log-probabilities of {len(ours)} tokens",
+        "compared": f"{len(ours)} scores of {len(documents)} texts"
+        if scoring
+        else f"log-probabilities of {len(ours)} tokens",
     }
     if isinstance(made.config.trainable, Adapting):
         with surgery.adapters_off(made.network.model, {saved.TRAINED}):
@@ -365,7 +368,8 @@ def _compared(
     if difference.max() <= worst and difference.mean() <= mean:
         return compared, None
     return compared, (
-        f"what was written answers differently from what was trained: {'scores' if scoring else 'log-probabilities'} differ by up to "
+        "what was written answers differently from what was trained: "
+        f"{'scores' if scoring else 'log-probabilities'} differ by up to "
         f"{difference.max():.3g}, on average {difference.mean():.3g} "
         f"(allowed {worst:g} and {mean:g}); nothing was written"
     )

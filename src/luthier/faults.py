@@ -56,6 +56,10 @@ ELSEWHERE = {  # what other libraries call it
     "prompt_init_text": "trainable.prompt_tuning_init_text", "prompt_init": "trainable.prompt_tuning_init",
     "lr_reduce_factor": "schedule.factor", "param_groups": "optim.groups",
     "groupsize": "precision.group_size", "weight_dtype": "precision.scheme", "activation_dtype": "precision.scheme",
+    "num_labels": "objective.labels", "id2label": "objective.labels", "label2id": "objective.labels",
+    "label_list": "objective.labels", "label_names": "objective.labels", "pos_weight": "objective.class_weights",
+    "loss_weights": "objective.class_weights", "class_weight": "objective.class_weights",
+    "text_column_name": "data.columns", "text_column_names": "data.columns", "label_column_name": "data.columns",
     "quantizer": "precision.scheme", "quantization_aware_training": "precision.kind", "qat": "precision.kind",
     "reward_funcs": "objective.rewards", "reward_weights": "objective.rewards", "reward_model": "objective.rewards",
     "reward_model_path": "objective.rewards", "reward_processing_classes": "objective.rewards",
@@ -107,6 +111,12 @@ KINDS_ELSEWHERE = {  # what other libraries call a kind
     },
     "trainable.kind": {
         "prefix_tuning": "prefix", "prompt_tuning": "prompt", "ptuning": "p_tuning", "prompt_encoder": "p_tuning",
+    },
+    "objective.kind": {
+        "sequence_classification": "classification", "seq_cls": "classification",
+        "text_classification": "classification",
+        "single_label_classification": "classification", "multi_label_classification": "classification",
+        "regression": "classification", "token_cls": "token_classification", "ner": "token_classification",
     },
     "precision.kind": {
         "4bit": "nf4", "int4": "nf4", "bnb": "nf4", "bitsandbytes": "nf4", "fp4": "nf4", "8bit": "int8",

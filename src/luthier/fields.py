@@ -43,6 +43,7 @@ class BatchSize(Settings):
 
 
 LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "mse", "mae")
+OF_LABELS = ("precision.", "recall.", "f1.", "entity_")  # figures of one label, which may have any name
 PYTHON_DOCS = "python-docs"
 MetricName = Literal["exact_match", "f1", "bleu", "chrf", "rouge", "json"]
 ON_ANSWERS = (*get_args(MetricName), "rouge_1", "rouge_2", "rouge_l", "json_equal", "valid_json")
@@ -72,13 +73,14 @@ class Evaluation(Settings):
     metric_for_best_model: str = "loss"
     """The figure of an evaluation that tells the best checkpoint and stops a run early."""
     greater_is_better: bool | None = None
-    """By default false of losses, perplexity and bits per byte, true of everything else."""
+    """By default false of losses, errors, perplexity and bits per byte, true of everything else."""
 
     @property
     def better(self) -> int:
         """1 where a greater figure is the better one, else -1."""
+        of_label = self.metric_for_best_model.startswith(OF_LABELS)
         name = self.metric_for_best_model.rpartition(".")[2]
-        greater = name not in LESS_IS_BETTER if self.greater_is_better is None else self.greater_is_better
+        greater = of_label or name not in LESS_IS_BETTER if self.greater_is_better is None else self.greater_is_better
         return 1 if greater else -1
 
 

@@ -256,7 +256,7 @@ def write_comparison(path: Path, rows: Sequence[Mapping]) -> None:
 def confusion(folder: Path, step: int) -> tuple[list[str], np.ndarray] | None:
     """Labels and counts [true, said] of the held-out rows after a step, where they have one label each."""
     found = read(folder, step, ())
-    return found and classes.confusion(found.documents["held_out"].columns)
+    return None if found is None else classes.confusion(found.documents["held_out"].columns)
 
 
 def answers_file(folder: Path, step: int) -> Path:

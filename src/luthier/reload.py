@@ -17,7 +17,7 @@ CLASSES = {
 
 
 def main() -> None:
-    """Reads a request from the standard input; writes the log-probabilities of its documents to a file, or their scores."""
+    """Reads a request from the standard input; writes the log-probabilities, or scores, of its documents to a file."""
     import torch
     from safetensors.torch import save_file
 
@@ -45,6 +45,8 @@ def loaded(request: dict) -> Any:
     if request["labels"] and request["base"]:  # the head of the base is another, or none: the adapter has its own
         given |= {"num_labels": len(request["labels"]), "ignore_mismatched_sizes": True}
     model = auto.from_pretrained(source, dtype=dtype, **given)
+    if request["labels"]:
+        model.config.get_text_config().pad_token_id = request["pad"]
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would round its scales to 16 bits on this CPU
             module.support_avx512bf16_for_cpu = False
@@ -74,7 +76,9 @@ def by_transformers(model: Any, request: dict) -> Tensor:
         tokens = torch.tensor([document], device=request["device"])
         if request["ends_in"] != "tokens":
             pair = {} if types is None else {"token_type_ids": torch.tensor([types], device=request["device"])}
-            out.append(model(input_ids=tokens, **pair).logits.float().cpu().flatten())
+            logits = model(input_ids=tokens, **pair).logits[0]
+            own = logits[-len(document) :] if request["ends_in"] == "each" else logits  # after virtual tokens
+            out.append(own.float().cpu().flatten())
             continue
         logits = model(input_ids=tokens, use_cache=False).logits[0, -len(document) :-1].float()
         out.append(logits.log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0].cpu())
@@ -98,8 +102,10 @@ def by_luthier(model: Any, request: dict) -> Tensor:
     from luthier.logprobs import scored
     from luthier.models import network
 
-    laid(model, [*request["beneath"], {"path": request["model"], "name": "default", "share": 1.0}])
     net = network.Network(model, request["ends_in"]).eval()
+    if request["ends_in"] != "tokens":
+        network.find_scores(net)  # before there are virtual tokens, which the model itself knows nothing of
+    laid(model, [*request["beneath"], {"path": request["model"], "name": "default", "share": 1.0}])
     network.prepare(net, "padded")
     if request["ends_in"] != "tokens":
         return scores(net, request)
@@ -116,9 +122,7 @@ def scores(net: Any, request: dict) -> Tensor:
     import torch
 
     from luthier.batch import Batch, Document
-    from luthier.models import network
 
-    network.find_scores(net)
     out = []
     for tokens, types in zip(request["documents"], request["types"]):
         ids, pair = np.asarray(tokens, np.int32), None if types is None else np.asarray(types, np.int32)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from . import ahead, checkpoint, evaluate, measured, surgery
-from .assemble import Assembled, assemble, load_weights, restore, seed_everything, settled, tokenizer_and_renderer
+from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer, with_labels
 from .batch import Batch
 from .classify import Classifier
 from .config import Config, read_run
@@ -122,7 +122,7 @@ class Trainer:
         self.ranks = Ranks(config.parallel)
         if not self.ranks.first:
             self.console = Console(quiet=True)  # one speaks for all
-        self.config = config = settled(config, self.console.say)
+        self.config = config = with_labels(config, self.console.say)
         self.folder = Path(config.output_dir)
         self.signals = Signals()
         self.step = 0
@@ -455,6 +455,8 @@ class Trainer:
         if self.monitor:
             self.monitor.log("evaluation", self.step, values)
             self.monitor.samples(self.step, measured.answers_file(self.folder, self.step))
+            if self.made.network.ends_in == "text":
+                self.monitor.confusion(self.step, measured.confusion(self.folder, self.step))
         self._judge(values)
 
     def _judge(self, values: dict) -> None:

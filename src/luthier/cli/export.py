@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> Any:
     done = export(Path(options.run_folder), Path(options.out), options.kind, options.dtype)
     if not options.json:
         print(
-            f"{done['out']}: {', '.join(done['files'])}\nloaded again in a fresh process: log-probabilities of "
-            f"{done['compared_tokens']} tokens differ by at most {done['largest_difference']:.2e} from the trained "
+            f"{done['out']}: {', '.join(done['files'])}\nloaded again in a fresh process: {done['compared']} "
+            f"differ by at most {done['largest_difference']:.2e} from the trained "
             f"model's (allowed {done['tolerance']:g})"
             + (f"; the base model differs by {done['difference_to_base']:.2f}" if "difference_to_base" in done else "")
         )

@@ -34,8 +34,10 @@ def run(options: argparse.Namespace) -> Any:
     from ..generate import Chat
     from ..monitor import Console
 
-    if config.objective.ends_in != "tokens":
+    if config.objective.rows in ("labelled", "tagged"):
         return _classify(options, config)
+    if config.objective.ends_in != "tokens":
+        raise ConfigError(f"{options.run_folder} is a run of method={config.method}, which gives scores, no answers")
     made, _ = restore(Path(options.run_folder), Console(options.quiet).warn)
     chat = Chat(made.network, made.renderer, options.system)
     settings = {

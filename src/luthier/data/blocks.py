@@ -462,6 +462,11 @@ class Steps(Sequence[Step]):
             added = [json.dumps({"block": block.number, **asdict(fault)}) for fault in new]
             if kept + added != lines:
                 write_atomically(path, "".join(line + "\n" for line in kept + added))
+        if cut := block.documents.cut():
+            stream.warn(
+                f"block {block.number + 1} of the stream: {cut:,} of {len(block.documents):,} texts are longer than "
+                f"data.max_length={stream.data.max_length} and were cut to it"
+            )
         if new:
             where = f"; listed in {path}" if path else ""
             stream.warn(f"block {block.number + 1} of the stream: {len(new)} bad rows skipped{where}\n{report(new)}")

@@ -19,7 +19,7 @@ KINDS: dict[str, Callable[[Renderer, Conversation], Rendered]] = {
     "tagged": labelled.rendered_tags,
 }
 MEMBERS = {"pairs": 2, "whole_pairs": 2, "unpaired": 2}  # texts that belong together in a row; else there is one
-LABELS = {"pairs": 1, "whole_pairs": 1, "unpaired": 1}  # numbers that are said of a row; else there are none
+LABELS = {"pairs": 1, "whole_pairs": 1, "unpaired": 1, "labelled": 1}  # numbers that are said of a row; else none
 
 
 def render(renderer: Renderer, conversation: Conversation) -> Rendered:

@@ -66,7 +66,8 @@ def unlabelled(renderer: Renderer, conversation: Conversation) -> Rendered:
     """All tokens of a row."""
     renderer.check_texts(conversation)
     contents = [message["content"] for message in conversation.messages]
-    if not any(text.strip() for text in contents) or (conversation.plain and not all(text.strip() for text in contents)):
+    written = [bool(text.strip()) for text in contents]
+    if not any(written) or (conversation.plain and not all(written)):
         raise BadRow("empty_text", "the text is empty")
     if conversation.plain:
         ids, types, cut = _coded(renderer, contents)
@@ -129,8 +130,10 @@ def rendered_tags(renderer: Renderer, conversation: Conversation) -> Rendered:
 
 def untagged(renderer: Renderer, words: Sequence[str]) -> tuple[Rendered, list[int | None]]:
     """All tokens of a row of words, and of each token the word that it is the first of, if it is."""
-    if not words or not all(word.strip() for word in words):
-        raise BadRow("empty_text", "no word" if not words else f"word {[bool(w.strip()) for w in words].index(False)} is empty")
+    if empty := [i for i, word in enumerate(words) if not word.strip()]:
+        raise BadRow("empty_text", f"word {empty[0]} is empty")
+    if not words:
+        raise BadRow("empty_text", "no word")
     text = " ".join(words)
     renderer.check_texts(Conversation([said("user", text)[0]]))
     given: dict[str, Any] = {"return_offsets_mapping": True, "verbose": False}

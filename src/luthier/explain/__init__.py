@@ -10,7 +10,7 @@ import torch
 
 from ..optim.schedule import steps_of
 from .movement import Moving, moving, table, walk_line, walked
-from .plan import Plan, made_plan, plan_line, rates
+from .plan import Plan, made_plan, plan_line, rates, read_at_once
 
 if TYPE_CHECKING:
     from ..assemble import Assembled
@@ -106,7 +106,7 @@ def explain(config: Config, count: bool = True, measure: bool = False) -> Explan
     Data files up to 4 MB are read and counted, unless `count` is false; else lengths are assumed, and said to be. With
     `measure`, this machine's rate of operations is measured for half a second instead of taken from what was seen.
     """
-    from ..assemble import outline, quietly
+    from ..assemble import outline, quietly, with_labels
     from ..models.attention import Unsupported
     from ..models.network import unpack
     from ..parallel.layers import compiled
@@ -117,6 +117,8 @@ def explain(config: Config, count: bool = True, measure: bool = False) -> Explan
     quietly()
     device = _device(config)
     notes: list[str] = []
+    if config.objective.asks_labels:
+        config = with_labels(config, notes.append) if count and read_at_once(config) else _assumed(config, notes)
     made = outline(config, device, notes.append)
     found = moving(made.network.model, made.begins)
     plan = made_plan(config, count)
@@ -144,6 +146,13 @@ def explain(config: Config, count: bool = True, measure: bool = False) -> Explan
         config, device, made, found, plan, memory, results[0][0], work, overhead, rate, source, files.running(config),
         notes,
     )  # fmt: skip
+
+
+def _assumed(config: Config, notes: list[str]) -> Config:
+    """Two labels."""
+    notes.append("two labels are assumed, as they are told from the training rows, which are not read")
+    objective = config.objective.with_labels(["0", "1"] if config.objective.rows == "labelled" else [["0", "1"]])
+    return config.model_copy(update={"objective": objective})
 
 
 def _device(config: Config) -> str:

@@ -15,6 +15,7 @@ from ..data import Data, kinds
 from ..data.dataset import Dataset, open_rows
 from ..data.stream import Plan as Steps
 from ..errors import LuthierError
+from ..labels import SEVERAL
 from ..models.names import TRAIN
 from ..optim import schedule
 
@@ -31,6 +32,7 @@ class Row:
     units: tuple[int, ...] = ()  # cumulative documents of each row of the data; () where each has one
     labels: int = 0  # numbers that are said of each row of the data
     alike: tuple[int, ...] = ()  # with how many tokens each document begins as the one before it does; () is 0
+    tags: bool = False  # whether something is said of its tokens
 
     @property
     def tokens(self) -> int:
@@ -109,8 +111,10 @@ def counted(config: Config) -> Plan:
         learnt = sum(int((document.weights > 0).sum()) for document in documents)
         members = [member.tokens[: member.inputs] for document in documents for member in document.members]
         units = (0, *accumulate(len(document.starts) for document in documents))
-        units = units if len(members) > len(row) else ()
-        return Row(tuple(map(len, members)), learnt, units, len(documents[0].labels), begin_alike(members))
+        first = documents[0]
+        shared = units if len(members) > len(row) else ()
+        tagged = first.token_labels is not None
+        return Row(tuple(map(len, members)), learnt, shared, len(first.labels), begin_alike(members), tagged)
 
     def slots(row: list[int]) -> tuple[int, int]:
         taken = sum(lengths[d] for d in row) if batch.packing else max(lengths[d] for d in row) * len(row)
@@ -143,12 +147,19 @@ def assumed(config: Config, why: str) -> Plan:
     squares = sum(n * n for n in lengths) / sum(lengths)
     source = f"{why}: every document has data.max_length={longest} tokens and is learnt whole"
     units = tuple(range(0, len(lengths) + 1, members)) if members > 1 else ()
+    said = len(config.objective.scores) if config.objective.problem == SEVERAL else kinds.LABELS.get(kind, 0)
     learnt = sum(lengths)
     if config.objective.rolls_out:
         learnt = len(lengths) * min(longest, config.objective.sampling.max_completion_length)
         source = f"{why}: every prompt with its answer has data.max_length={longest} tokens"
-    row = Row(tuple(lengths), learnt, units, kinds.LABELS.get(kind, 0))
+    row = Row(tuple(lengths), learnt, units, said, tags=kind == "tagged")
     return Plan((row, row) if rows > 1 else (row,), rows, tokens, squares, config.max_steps, source)
+
+
+def read_at_once(config: Config) -> bool:
+    """Whether the data is there, and so small that it is read."""
+    size = _bytes(config.data)
+    return not config.data.streaming and size is not None and size <= SMALL
 
 
 def _bytes(data: Data) -> int | None:

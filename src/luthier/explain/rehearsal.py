@@ -75,6 +75,7 @@ def batch_of(row: Row) -> Batch:
         tokens=tokens, positions=empty(total, torch.int64), ends=tuple(ends),
         targets=empty(total, torch.int64), weights=empty(total, torch.float32), trained=empty(row.learnt, torch.int64),
         rows=tuple(range(len(row.units or ends) - 1)), units=row.units,
+        token_fields={"labels": empty(total, torch.int64)} if row.tags else {},
         fields={"labels": torch.empty(len(row.units or ends) - 1, row.labels, device="meta")} if row.labels else {},
         known=Known(tokens, row.alike) if row.alike else None,
     )  # fmt: skip

@@ -106,7 +106,8 @@ def told(model: Any, new: Collection[str], dropped: Collection[str], seed: int) 
     count = sum(p.numel() for n, p in model.named_parameters() if n in set(new))
     where = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in new))
     left = f"; {', '.join(sorted(dropped)[:3])} of its files is of another head and not used" if dropped else ""
-    return f"a new head, {where} ({count:,} parameters for {model.config.num_labels} scores), drawn by seed={seed}{left}"
+    size = f"{count:,} parameters for {model.config.num_labels} scores"
+    return f"a new head, {where} ({size}), drawn by seed={seed}{left}"
 
 
 def on_base(causal: Any, ending: Ending, seed: int) -> Any:
@@ -159,9 +160,10 @@ class _Given(nn.Module):
     def forward(self, *_: Any, **__: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+        hidden: Any = self.hidden
         pooler = getattr(self.base, "pooler", None)
-        pooled = pooler(self.hidden) if isinstance(pooler, nn.Module) else None
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.hidden, pooler_output=pooled)
+        pooled = pooler(hidden) if isinstance(pooler, nn.Module) else None
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Load a language model, with the head that is wanted, and its tokenizer: hub name, folder or GGUF; safetensors only."""
+"""Load a language model with the head that is wanted, and its tokenizer: hub, folder or GGUF; safetensors only."""
 
 from __future__ import annotations
 
@@ -57,18 +57,21 @@ def _read_tokenizer(model: Model, trained: Path | None) -> Any:
 def load_model(
     model: Model, dtype: torch.dtype, device: torch.device, store: Storage | None = None,
     tell: Callable[[str], None] = lambda text: None, ending: Ending = TOKENS, seed: int = 0,
+    tell_head: Callable[[str], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """The network with its weights in `dtype` on `device`, every tensor read, converted and placed one by one.
 
-    With `store`, linear layers go to fewer bits as they are read. A head that the files lack is drawn by `seed`.
+    With `store`, linear layers go to fewer bits as they are read. A head that the files lack is drawn by `seed`, which
+    `tell_head` is told, where it stays.
     """
+    say = tell_head or (lambda text: None)
     if text := problem(model):
         raise ModelError(f"model.name: {text}")
     if model.name.endswith(".gguf"):
         made = gguf.read_model(Path(model.name).expanduser(), dtype)
         if ending is not TOKENS:
             made = heads.on_base(made, ending, seed)
-            _tell_head(made, heads.parameters(made), (), seed, tell)
+            _tell_head(made, heads.parameters(made), (), seed, say)
         return made.to(device) if store is None else stored(made, store, device, tell)
     from transformers import AutoConfig
 
@@ -84,9 +87,9 @@ def load_model(
     if text := ready_made_problem(model.name, ready, store.kind if store else "as_loaded"):
         raise ModelError(text)
     if store is None:
-        return _read(model, config, dtype, device, ending, seed, tell)
+        return _read(model, config, dtype, device, ending, seed, say)
     try:
-        made = explained(model, lambda: _streamed(model, config, dtype, device, store, ending, seed, tell))
+        made = explained(model, lambda: _streamed(model, config, dtype, device, store, ending, seed, say))
     except streaming.Unfit as reason:
         if ready:
             raise ModelError(f"model.name={model.name!r}: its 4-bit weights cannot be read: {reason}") from None
@@ -94,7 +97,7 @@ def load_model(
             f"weights are read whole, in {str(dtype).removeprefix('torch.')} into the host's memory, and then go to "
             f"{store.kind} layer by layer: {reason}"
         )
-        whole = _read(model, config, dtype, torch.device("cpu"), ending, seed, tell)
+        whole = _read(model, config, dtype, torch.device("cpu"), ending, seed, say)
         return stored(whole, store, device, tell)
     if text := streaming.sixteen_bit_experts(made, store):
         tell(text)
@@ -133,8 +136,8 @@ def _make_head(model: Model, made: Any, info: dict, seed: int, tell: Callable[[s
     strangers = [name for name in info["unexpected_keys"] if heads.is_head(name, prefix)]
     if wrong := sorted(name for name in other if name not in new):
         raise ModelError(f"model.name={model.name!r}: {wrong[0]} is in another size there than config.json says")
-    rest = {"missing_keys": {*info["missing_keys"]} - {*new}, "unexpected_keys": {*info["unexpected_keys"]} - {*strangers}}
-    _check_keys(model, made, rest)
+    left = {"missing_keys": new, "unexpected_keys": strangers}
+    _check_keys(model, made, {key: {*info[key]} - {*known} for key, known in left.items()})
     ordered = [name for name, _ in made.named_parameters() if name in set(new)]
     heads.draw(made, ordered, seed)
     _tell_head(made, ordered, strangers, seed, tell)

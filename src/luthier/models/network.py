@@ -110,8 +110,9 @@ class Network(nn.Module):
         types = batch.token_fields.get("types")
         if types is None or (getattr(self.config, "type_vocab_size", None) or 0) < 2:
             return {}
-        rows = types[None] if inside is None else torch.zeros_like(inside, dtype=torch.int64).masked_scatter(inside, types)
-        return {"token_type_ids": rows}
+        if inside is None:
+            return {"token_type_ids": types[None]}
+        return {"token_type_ids": torch.zeros_like(inside, dtype=torch.int64).masked_scatter(inside, types)}
 
     @property
     def _disturbed(self) -> bool:
@@ -242,6 +243,8 @@ def unpackable(network: Network) -> str | None:
     """Why a family cannot run packed, as far as its configuration says so."""
     if network.takes == "whole":
         return "its head is not known here, and runs with the whole model"
+    if network.native == "eager":
+        return "its layers do not use transformers' attention interface"
     other = set(getattr(network.config.get_text_config(), "layer_types", None) or ()) - LAYERS
     return f"it has layers of the kinds {', '.join(sorted(other))}" if other else None
 
@@ -265,7 +268,8 @@ def _try_packed(network: Network) -> str | None:
     attention.install()
     training, reason = network.model.training, None
     # Some encoders count positions from the number after that of the token that texts are filled up with.
-    for first in (0,) if network.causal else (0, network.padding + 1):
+    counted = [m for m in network.model.modules() if hasattr(m, "create_position_ids_from_input_ids")]
+    for first in (0, *(m.padding_idx + 1 for m in counted)):
         network.first_position = first
         try:
             reason = _probe(network)
@@ -358,6 +362,15 @@ def _shares_exactly(network: Network, batch: Batch) -> bool:
     return attention.aligned(width, network.dtype, network.device)
 
 
+def check_direction(network: Network) -> None:
+    """Virtual tokens stand before a document: where tokens see what follows, they are no start that all have alike."""
+    if not network.causal and virtual.of(network.model) is not None:
+        raise ModelError(
+            f"{type(network.model).__name__} is an encoder, whose tokens see those after them, and virtual tokens are "
+            "for decoders: use trainable.kind=lora"
+        )
+
+
 @torch.no_grad()
 def check_virtual(network: Network, checkpointed: bool = False) -> None:
     """Virtual tokens must reach every layer: packed rows against the model's own attention, and against none at all."""
@@ -430,6 +443,12 @@ def check_causal(network: Network) -> None:
         raise ModelError(
             f"{type(network.model).__name__} sees the tokens after each one: it is no causal language model"
         )
+
+
+def guess_scores(network: Network) -> None:
+    """The same from the layers alone, where nothing can be computed: of an encoder a text's first token counts."""
+    network.causal = all(getattr(m, "is_causal", True) is not False for m in network.model.modules())
+    network.takes = "last" if network.causal else "first"
 
 
 def find_scores(network: Network) -> None:

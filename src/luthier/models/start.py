@@ -106,7 +106,8 @@ def draw(config: Any, seed: int, ending: Ending = TOKENS, **remote: bool) -> Any
 
 def _name_tokens(model: Any, tokenizer: Any) -> None:
     """Beginning, end and padding, the same in both of the model's configurations."""
-    for part in filter(None, (model.config, model.config.get_text_config(), model.generation_config)):
+    generation = getattr(model, "generation_config", None)
+    for part in filter(None, (model.config, model.config.get_text_config(), generation)):
         part.bos_token_id = tokenizer.bos_token_id
         part.eos_token_id = tokenizer.eos_token_id
         part.pad_token_id = tokenizer.pad_token_id

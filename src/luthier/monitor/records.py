@@ -57,6 +57,11 @@ class Monitor:
             rows = [json.loads(line) for line in path.read_text().splitlines()[:SAMPLES]]
             self.trackers.samples(step, rows)
 
+    def confusion(self, step: int, found: tuple[Sequence[str], Any] | None) -> None:
+        """Labels and counts of an evaluation, where it has such."""
+        if found is not None:
+            self.trackers.confusion(step, *found)
+
     def histograms(self, step: int, found: Mapping[str, Histogram]) -> None:
         self.log("histograms", step, {"tensors": len(found)})
         self.trackers.histograms(step, found)

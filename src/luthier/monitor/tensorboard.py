@@ -43,6 +43,21 @@ class TensorBoard:
                 bucket_limits=h.edges[1:], bucket_counts=h.counts, global_step=step,
             )  # fmt: skip
 
+    def confusion(self, step: int, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        """A picture, and which label each number in it is."""
+        from tensorboard.compat.proto import summary_pb2
+
+        from .picture import confusion, png
+
+        made: Any = summary_pb2
+        drawn = confusion(counts)
+        height, width, _ = drawn.shape
+        image = made.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png(drawn))
+        summary = made.Summary(value=[made.Summary.Value(tag="evaluation/confusion", image=image)])
+        self.writer._get_file_writer().add_summary(summary, step)
+        told = "\n".join(f"{i}. {_cell(name)}" for i, name in enumerate(names))
+        self.writer.add_text("confusion/labels", f"rows are true labels, columns what is said\n\n{told}", step)
+
     def finish(self, figures: Mapping[str, float]) -> None:
         """The table of the hyper-parameters' tab."""
         from torch.utils.tensorboard.summary import hparams

@@ -125,6 +125,15 @@ class Trackers:
     def histograms(self, step: int, found: Mapping[str, Histogram]) -> None:
         self._tell(("histograms", step), lambda tracker: tracker.histograms(step, found))
 
+    def confusion(self, step: int, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        """A confusion matrix, for trackers that can show one."""
+
+        def show(tracker: Any) -> None:
+            if hasattr(tracker, "confusion"):
+                tracker.confusion(step, names, counts)
+
+        self._tell(("evaluation", step), show)
+
     def finish(self, figures: Mapping[str, float]) -> None:
         self._tell(None, lambda tracker: tracker.finish(figures))
 

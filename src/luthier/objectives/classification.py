@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from .. import labels
 from ..errors import DataError
+from ..labels import ONE, SEVERAL, VALUE, Tally, balanced
 from .objective import Learning
 
 if TYPE_CHECKING:
@@ -30,23 +30,24 @@ class Labelling(Learning):
     """This share of the target is spread evenly over the labels (arXiv:1512.00567); in training only."""
 
     @property
-    def unsettled(self) -> bool:
+    def asks_labels(self) -> bool:
         return not self.labels or self.class_weights == "balanced"
 
-    def told_by(self, found: Iterable[Any]) -> Self:
-        tally = labels.Tally.of((tag for tags in found for tag in tags) if self.rows == "tagged" else found, self.problem)
-        if not tally.counts and tally.problem != labels.VALUE:
+    def with_labels(self, found: Iterable[Any]) -> Self:
+        each = (tag for tags in found for tag in tags) if self.rows == "tagged" else found
+        tally = Tally.of(each, self.problem)
+        if not tally.counts and tally.problem != VALUE:
             raise DataError("data.train: no row has a label; name the column that holds it with data.columns")
         return self.model_copy(update=self._told(tally))
 
-    def _told(self, tally: labels.Tally) -> dict[str, Any]:
+    def _told(self, tally: Tally) -> dict[str, Any]:
         names = self.labels or tally.names
         made: dict[str, Any] = {"labels": names}
         if self.class_weights == "balanced":
             counts = [tally.counts.get(name, 0) for name in names]
             if names == self.labels and not any(counts):  # the rows have integers
                 counts = [tally.counts.get(str(i), 0) for i in range(len(names))]
-            made["class_weights"] = labels.balanced(counts, tally.problem or labels.ONE, tally.rows)
+            made["class_weights"] = balanced(counts, tally.problem or ONE, tally.rows)
         return made
 
     def problems(self) -> list[str]:
@@ -75,21 +76,21 @@ class Classification(Labelling):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        return ("value",) if self.problem_type == labels.VALUE else tuple(self.labels)
+        return ("value",) if self.problem_type == VALUE else tuple(self.labels)
 
     @property
     def problem(self) -> str | None:
         return self.problem_type
 
     @property
-    def unsettled(self) -> bool:
-        return self.problem_type is None or (self.problem_type != labels.VALUE and super().unsettled)
+    def asks_labels(self) -> bool:
+        return self.problem_type is None or (self.problem_type != VALUE and super().asks_labels)
 
-    def _told(self, tally: labels.Tally) -> dict[str, Any]:
-        if tally.problem == labels.VALUE:
-            if problems := self.model_copy(update={"problem_type": labels.VALUE}).problems():
+    def _told(self, tally: Tally) -> dict[str, Any]:
+        if tally.problem == VALUE:
+            if problems := self.model_copy(update={"problem_type": VALUE}).problems():
                 raise DataError(f"data.train: its labels are numbers, and {'; '.join(problems)}")
-            return {"problem_type": labels.VALUE}
+            return {"problem_type": VALUE}
         if not self.labels and self.problem_type is None and len(tally.counts) > max(MANY, tally.rows // 2):
             raise DataError(
                 f"data.train: {tally.rows:,} rows have {len(tally.counts):,} labels: is another column the label "
@@ -100,13 +101,15 @@ class Classification(Labelling):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if self.problem_type == labels.VALUE:
+        if self.problem_type == VALUE:
             given = {"labels": self.labels, "class_weights": self.class_weights,
                      "label_smoothing_factor": self.label_smoothing_factor}  # fmt: skip
             for name, value in given.items():
                 if value:
-                    found.append(f"objective.{name} is of labels, and problem_type=regression learns values: leave it out")
-        elif len(self.labels) == 1 and self.problem_type != labels.SEVERAL:
+                    found.append(
+                        f"objective.{name} is of labels, and problem_type=regression learns values: leave it out"
+                    )
+        elif len(self.labels) == 1 and self.problem_type != SEVERAL:
             found.append(f"objective.labels={self.labels} is a single class: there is nothing to tell apart")
         return found
 
@@ -129,7 +132,7 @@ class TokenClassification(Labelling):
 
     @property
     def problem(self) -> str | None:
-        return labels.ONE
+        return ONE
 
     def problems(self) -> list[str]:
         found = super().problems()

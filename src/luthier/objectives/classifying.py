@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import labels
 from ..batch import Batch, Loss
-from .classification import Classification, Labelling, TokenClassification
+from .classification import Classification, Labelling
 
 # ---------------------------------------------------------------------------- losses
 
@@ -25,7 +25,9 @@ def cross_entropy(scores: Tensor, wanted: Tensor, weights: Tensor | None, smooth
     return loss, count.sum()
 
 
-def binary_cross_entropy(scores: Tensor, wanted: Tensor, weights: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
+def binary_cross_entropy(
+    scores: Tensor, wanted: Tensor, weights: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The sum over rows and labels of -w t log s(x) - (1 - t) log(1 - s(x)), and their number; both [N, K].
 
     Label smoothing by e takes t to (1 - e) t + e / 2.
@@ -60,12 +62,11 @@ class _Labelling(nn.Module):
 class ClassificationObjective(_Labelling):
     """Of texts."""
 
-    config: Classification
-
     def __init__(self, config: Classification):
         super().__init__(config)
         self.problem = config.problem_type or labels.ONE
-        self.metrics = {labels.ONE: ("accuracy",), labels.SEVERAL: ("label_accuracy",), labels.VALUE: ("mae",)}[self.problem]
+        metrics = {labels.ONE: "accuracy", labels.SEVERAL: "label_accuracy", labels.VALUE: "mae"}
+        self.metrics = (metrics[self.problem],)
 
     def _scores(self, network: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """[N, K] of the rows, without what fills the batch up, and their labels [N, K] or [N, 1]."""
@@ -89,15 +90,16 @@ class ClassificationObjective(_Labelling):
 
     @torch.no_grad()
     def evaluate(self, network: Any, batch: Batch) -> Loss:
-        """The plain loss of each row, without class weights and smoothing, and what figures are made from: the scores of
-        each label and whether the row has it."""
+        """The plain loss of each row, without class weights and smoothing, and what figures are made from: the scores
+        of each label and whether the row has it."""
         scores, wanted = self._scores(network, batch)
         scores, wanted = scores.double(), wanted.double()
         if self.problem == labels.VALUE:
             columns = {"classes.value.score.value": scores[:, 0], "classes.value.label.value": wanted[:, 0]}
             return Loss((scores[:, 0] - wanted[:, 0]) ** 2, torch.ones_like(scores[:, 0]), columns)
         if self.problem == labels.SEVERAL:
-            each, kind, has = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none").mean(-1), "several", wanted
+            each = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none").mean(-1)
+            has, kind = wanted, "several"
             found = scores.sigmoid()
         else:
             each = F.cross_entropy(scores, wanted[:, 0].long(), reduction="none")
@@ -111,12 +113,13 @@ class ClassificationObjective(_Labelling):
 class TaggingObjective(_Labelling):
     """Of the first token of each word."""
 
-    config: TokenClassification
     metrics: tuple[str, ...] = ("accuracy",)
 
     def _scores(self, network: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of the N tokens that have a tag: scores [N, K], tags [N], and which document each is in [N]."""
         tags = batch.token_fields["labels"][: batch.ends[batch.documents]]
+        if tags.is_meta:  # shapes only: a tag on each token
+            return network.scores(batch).float(), tags, tags
         places = (tags != labels.NOTHING).nonzero()[:, 0]
         ends = torch.tensor(batch.ends[1:], device=places.device)
         owners = torch.bucketize(places, ends, right=True)

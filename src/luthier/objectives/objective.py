@@ -31,11 +31,11 @@ class Learning(Settings):
     """What the network ends in, a key of models.heads: scores of the next token, of a text, of each token."""
 
     @property
-    def unsettled(self) -> bool:
+    def asks_labels(self) -> bool:
         """Whether some of these settings are told from the labels of the training rows, before anything heavy."""
         return False
 
-    def told_by(self, found: Iterable[Any]) -> Self:
+    def with_labels(self, found: Iterable[Any]) -> Self:
         """These settings with what the labels of the training rows say."""
         return self
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..surgery import Adapter, QuantisedLinear, Switched, base_name, dense, transposed
+from ..surgery import Adapter, QuantisedLinear, Switched, base_name, dense, heads, transposed
 
 VALUES = 4  # of each tensor
 QUANTISED = "quantised"
@@ -54,8 +54,12 @@ def difference(model: Any, recorded: Mapping[str, Any]) -> str | None:
 
 
 def unadapted(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """(name, how it is kept, tensor) of what a model has without its adapters; tied ones once, weights as [out, in]."""
-    return _below(model, "", set())
+    """(name, how it is kept, tensor) of what a model has without its adapters; tied ones once, weights as [out, in].
+
+    Without heads that give scores: those of a base are drawn, and an adapter brings its own.
+    """
+    scoring = tuple(f"{name}." for name in heads(model))
+    return (found for found in _below(model, "", set()) if not found[0].startswith(scoring or "\0"))
 
 
 def _below(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, str, Tensor]]:

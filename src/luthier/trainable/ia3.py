@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ..surgery import Adapter
 
-ENDS = r"down_proj|fc2|fc_out|w2|mlp\.c_proj|dense_4h_to_h|wo"
+ENDS = r"down_proj|fc2|fc_out|w2|mlp\.c_proj|dense_4h_to_h|wo|\d+\.output\.dense"
 KEYS_AND_VALUES = r"k_proj|v_proj|key|value|k|v|c_attn|query_key_value|qkv_proj|Wqkv"
 
 
@@ -42,8 +42,8 @@ class IA3(OnLayers):
 
         found = {base_name(place): adapter.rule for place, adapter in adapters(model) if adapter.name == name}
         inputs = [place for place, rule in found.items() if isinstance(rule, Scale) and rule.inputs]
-        return super().placed(model, name) | {"target_modules": [n for n, rule in found.items() if isinstance(rule, Scale)],
-                                              "feedforward_modules": inputs}
+        scaled = [place for place, rule in found.items() if isinstance(rule, Scale)]
+        return super().placed(model, name) | {"target_modules": scaled, "feedforward_modules": inputs}
 
 
 class Scale:

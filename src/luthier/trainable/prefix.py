@@ -56,4 +56,5 @@ class Prefix(OnPositions):
         from .soft_prompts import shape
 
         layers, heads, width = shape(model)
-        return {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width}
+        own = {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width}
+        return super().placed(model, name) | own

@@ -108,6 +108,8 @@ def ends_of_sublayers(model: Any, roles: Collection[str]) -> list[str]:
         for role in roles:
             parts = [name for name, _ in block.named_children() if any(word in name.lower() for word in ROLES[role])]
             parts = [name for name in parts if "norm" not in name.lower()]
+            if not parts and role == "mlp" and {"intermediate", "output"} <= dict(block.named_children()).keys():
+                parts = ["output"]  # BERT's feed-forward part is its layer's own
             if not parts:
                 raise ModelError(f"layer {i} of {type(model).__name__} has no {role} that is known by its name")
             part = block.get_submodule(parts[-1])

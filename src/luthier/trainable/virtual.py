@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
-from .adapter import ABOUT, Adapting
+from .adapter import ABOUT, Adapting, saved_heads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +61,8 @@ class OnPositions(Adapting):
         """The sizes of the model, which PEFT keeps with the settings."""
         config = model.config.get_text_config()
         return {"token_dim": config.hidden_size, "num_layers": config.num_hidden_layers,
-                "num_attention_heads": getattr(config, "num_attention_heads", None)}  # fmt: skip
+                "num_attention_heads": getattr(config, "num_attention_heads", None),
+                **saved_heads(model, name)}  # fmt: skip
 
     @classmethod
     def from_peft(cls, values: Mapping[str, Any]) -> Self:
