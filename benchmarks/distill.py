@@ -29,14 +29,14 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from luthier import configure, train
 from luthier.config import read_run
 from luthier.monitor import Console, records
 from luthier.settings import merged, parse_override
 
+ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT, LABELLED = 200, 100
 WIDE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
 NARROW = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}

