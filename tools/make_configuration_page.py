@@ -39,6 +39,9 @@ def rows(cls: type[BaseModel], prefix: str, known: frozenset[str] = frozenset())
         caption = " ".join((field.description or "").split()).replace("|", "\\|")
         made.append(f"| `{prefix}{name}` | {default} | {caption} |")
         for one in inner:  # of entries of a list
+            if "kind" in one.model_fields:
+                what = " ".join((one.__doc__ or "").split()).replace("|", "\\|")
+                made.append(f"| `{prefix}{name}[].kind` | `{one.model_fields['kind'].default}` | {what} |")
             made += rows(one, f"{prefix}{name}[].")
     return made
 
