@@ -33,17 +33,22 @@ def rows(cls: type[BaseModel], prefix: str, known: frozenset[str] = frozenset())
         if name == "kind" or name in known:
             continue
         if inner and is_section(field.annotation):  # of the run: a heading of its own
-            made += [] if cls is Config else [line for one in inner for line in rows(one, f"{prefix}{name}.")]
+            made += [] if cls is Config else [line for one in inner for line in kind_and_rows(one, f"{prefix}{name}.")]
             continue
         default = "required" if field.default is PydanticUndefined else f"`{_yaml(field.default)}`"
         caption = " ".join((field.description or "").split()).replace("|", "\\|")
         made.append(f"| `{prefix}{name}` | {default} | {caption} |")
         for one in inner:  # of entries of a list
-            if "kind" in one.model_fields:
-                what = " ".join((one.__doc__ or "").split()).replace("|", "\\|")
-                made.append(f"| `{prefix}{name}[].kind` | `{one.model_fields['kind'].default}` | {what} |")
-            made += rows(one, f"{prefix}{name}[].")
+            made += kind_and_rows(one, f"{prefix}{name}[].")
     return made
+
+
+def kind_and_rows(cls: type[BaseModel], prefix: str) -> list[str]:
+    """The settings of a class inside a section, after the kind that chooses it."""
+    if "kind" not in cls.model_fields:
+        return rows(cls, prefix)
+    what = " ".join((cls.__doc__ or "").split()).replace("|", "\\|")
+    return [f"| `{prefix}kind` | `{cls.model_fields['kind'].default}` | {what} |", *rows(cls, prefix)]
 
 
 def _yaml(value: object) -> str:
