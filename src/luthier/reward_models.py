@@ -68,7 +68,7 @@ def _of_folder(name: str, ranks: Ranks, tell: Tell) -> tuple[network.Network, Re
 
     ending = heads.Ending("text", ("reward",), "regression")
     dtype = AsLoaded().resolve(ranks.device)
-    made = load.load_model(model, dtype, ranks.device, tell=refuse, ending=ending)
+    made = load.load_model(model, dtype, ranks.device, tell=tell, ending=ending, tell_head=refuse)
     heads.name_padding(made, tokenizer)
     made.eval()
     net = network.Network(made, "text")

@@ -200,9 +200,10 @@ def _groups(ends: tuple[int, ...], keys: tuple[int, ...]) -> tuple[list[_Group],
     """
     made: list[list[tuple[int, int, int, int]]] = []
     spans = [(d - c, a, b, c) for (a, b), (c, d) in zip(pairwise(ends), pairwise(keys)) if d > c]
-    for late in (False, True):
+    late, early = (lambda s: 2 * (s[0] - s[2] + s[1]) >= s[0]), (lambda s: 2 * (s[0] - s[2] + s[1]) < s[0])
+    for chosen in (early, late):
         groups: list[list[tuple[int, int, int, int]]] = []
-        for span in sorted((s for s in spans if late == (2 * (s[0] - s[2] + s[1]) >= s[0])), reverse=True):
+        for span in sorted(filter(chosen, spans), reverse=True):
             if groups and span[0] >= SIMILAR * groups[-1][0][0]:
                 groups[-1].append(span)
             else:
@@ -212,8 +213,7 @@ def _groups(ends: tuple[int, ...], keys: tuple[int, ...]) -> tuple[list[_Group],
     out = []
     for members in made:
         longest, shared = members[0][0], [length - (b - a) for length, a, b, _ in members]
-        late = 2 * shared[0] >= longest
-        starts = shared if late else [0] * len(members)
+        starts = shared if 2 * shared[0] >= longest else [0] * len(members)
         rows = max(length - start for (length, *_), start in zip(members, starts))
         of_keys = torch.zeros(len(members), longest, dtype=torch.int64)
         of_queries = torch.zeros(len(members), rows, dtype=torch.int64)
