@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_preference import pairs as pairs
 from test_preference import unpaired as unpaired
+from test_ranks import two_ranks
 
 from luthier import ahead, checkpoint, configure, train
 from luthier.assemble import assemble
@@ -132,17 +127,7 @@ def test_two_ranks_share_what_is_computed_ahead_and_kto_s_reference_point(unpair
     train(configure(unpaired, extra, method="kto"), Console(quiet=True))
     both = configure(unpaired, extra, {"output_dir": str(tmp_path / "two")}, method="kto").model_dump(mode="json")
     assert both["objective"]["precompute_ref_log_probs"] is True
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CODE, json.dumps(both)],
-            env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for r in range(2)
-    ]
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    assert two_ranks(CODE, both) == [0, 0]
     one, two = (list(records(tmp_path / name / "metrics.jsonl")) for name in ("run", "two"))
     assert len(one) == len(two) > 4
     assert any(r["kl"] > 0 for r in one)

@@ -30,12 +30,11 @@ train(configure(json.loads(sys.argv[1])), Console(quiet=True), {"mine": lambda r
 """
 
 
-def run_on_two(values: dict) -> list[int]:
-    """The exit codes of two processes that train together."""
+def two_ranks(code: str, values: dict) -> list[int]:
+    """The exit codes of two processes that run this code together, on the settings as JSON in its first argument."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    code = CODE.replace(', {"mine": lambda r, a, p, row: len(a) + row["row"]}', "")
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(values)],
@@ -46,22 +45,17 @@ def run_on_two(values: dict) -> list[int]:
     return [p.wait(timeout=300) for p in processes]
 
 
+def run_on_two(values: dict) -> list[int]:
+    """The exit codes of two processes that train together."""
+    return two_ranks(CODE.replace(', {"mine": lambda r, a, p, row: len(a) + row["row"]}', ""), values)
+
+
 @pytest.mark.parametrize("examples", [8, 1])  # with one row, a rank has none
 def test_two_ranks_learn_what_one_learns(settings, tmp_path, examples):
     settings |= {"batch": {"examples": examples, "micro_tokens": 64}, "evaluation": MEASURED}
     train(configure(settings), Console(quiet=True), {"mine": lambda r, a, p, row: len(a) + row["row"]})
     both = configure(settings, {"output_dir": str(tmp_path / "two")}).model_dump(mode="json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CODE, json.dumps(both)],
-            env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for r in range(2)
-    ]
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    assert two_ranks(CODE, both) == [0, 0]
     one, two = (
         load_file(checkpoint.listed(tmp_path / name / "checkpoints")[-1] / "weights.safetensors")
         for name in ("run", "two")

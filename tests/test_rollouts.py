@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +10,7 @@ import pytest
 import torch
 from conftest import make_model, write_rows
 from safetensors.torch import load_file
+from test_ranks import two_ranks
 from test_train import QUIET, finished
 
 from luthier import checkpoint, configure, steps, surgery, train
@@ -264,17 +261,7 @@ train(configure(json.loads(sys.argv[1])), Console(quiet=True), rewards={"length"
 def test_two_ranks_answer_and_learn_what_one_does(asking, tmp_path):
     run(asking, {"checkpoint": {"every": 3}})
     both = configure(asking, {"output_dir": str(tmp_path / "two")}).model_dump(mode="json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CODE, json.dumps(both)],
-            env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for r in range(2)
-    ]
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    assert two_ranks(CODE, both) == [0, 0]
     one, two = (
         load_file(checkpoint.listed(tmp_path / name / "checkpoints")[-1] / "weights.safetensors")
         for name in ("run", "two")

@@ -4,8 +4,6 @@ import collections
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 from itertools import chain, islice
 
@@ -17,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_ranks import two_ranks
 
 from luthier import checkpoint, configure, train
 from luthier.data import Data, Source, dataset, mixture, packing, stream
@@ -466,17 +465,7 @@ def test_two_ranks_on_a_stream_learn_what_one_learns(settings, tmp_path, rows_fi
     settings |= {"max_steps": 9, "checkpoint": {"every": 3}}
     train(configure(settings, {"data": streaming}), QUIET)
     both = configure(settings, {"data": streaming, "output_dir": str(tmp_path / "two")}).model_dump(mode="json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CODE, json.dumps(both)],
-            env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for r in range(2)
-    ]
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    assert two_ranks(CODE, both) == [0, 0]
     folders = [checkpoint.listed(tmp_path / name / "checkpoints")[-1] for name in ("run", "two")]
     one, two = (load_file(folder / "weights.safetensors") for folder in folders)
     for name, weight in one.items():
