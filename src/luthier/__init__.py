@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .explain import Explanation, explain
     from .export import export
     from .methods import METHODS
+    from .search import search
     from .train import Result, Step, open_run, steps, train
 
 _HOMES = {
@@ -28,13 +29,14 @@ _HOMES = {
     "explain": "explain",
     "export": "export",
     "open_run": "train",
+    "search": "search",
     "steps": "train",
     "train": "train",
 }
 _MODULES = ("adapters",)  # several adapters on one model
 __all__ = [
     "METHODS", "Config", "Explanation", "LuthierError", "Result", "Step", "adapters", "configure", "explain", "export",
-    "open_run", "steps", "train",
+    "open_run", "search", "steps", "train",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from torch import nn
 
 from . import checkpoint, critics, surgery, teachers
 from .config import Config, read_run
-from .data import holdout
+from .data import cache, holdout
 from .data.masks import Renderer
 from .errors import CheckpointError, ConfigError, ModelError
 from .models import heads, load, network, skeleton, start, translation, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
+from .shared import Shared
 from .trainable import Partial, Prompt, adapter_files, saved
 from .trainable.adapter import Adapting
 
@@ -142,10 +144,16 @@ def _tell_idle(net: network.Network, names: Collection[str], tell: Say) -> None:
             tell(f"the adapter {name!r} changes nothing of what the model computes: was it trained?")
 
 
-def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tuple[Any, Renderer]:
+def tokenizer_and_renderer(
+    config: Config, say: Say = lambda text: None, shared: Shared | None = None
+) -> tuple[Any, Renderer]:  # fmt: skip
     """The tokenizer of the run, trained first on the training rows where that is asked for."""
     quietly()
-    tokenizer = load.load_tokenizer(config.model, _trained_tokenizer(config, say))
+    if shared is None or config.model.tokenizer == TRAIN:
+        tokenizer = load.load_tokenizer(config.model, _trained_tokenizer(config, say))
+    else:
+        key = config.model.model_dump_json()
+        tokenizer = shared.kept("tokenizer", key, lambda: load.load_tokenizer(config.model))
     of_text = config.objective.ends_in == "tokens"
     if of_text and tokenizer.eos_token is None and not tokenizer.chat_template:
         raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
@@ -170,7 +178,30 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
 
 
 def _model(
-    config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say, new: bool = True
+    config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say, new: bool = True,
+    shared: Shared | None = None,
+) -> Any:  # fmt: skip
+    """The network of a run before anything of its method; where it is `shared`, a copy of an earlier run's."""
+
+    def make() -> Any:
+        return _new_model(config, tokenizer, dtype, device, tell, new)
+
+    if shared is None:
+        model = make()
+    else:
+        decides = (config.model.model_dump(), config.precision.model_dump(), dtype, device, _ending(config),
+                   config.seed, config.data.max_length if config.model.starts_at_random else None)  # fmt: skip
+        key = hashlib.sha256(f"{decides} {cache.of_tokenizer(tokenizer)}".encode()).hexdigest()
+        model = shared.model(key, make, device)
+        # Making it may ask the random generators; a copy does not, and what comes after must draw the same.
+        checkpoint.restore_random_state(shared.kept("random state", key, checkpoint.random_state))
+    load.check_context(model, config.data.max_length, tell)
+    load.check_virtual(model, config.data.max_length, _virtual(config))
+    return model
+
+
+def _new_model(
+    config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say, new: bool
 ) -> Any:  # fmt: skip
     """Loaded, or drawn; with a vocabulary that fits the tokenizer. `new`: a head that is drawn stays as it is."""
     name, store, ending = config.model, config.precision.storage(dtype), _ending(config)
@@ -187,8 +218,6 @@ def _model(
     vocabulary.fit(model, tokenizer, name.new_tokens)
     if ending.ends_in != "tokens":
         heads.name_padding(model, tokenizer)
-    load.check_context(model, config.data.max_length, tell)
-    load.check_virtual(model, config.data.max_length, _virtual(config))
     return model
 
 
@@ -247,14 +276,14 @@ def _move(config: Config, model: Any, tokenizer: Any, tell: Say) -> None:
 
 def assemble(
     config: Config, tell: Say = lambda text: None, training: bool = True,
-    opened: tuple[Any, Renderer] | None = None, ranks: Ranks | None = None,
+    opened: tuple[Any, Renderer] | None = None, ranks: Ranks | None = None, shared: Shared | None = None,
 ) -> Assembled:  # fmt: skip
     """Weights in their precision -> what moves -> packed attention, recomputation, compilation."""
     tokenizer, renderer = opened or tokenizer_and_renderer(config)
     seed_everything(config.seed)
     ranks = ranks or Ranks(config.parallel)
     dtype = config.precision.resolve(ranks.device)
-    model = _model(config, tokenizer, dtype, ranks.device, tell, training)
+    model = _model(config, tokenizer, dtype, ranks.device, tell, training, shared)
     if training:
         model.train()
         config.regularisation.apply(model)

@@ -47,12 +47,8 @@ def _with_kinds(values: dict) -> dict:
     return out
 
 
-def configure(*sources: str | Path | Mapping, method: str | None = None, weights: bool = True) -> Config:
-    """A checked Config from YAML files, mappings and `a.b=c` overrides, later ones over earlier ones.
-
-    Everything that is wrong is told at once, in a ConfigError. Without `weights`, a model's folder may lack them, as
-    for `luthier explain`.
-    """
+def gathered(*sources: str | Path | Mapping) -> tuple[dict, list[str]]:
+    """The nested keys of all sources, later ones over earlier ones, as they are given; and what cannot be read."""
     values: dict = {}
     problems: list[str] = []
     for source in sources:
@@ -66,6 +62,16 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
             values = merged(values, _expanded(read))
         except ConfigError as error:
             problems += error.problems
+    return values, problems
+
+
+def configure(*sources: str | Path | Mapping, method: str | None = None, weights: bool = True) -> Config:
+    """A checked Config from YAML files, mappings and `a.b=c` overrides, later ones over earlier ones.
+
+    Everything that is wrong is told at once, in a ConfigError. Without `weights`, a model's folder may lack them, as
+    for `luthier explain`.
+    """
+    values, problems = gathered(*sources)
     name = method or values.get("method") or "lora"
     values["method"] = name
     if not isinstance(name, str) or name not in METHODS:

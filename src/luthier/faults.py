@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from .fields import Config
 from .settings import nearest
@@ -200,6 +201,28 @@ def nested(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
         yield from nested(argument)
+
+
+def fields_of(key: str) -> tuple[list[FieldInfo], str | None]:
+    """The fields that a dotted name can mean, one for each kind of its section, and what is wrong with it, if anything.
+
+    Below a field of free keys, such as model.config, every name is right.
+    """
+    owners: list[type[BaseModel]] = [Config]
+    found: list[FieldInfo] = []
+    for part in key.split("."):
+        if found and not owners and any(is_free(field.annotation) for field in found):
+            return [], None
+        found = [owner.model_fields[part] for owner in owners if part in owner.model_fields]
+        if not found:
+            return [], f"{key}: unknown key{suggestion(part, owners)}"
+        owners = [cls for field in found if is_section(field.annotation) for cls in nested(field.annotation)]
+    return found, None
+
+
+def is_free(annotation: Any) -> bool:
+    """Whether a field takes keys that nobody has declared."""
+    return get_origin(annotation) is dict or any(map(is_free, getattr(annotation, "__args__", ())))
 
 
 def is_section(annotation: Any) -> bool:

@@ -20,6 +20,7 @@ from .assemble import Assembled, assemble, load_weights, restore, seed_everythin
 from .batch import Batch
 from .classify import Classifier
 from .config import Config, read_run
+from .data import cache
 from .data import dataset as datasets
 from .data.blocks import Stream
 from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError, RewardError
@@ -38,6 +39,7 @@ from .parallel.layers import compiled
 from .parallel.ranks import Ranks
 from .rollouts import Rollouts
 from .scores import Scorer
+from .shared import Shared
 from .signals import Signals, Stopped
 
 
@@ -116,7 +118,7 @@ class Trainer:
 
     def __init__(
         self, config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
-        rewards: Functions | None = None,
+        rewards: Functions | None = None, shared: Shared | None = None,
     ):  # fmt: skip
         self.console = console or Console()
         self.ranks = Ranks(config.parallel)
@@ -129,6 +131,7 @@ class Trainer:
         self.ahead: Batch | None = None  # the next one, made while the device works
         self.best: dict | None = None
         self.evaluated: int | None = None  # the step of the last evaluation
+        self.figures: dict = {}  # of it
         self.unlogged: list[tuple[int, float]] = []  # tokens and seconds of the steps since the last record
         self.watch = Watch(config.monitor.alarms)
         trackers.check(config.monitor.report_to)
@@ -137,10 +140,10 @@ class Trainer:
         # 1 data, before the weights: a bad row must not cost a model's loading
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_same_run()
-        opened = tokenizer_and_renderer(config, say)
+        opened = tokenizer_and_renderer(config, say, shared)
         listing = self.folder if self.ranks.first else None  # the first rank lists skipped rows
         self.training: datasets.Dataset | Stream | Rollouts
-        self.training, self.validation = datasets.open_rows(config.data, opened[1], listing, say, warn)
+        self.training, self.validation = self._open_rows(opened[1], listing, shared)
         self.rows_read = self.training  # before any that the network makes itself
         self._plan(rewards or {})
         self.measurement: evaluate.Measurement | None = None
@@ -158,7 +161,7 @@ class Trainer:
         self._check_fused()
         self._check_profile()
         # 2 model initialisation, 3 layer freezing, 4 method
-        self.made: Assembled = assemble(config, warn, opened=opened, ranks=self.ranks)
+        self.made: Assembled = assemble(config, warn, opened=opened, ranks=self.ranks, shared=shared)
         if self.ranks.first:
             self.console.show(table(self.made.network.model, self.made.begins))
         self._check_begins()
@@ -199,6 +202,17 @@ class Trainer:
         # 8 evaluation and monitoring
         self.monitor = self._monitor() if self.ranks.first else None
         self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
+
+    def _open_rows(self, renderer: Any, listing: Path | None, shared: Shared | None) -> Any:
+        """Rows as tokens; those of an earlier run of this process where they would be the same."""
+        data, say, warn = self.config.data, self.console.say, self.console.warn
+
+        def read() -> Any:
+            return datasets.open_rows(data, renderer, listing, say, warn)
+
+        if shared is None or data.streaming:
+            return read()
+        return shared.kept("rows", cache.identity(data, renderer), read)
 
     def _plan(self, functions: Functions) -> None:
         """The steps of the run: of rows that are there, or of answers that are yet to be given."""
@@ -448,7 +462,7 @@ class Trainer:
             self.save()
             raise
         checkpoint.restore_random_state(state)
-        self.evaluated = self.step
+        self.evaluated, self.figures = self.step, values
         if self.schedule.observe(values):
             self.console.say(f"the rate falls to {self.schedule.ratio:.3g} of its schedule")
         self.console.say(f"held out at step {self.step}: {measured.line(values)}")
@@ -580,7 +594,7 @@ class Trainer:
         path = self.folder / "config.yaml"
         if not path.exists() or not checkpoint.listed(self.folder / "checkpoints"):
             return
-        free: dict = dict.fromkeys(("output_dir", "evaluation", "checkpoint", "monitor", "parallel"), True)
+        free: dict = dict.fromkeys(("output_dir", "evaluation", "checkpoint", "monitor", "parallel", "search"), True)
         free["data"] = {"cache", "cache_dir", "num_proc", "on_bad_row"}  # none changes a row that is learnt
         before, now = (c.model_dump(exclude=free) for c in (read_run(self.folder), self.config))
         changed = [
