@@ -20,6 +20,8 @@ each with ` if other.key=value` behind it where it applies to some trials only. 
 """
 FUNCTION = re.compile(r"(.+\.py:(\w+))(:min|:max)?")
 
+KEYS = ("trials", "hours", "sampler", "pruner", "seed", "folder", "storage", "workers", "launcher", "fresh_seeds")
+
 
 def add(verbs: argparse._SubParsersAction) -> None:
     made = subparser(verbs, "search", "find the best settings of a configuration, or resume where the search stands")
@@ -68,8 +70,11 @@ def run(options: argparse.Namespace) -> Any:
         else:
             sources.append(text)
     if options.lr_range:
-        if space or options.metric:
-            raise ConfigError("--lr-range finds a learning rate alone: leave out where to search, and --metric")
+        others = ("metric", "reward", *KEYS)
+        named = [n for n in others if getattr(options, n) is not None and getattr(options, n) != [] and n != "folder"]
+        given = [*space, *(f"--{name.replace('_', '-')}" for name in named)]
+        if given:
+            raise ConfigError(f"--lr-range finds a learning rate and nothing else: leave out {', '.join(given)}")
         return _lr_range(options, sources)
     if given := [n for n in ("lr_from", "lr_to", "lr_steps") if getattr(options, n) is not None]:
         raise ConfigError(f"--{given[0].replace('_', '-')} is of --lr-range: give that, too, or leave it out")
@@ -82,8 +87,7 @@ def _search(options: argparse.Namespace, sources: list[str], space: dict[str, st
     names, functions, places = _metrics(options.metric)
     rewards = _functions(options.reward, "--reward")
     places += [part for place in options.reward for part in ("--reward", place)]
-    keys = ("trials", "hours", "sampler", "pruner", "seed", "folder", "storage", "workers", "launcher", "fresh_seeds")
-    settings = {key: getattr(options, key) for key in keys}
+    settings = {key: getattr(options, key) for key in KEYS}
     made = plan(
         *sources, space=space, method=options.method, functions=functions, rewards=rewards, places=places,
         metrics=names or None, **settings,

@@ -135,7 +135,7 @@ def summary(plan: Plan, report: Mapping) -> str:
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
     best = report["trials"][report["best"][0]]
     values = ", ".join(f"{name} {value:.4g}" for name, value in best["values"].items())
-    settings = ", ".join(f"{key}={_brief(value)}" for key, value in best["settings"].items())
+    settings = ", ".join(f"{key}={brief(value)}" for key, value in best["settings"].items())
     several = f"; {len(report['best'])} trials are on the front" if len(plan.metrics) > 1 else ""
     return f"{len(report['trials'])} trials: {told}. Best is trial {best['trial']}: {values} ({settings}){several}."
 
@@ -150,8 +150,8 @@ def _cells(plan: Plan, report: Mapping) -> list[list[str]]:
 
     out = []
     for row in sorted(report["trials"], key=order):
-        values = [_brief(row["values"][m.name]) if row["values"] else "-" for m in plan.metrics]
-        settings = [_brief(row["settings"].get(d.key, "-")) for d in plan.space.dimensions]
+        values = [brief(row["values"][m.name]) if row["values"] else "-" for m in plan.metrics]
+        settings = [brief(row["settings"].get(d.key, "-")) for d in plan.space.dimensions]
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.1f}"
         state = f"**{row['state']}**" if row["trial"] in best else row["state"]
         out.append([str(row["trial"]), state, *values, *settings, str(row["steps"] or "-"), seconds, row["reason"]])
@@ -163,16 +163,24 @@ def _fresh_lines(fresh: Mapping | None) -> list[str]:
         return ["Not compared."]
     if "note" in fresh:
         return [fresh["note"]]
-    cells = []
+    head, *cells = fresh_cells(fresh)
+    return [*_table(head, cells), "", fresh["verdict"]]
+
+
+def fresh_cells(fresh: Mapping) -> list[list[str]]:
+    """The comparison on fresh seeds as a table, its head first."""
+    cells = [["seed", "figure", "default", "best", "change", "95% interval", "rows won/lost"]]
     for one in fresh["seeds"]:
         for key, figure in one["figures"].items():
             low, high = figure.get("change_interval") or (math.nan, math.nan)
+            change = math.nan if figure["change"] is None else figure["change"]
             cells.append(
-                [str(one["seed"]), key, _brief(figure["base"]), _brief(figure["tuned"]), f"{figure['change']:+.4g}",
+                [str(one["seed"]), key, brief(figure["base"]), brief(figure["tuned"]), f"{change:+.4g}",
                  f"{low:+.4g} to {high:+.4g}", f"{figure['wins']}/{figure['losses']}"]
             )  # fmt: skip
-    table = _table(["seed", "figure", "default", "best", "change", "95% interval", "rows won/lost"], cells)
-    return [*table, "", fresh["verdict"]]
+        for key, (before, after) in one["costs"].items():
+            cells.append([str(one["seed"]), key, brief(before), brief(after), f"{after - before:+.4g}", "", ""])
+    return cells
 
 
 def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
@@ -182,7 +190,8 @@ def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     return [line(head), line(["---"] * len(head)), *map(line, cells)]
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A value in a table."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return json.dumps(value) if isinstance(value, list | dict) else str(value)

@@ -114,6 +114,8 @@ def _loop(plan: Plan, claimed: Claimed, storage: Storage, trainer: Trainer, chec
             if time.monotonic() > until and taken.step < len(trainer.steps):
                 trainer.save()
                 raise TimeOver
+    if trainer.evaluated == trainer.step and len(plan.metrics) == 1 and (last := trainer.figures.get(key)) is not None:
+        storage.report(claimed, trainer.step, last)
     return "complete"
 
 
