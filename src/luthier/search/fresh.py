@@ -15,6 +15,7 @@ from .. import measured
 from ..config import Config, read_run
 from ..errors import LuthierError
 from ..evaluate import metrics_of
+from ..files import write_atomically
 from ..monitor import Console
 from ..shared import Shared
 from ..train import Trainer
@@ -51,9 +52,8 @@ def _run(plan: Plan, values: Mapping, side: str, seed: int, shared: Shared, cons
     config = plan.config_of(values, own)
     if not (folder / "report.json").exists():
         trials.reset_peak()
-        _train(config, plan, shared, console)
-        (folder / "peak.json").write_text(json.dumps(trials.peak_gb()))
-        trials.free()
+        peak = _train(config, plan, shared, console)
+        write_atomically(folder / "peak.json", json.dumps(peak))
     report = json.loads((folder / "report.json").read_text())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     costs = trials.costs_of(report)
@@ -62,12 +62,18 @@ def _run(plan: Plan, values: Mapping, side: str, seed: int, shared: Shared, cons
     return {"folder": folder, "report": report, "costs": costs}
 
 
-def _train(config: Config, plan: Plan, shared: Shared, console: Console) -> None:
-    """`train`, with what runs of this process have in common, and without the base, which nobody asks about."""
+def _train(config: Config, plan: Plan, shared: Shared, console: Console) -> float:
+    """`train`, with what runs of this process have in common, and without the base, which nobody asks about; returns
+    the peak of memory."""
     trainer = Trainer(config, trials.Quiet(console, set()), plan.functions, plan.rewards, shared)
     if trainer.step == 0 and config.schedule.kind != "reduce_lr_on_plateau":
         trainer.evaluated = 0
     trainer.run()
+    peak = trials.peak_gb()
+    held = trials.held_by(trainer)
+    del trainer
+    trials.free(held)
+    return peak
 
 
 def _compared(default: Mapping, best: Mapping) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def lines(rates: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray, 
     """(value, slope) at each rate of the straight line through the losses around it, over the logarithm (base 10) of
     the rate, by least squares: smooth, and without a lag that would put the fall at too great a rate."""
     x, y = np.log10(rates), np.asarray(losses)
-    half = max(2, len(y) // WINDOW // 2)
+    half = _width(len(y)) // 2
     values, slopes = np.empty(len(y)), np.empty(len(y))
     for i in range(len(y)):
         start = min(max(0, i - half), max(0, len(y) - 2 * half - 1))  # as wide at the ends
@@ -138,6 +138,11 @@ def lines(rates: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray, 
         slopes[i], offset = np.polyfit(x[part], y[part], 1)
         values[i] = slopes[i] * x[i] + offset
     return values, slopes
+
+
+def _width(count: int) -> int:
+    """Points that a line is laid through: odd, and 5 at least."""
+    return 2 * max(2, count // WINDOW // 2) + 1
 
 
 def found(rates: Sequence[float], losses: Sequence[float]) -> dict[str, Any]:
@@ -153,8 +158,9 @@ def found(rates: Sequence[float], losses: Sequence[float]) -> dict[str, Any]:
     smooth, slopes = lines(rates[: len(finite)], finite)
     least = int(np.argmin(smooth))
     steepest = int(np.argmin(slopes[: least + 1]))
-    spread = float(np.std(np.asarray(finite) - smooth))  # of rows around the curve
-    if smooth[0] - smooth[least] <= spread:
+    before = slice(0, max(LEAST, least + 1))
+    spread = float(np.std(np.asarray(finite)[before] - smooth[before]))  # of rows around the curve
+    if smooth[0] - smooth[least] <= 3 * spread * 2 / math.sqrt(_width(len(finite))):  # a line's end has twice the error
         raise SearchError(
             f"the loss does not fall at any rate from {rates[0]:.1e} to {rates[-1]:.1e} by more than rows differ: "
             "begin lower (--lr-from), end higher (--lr-to), take more steps (--lr-steps), or look at the data"

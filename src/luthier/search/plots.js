@@ -32,7 +32,6 @@ function show(number) {
   for (const [other, nodes] of marks) for (const node of nodes) node.classList.toggle("chosen", other === chosen);
   const t = trials.find((one) => one.trial === chosen);
   document.getElementById("told").textContent = t ? described(t) : "Point at a trial, or click it to keep it.";
-  for (const node of (t && marks.get(chosen)) || []) if (node.namespaceURI === SVG) node.parentNode.append(node);
 }
 
 function of(node, t) {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .space import Dimension, Space
+from .storage import optuna
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -68,12 +69,11 @@ def _ask(
     space: Space, tried: Sequence[FrozenTrial], seed: int, sampler: str, directions: Sequence[str], trials: int
 ) -> dict[str, Any]:  # fmt: skip
     """One draw of a sampler that has seen `tried`, in a study of its own that is given up again."""
-    import optuna
-
+    library = optuna()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", library.exceptions.ExperimentalWarning)
         made = _sampler(sampler, seed, trials, any(d.when for d in space.dimensions) and len(directions) == 1)
-        study = optuna.create_study(directions=[*directions], sampler=made)  # type: ignore
+        study = library.create_study(directions=[*directions], sampler=made)
         if sampler != "random":
             study.add_trials(_seen(tried, sampler, directions))
         trial = study.ask()

@@ -7,6 +7,7 @@ there are never more than were asked for. What is written is what Optuna reads: 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import socket
@@ -211,7 +212,7 @@ class Storage:
             if lost.is_set():
                 raise Lost
 
-        thread = threading.Thread(target=live, daemon=True)
+        thread = threading.Thread(target=live, daemon=True, name=f"trial {claimed.number}")
         thread.start()
         try:
             yield check
@@ -239,10 +240,10 @@ class _Flock:
     """The journal's lock, which the system frees when its process dies: Optuna's own is waited for half a minute."""
 
     def __init__(self, path: Path):
-        self.path, self.file = path.with_name(f".{path.name}.lock"), open(os.devnull)
+        self.file: io.TextIOBase
+        self.path, self.file = path.with_name(f".{path.name}.lock"), io.StringIO()
 
     def acquire(self) -> bool:
-        self.file.close()
         self.file = open(self.path, "a")
         with contextlib.suppress(ImportError, OSError):
             import fcntl

@@ -23,6 +23,7 @@ from .metrics import CHEAP, check_logged
 from .plan import Plan
 from .storage import Claimed, Storage
 
+MUCH = 64 << 20  # bytes
 DIVERGED, REFUSED, MEMORY = "diverged", "refused", "out of memory"
 
 
@@ -81,9 +82,9 @@ def run(
             raise
         return Outcome(MEMORY, reason=_short(error), seconds=time.monotonic() - began, step=trainer.step)
     finally:
-        step = trainer.step
+        step, held = trainer.step, held_by(trainer)
         del trainer
-        free()
+        free(held)
     seconds = time.monotonic() - began
     if kind == "pruned":
         return Outcome("pruned", seconds=seconds, step=step)
@@ -166,12 +167,20 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
 
 
-def free() -> None:
-    """What a trial held, back to the device: frames of errors and circles of objects would keep it."""
-    gc.collect()
+def free(held: int) -> None:
+    """What a trial held, back to the device: circles of objects and frames of errors would keep it for a while. Where
+    it was little, that is not worth the time of a search for circles."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    on_gpu = torch is not None and torch.cuda.is_available()
+    if held >= MUCH or on_gpu:
+        gc.collect()
+    if torch is not None and on_gpu:
         torch.cuda.empty_cache()
+
+
+def held_by(trainer: Trainer) -> int:
+    """Bytes of a run's weights."""
+    return sum(p.numel() * p.element_size() for p in trainer.made.network.parameters())
 
 
 def reset_peak() -> None:
