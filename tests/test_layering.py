@@ -92,7 +92,7 @@ def test_import_is_light():
     import subprocess
     import sys
 
-    heavy = "{'torch', 'transformers', 'datasets', 'pyarrow', 'rich'}"
+    heavy = "{'torch', 'transformers', 'datasets', 'pyarrow', 'rich', 'optuna'}"
     code = f"import sys, luthier, luthier.config, luthier.cli; luthier.cli.parser(); print({heavy} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"

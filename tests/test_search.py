@@ -337,6 +337,53 @@ def test_what_goes_wrong_in_a_trial_is_its_result(searched, monkeypatch):
     assert sum(t.state.name == "FAIL" for t in study.trials) == 9
 
 
+def test_trials_leave_nothing_in_memory(searched, monkeypatch):
+    """Neither those that end nor those that fail: the network of each is gone when the next begins."""
+    import weakref
+
+    take, seen = Trainer._take, []
+
+    def taken(self):
+        network = self.made.network
+        if not seen or seen[-1]() is not network:
+            assert not [one for one in seen if one() is not None]
+            seen.append(weakref.ref(network))
+        if self.config.trainable.r == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return take(self)
+
+    monkeypatch.setattr(Trainer, "_take", taken)
+    monkeypatch.setattr(trials_, "MUCH", 0)
+    search(searched, {"trainable.r": "[2, 4, 8]"}, sampler="grid", trials=None)
+    assert len(seen) == 3
+    assert seen[-1]() is None
+
+
+def test_a_base_is_kept_where_there_is_room(settings, tmp_path, monkeypatch):
+    from luthier import shared as shared_
+
+    for free, kept in ((0, False), (1 << 40, True)):
+        monkeypatch.setattr(shared_, "_free_memory", lambda free=free: free)
+        one = Shared()
+        values = settings | {"max_steps": 1, "output_dir": str(tmp_path / f"run-{kept}")}
+        Trainer(configure(values), QUIET, shared=one)
+        assert ("model" in one._kept) is kept
+
+
+def test_the_example_of_a_search(tiny_model, tmp_path, monkeypatch):
+    """The file that the page shows, on a small model: `train` takes it in `test_examples.py`."""
+    from test_examples import ALWAYS, ROOT, read, smaller, write_data
+
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "examples" / "search.yaml"
+    example = read(path)
+    write_data(example, tmp_path)
+    found = luthier.search(path, ALWAYS, smaller(example, tiny_model), trials=3, console=QUIET)
+    assert len(found.report["trials"]) == 3
+    assert len(found.report["fresh"]["seeds"]) == 2
+    assert set(found.report["space"]) == set(example["search"]["space"])
+
+
 def test_memory_errors_are_told_from_others():
     assert trials_.out_of_memory(MemoryError())
     assert trials_.out_of_memory(torch.OutOfMemoryError("x"))

@@ -141,7 +141,7 @@ def test_hours_end_a_search_and_the_same_command_goes_on(searched, tmp_path, mon
     monkeypatch.setattr(trials, "time", Time)
     assert real is Clock.until
     report = search(values, trials=4, hours=5.5 / 3600, sampler="random").report
-    assert [r["state"] for r in report["trials"]] == ["complete", "running", "waiting", "waiting"]
+    assert [r["state"] for r in report["trials"]] == ["complete", "stopped", "waiting", "waiting"]
     assert (tmp_path / "run-search" / "trials" / "0001" / "checkpoints" / "step-00000002").exists()
     report = search(values, trials=4, sampler="random").report
     monkeypatch.undo()

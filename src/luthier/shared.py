@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -55,9 +56,12 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _free_memory() -> int:
-    """Bytes that are free in the computer's memory; where it does not say, as if there were plenty."""
-    path = Path("/proc/meminfo")
-    if not path.exists():
-        return 1 << 62
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    """Bytes that are free in the computer's memory, or in that of its container; plenty where neither says."""
+    free = 1 << 62
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # where nothing is limited, the file says `max`
+        most, now = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, most - now)
+    return free

@@ -59,16 +59,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> Any:
     from ..errors import ConfigError
-    from ..search.space import is_distribution
 
-    sources: list[str] = []
-    space: dict[str, str] = {}
-    for text in options.settings:
-        key, sign, value = text.partition("=")
-        if sign and re.fullmatch(r"[\w-]+(\.[\w-]+)*", key) and is_distribution(key, value):
-            space[key] = value
-        else:
-            sources.append(text)
+    sources, space = parted(options.settings)
     if options.lr_range:
         others = ("metric", "reward", *KEYS)
         named = [n for n in others if getattr(options, n) is not None and getattr(options, n) != [] and n != "folder"]
@@ -79,6 +71,21 @@ def run(options: argparse.Namespace) -> Any:
     if given := [n for n in ("lr_from", "lr_to", "lr_steps") if getattr(options, n) is not None]:
         raise ConfigError(f"--{given[0].replace('_', '-')} is of --lr-range: give that, too, or leave it out")
     return _search(options, sources, space)
+
+
+def parted(settings: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Sources of a configuration, and where to search."""
+    from ..search.space import is_distribution
+
+    sources: list[str] = []
+    space: dict[str, str] = {}
+    for text in settings:
+        key, sign, value = text.partition("=")
+        if sign and re.fullmatch(r"[\w-]+(\.[\w-]+)*", key) and is_distribution(key, value):
+            space[key] = value
+        else:
+            sources.append(text)
+    return sources, space
 
 
 def _search(options: argparse.Namespace, sources: list[str], space: dict[str, str]) -> Any:

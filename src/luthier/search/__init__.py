@@ -71,6 +71,8 @@ def run(plan: Plan, console: Console | None = None) -> Searched:
     console.say(f"  sampler {plan.settings.sampler}, pruner {plan.pruner}; {_aims(plan)}")
     if plan.default is None:
         console.say("  the configuration as it is lies outside of the space, so no trial has its values")
+    if plan.trials < (plan.settings.trials or 0):
+        console.say(f"  the space has {plan.trials} points, so there are no more trials")
     for text in plan.remarks:
         console.warn(text)
     if plan.settings.workers > 1 or plan.settings.launcher != "local":

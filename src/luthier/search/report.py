@@ -28,7 +28,7 @@ def rows(plan: Plan, storage: Storage) -> list[dict[str, Any]]:
         out.append(
             {
                 "trial": trial.number,
-                "state": told.get("outcome", "waiting" if trial.state == storage.states.WAITING else "running"),
+                "state": told.get("outcome") or _unfinished(trial, storage),
                 "settings": plan.space.values(trial.params) if told.get("proposed") else {},
                 "values": {m.name: v for m, v in zip(plan.metrics, trial.values)} if complete else None,
                 "reason": told.get("reason", ""),
@@ -40,13 +40,19 @@ def rows(plan: Plan, storage: Storage) -> list[dict[str, Any]]:
     return out
 
 
+def _unfinished(trial: Any, storage: Storage) -> str:
+    if trial.state == storage.states.WAITING:
+        return "waiting"
+    return "running" if trial.user_attrs.get("owner") else "stopped"
+
+
 def best_of(plan: Plan, table: Sequence[Mapping]) -> list[int]:
     """Pareto's front, best in the first metric first; SearchError where no trial came to its end."""
     values = {r["trial"]: list(r["values"].values()) for r in table if r["values"]}
     if not values:
         reasons: dict[str, int] = {}
         for row in table:
-            if row["state"] not in ("waiting", "running"):
+            if row["state"] not in ("waiting", "running", "stopped"):
                 told = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]
                 reasons[told] = reasons.get(told, 0) + 1
         listed = "".join(f"\n  {count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda i: -i[1]))

@@ -63,15 +63,19 @@ def run(
     """A trial to its end. `until` is of time.monotonic: then it is saved, and TimeOver raised."""
     began = time.monotonic()
     reset_peak()
+    failed = None
     try:
         config = config_of_trial(plan, claimed)
         trainer = Trainer(config, Quiet(console, said), plan.functions, plan.rewards, shared)
     except (ConfigError, DataError, ModelError) as error:
-        return Outcome(REFUSED, reason=_short(error), seconds=time.monotonic() - began)
+        failed = Outcome(REFUSED, reason=_short(error), seconds=time.monotonic() - began)
     except Exception as error:
         if not out_of_memory(error):
             raise
-        return Outcome(MEMORY, reason=_short(error), seconds=time.monotonic() - began)
+        failed = Outcome(MEMORY, reason=_short(error), seconds=time.monotonic() - began)
+    if failed is not None:
+        free(MUCH)
+        return failed
     try:
         with storage.owning(claimed) as check, trainer.signals:
             kind = _loop(plan, claimed, storage, trainer, check, until)
