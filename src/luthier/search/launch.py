@@ -98,7 +98,9 @@ def _devices(plan: Plan) -> list[str]:
 
 
 def _ray(command: Sequence[str], plan: Plan, console: Console) -> list[int]:
-    """The same through Ray: a task for each worker, which it gives a GPU where the cluster has some."""
+    """The same through Ray (RAY_ADDRESS, else on this machine): a task for each worker, which it gives a GPU where the
+    cluster has some. The search's folder, or its storage and data, must be the same on all machines."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a search is told to anybody
     import ray  # type: ignore[import-not-found]
 
     ray.init(ignore_reinit_error=True)

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +63,44 @@ def run(
     """A trial to its end. `until` is of time.monotonic: then it is saved, and TimeOver raised."""
     began = time.monotonic()
     reset_peak()
-    failed = None
-    try:
-        config = config_of_trial(plan, claimed)
-        trainer = Trainer(config, Quiet(console, said), plan.functions, plan.rewards, shared)
-    except (ConfigError, DataError, ModelError) as error:
-        failed = Outcome(REFUSED, reason=_short(error), seconds=time.monotonic() - began)
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        failed = Outcome(MEMORY, reason=_short(error), seconds=time.monotonic() - began)
-    if failed is not None:
+    with storage.owning(claimed) as check:
+        found = _run(plan, claimed, storage, shared, Quiet(console, said), check, until)
+    return replace(found, seconds=time.monotonic() - began)
+
+
+def _run(
+    plan: Plan, claimed: Claimed, storage: Storage, shared: Shared, console: Console, check: Any, until: float
+) -> Outcome:  # fmt: skip
+    trainer = _built(plan, claimed, console, shared)
+    if isinstance(trainer, Outcome):
         free(MUCH)
-        return failed
+        return trainer
     try:
-        with storage.owning(claimed) as check, trainer.signals:
+        with trainer.signals:
             kind = _loop(plan, claimed, storage, trainer, check, until)
     except NonFiniteError as error:
-        return Outcome(DIVERGED, reason=_short(error), seconds=time.monotonic() - began, step=trainer.step)
+        return Outcome(DIVERGED, reason=_short(error), step=trainer.step)
     except Exception as error:
         if not out_of_memory(error):
             raise
-        return Outcome(MEMORY, reason=_short(error), seconds=time.monotonic() - began, step=trainer.step)
+        return Outcome(MEMORY, reason=_short(error), step=trainer.step)
     finally:
         step, held = trainer.step, held_by(trainer)
         del trainer
         free(held)
-    seconds = time.monotonic() - began
-    if kind == "pruned":
-        return Outcome("pruned", seconds=seconds, step=step)
-    return _outcome(plan, Path(config.output_dir), seconds)
+    return Outcome("pruned", step=step) if kind == "pruned" else _outcome(plan, plan.trial_folder(claimed.number))
+
+
+def _built(plan: Plan, claimed: Claimed, console: Console, shared: Shared) -> Trainer | Outcome:
+    """A trial's run, ready for its first step, or why there can be none with its values."""
+    try:
+        return Trainer(config_of_trial(plan, claimed), console, plan.functions, plan.rewards, shared)
+    except (ConfigError, DataError, ModelError) as error:
+        return Outcome(REFUSED, reason=_short(error))
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return Outcome(MEMORY, reason=_short(error))
 
 
 def _loop(plan: Plan, claimed: Claimed, storage: Storage, trainer: Trainer, check: Any, until: float) -> str:
@@ -124,7 +132,7 @@ def _loop(plan: Plan, claimed: Claimed, storage: Storage, trainer: Trainer, chec
     return "complete"
 
 
-def _outcome(plan: Plan, folder: Path, seconds: float) -> Outcome:
+def _outcome(plan: Plan, folder: Path) -> Outcome:
     report = json.loads((folder / "report.json").read_text())
     figures = {key: figure["tuned"] for key, figure in report.get("figures", {}).items()}
     known = figures | {f"{key}_interval": None for key in figures}
@@ -133,8 +141,9 @@ def _outcome(plan: Plan, folder: Path, seconds: float) -> Outcome:
     values = [costs[m.key] if m.cost else figures[m.key] for m in plan.metrics]
     lost = [m.name for m, value in zip(plan.metrics, values) if value is None or not math.isfinite(value)]
     if lost:
-        return Outcome(DIVERGED, None, f"{lost[0]} is not a finite number", seconds, costs, report["steps"])
-    return Outcome("complete", values, "", seconds, costs, report["steps"])
+        reason = f"{lost[0]} is not a finite number"
+        return Outcome(DIVERGED, reason=reason, costs=costs, step=report["steps"])
+    return Outcome("complete", values, costs=costs, step=report["steps"])
 
 
 def costs_of(report: Mapping) -> dict[str, float]:
