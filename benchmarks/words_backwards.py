@@ -1,13 +1,14 @@
-"""PPO on a task that can be verified: words written backwards, from a model that learnt it by half.
+"""PPO and GRPO on a task that can be verified: words written backwards, from a model that learnt it by half.
 
-    python benchmarks/ppo.py                       # 120 batches of rollouts, 3 to 12 minutes on two cores
-    python benchmarks/ppo.py --rounds 12           # a try of a minute
-    python benchmarks/ppo.py --critic model        # the critic is a copy of the start instead of a head on the policy
+    python benchmarks/words_backwards.py                  # 120 batches of rollouts, 2 to 12 minutes on two cores
+    python benchmarks/words_backwards.py --method grpo    # or rloo, dr_grpo, dapo, gspo: groups of 8 answers
+    python benchmarks/words_backwards.py --rounds 12      # a try of a minute
+    python benchmarks/words_backwards.py --critic model   # a copy of the start instead of a head on the policy
 
 A small model (0.9 M weights, bytes as tokens) starts at random and learns to write words backwards from examples, until
-its greedy answers are right about two times in five, and one in seven of those that it samples. PPO goes on from
-there with nothing but the reward, 1 where the answer is the word backwards and else 0, on words that the examples did
-not have; 300 others are held out, answered greedily. Printed: the curve, a row for the table of results, the KL.
+its greedy answers are right about two times in five, and one in seven of those that it samples. The method goes on
+from there with nothing but the reward, 1 where the answer is the word backwards and else 0, on words that the examples
+did not have; 300 others are held out, answered greedily. Printed: the curve, a row for the table of results, the KL.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -30,6 +32,8 @@ MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64,
 }  # fmt: skip
+GROUP = 8  # answers to a prompt, where they are compared with each other
+UNBOUND = ("dr_grpo", "dapo")  # no KL in the loss, as their papers have it
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] + ('<|endoftext|>' if m['role'] == 'assistant' else '>') }}{% endfor %}"
 )
@@ -68,13 +72,15 @@ def begun(folder: Path, chosen: list[str], steps: int, seed: int, template: Path
 
 def configuration(folder: Path, start: str, options: argparse.Namespace) -> Config:
     fresh = words(9000, 1)[5000:]
-    critics = {"head": "head", "detached": {"kind": "head", "detach": True}, "model": start}
-    objective = {
-        "rewards": ["exact_match"], "max_completion_length": 12, "num_mini_batches": 4, "num_ppo_epochs": 2,
-        "kl_coef": options.kl_coef, "lam": 1.0, "missing_eos_penalty": 0.5,
-        "critic": critics[options.critic],
-    }  # fmt: skip
-    each = options.mini_batch * objective["num_mini_batches"]
+    objective: dict = {"rewards": ["exact_match"], "max_completion_length": 12, "num_mini_batches": 4}
+    if options.method == "ppo":
+        critics = {"head": "head", "detached": {"kind": "head", "detach": True}, "model": start}
+        objective |= {"num_ppo_epochs": 2, "kl_coef": options.kl_coef, "lam": 1.0, "missing_eos_penalty": 0.5,
+                      "critic": critics[options.critic]}  # fmt: skip
+    else:
+        objective |= {"num_iterations": 2, "num_generations": GROUP}
+        objective |= {} if options.method in UNBOUND else {"beta": options.kl_coef}
+    each = options.mini_batch * objective["num_mini_batches"] // objective.get("num_generations", 1)
     return configure(
         {
             "model": start,
@@ -88,12 +94,13 @@ def configuration(folder: Path, start: str, options: argparse.Namespace) -> Conf
             "max_steps": options.rounds * 8, "evaluation": {"every": max(1, options.rounds // 6) * 8},
             "monitor": {"report_to": []}, "output_dir": str(folder / "run"),
         },
-        method="ppo",
+        method=options.method,
     )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="ppo")
     parser.add_argument("--rounds", type=int, default=120, help="batches of rollouts")
     parser.add_argument("--mini-batch", type=int, default=64, help="answers in an optimiser step, a quarter of a batch")
     parser.add_argument("--begin", type=int, default=110, help="steps on examples before")
@@ -103,9 +110,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", help="folder of a start that --keep-start kept")
     parser.add_argument("--keep-start", help="keep it in this folder")
+    parser.add_argument("--keep", help="keep the run in this folder")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as root:
+    with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as root:
         folder, began = Path(root), time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
         template = folder / "template.jinja"
         template.write_text(TEMPLATE)
         start = options.start or begun(folder, words(5000, 1), options.begin, options.seed, template)
@@ -125,9 +134,10 @@ def main() -> None:
             print(f"| {record['step']} | {record['reward']:.3f} | {kl} |")
     figure = report["figures"]["reward"]
     low, high = figure["change_interval"]
+    critic = f", critic {options.critic}" if options.method == "ppo" else ""
     print(
         f"\n| method | base | tuned | gain (95%) | KL | seconds |\n| --- | --- | --- | --- | --- | --- |\n"
-        f"| ppo, critic {options.critic} | {figure['base']:.3f} | {figure['tuned']:.3f} | {figure['change']:.3f} "
+        f"| {options.method}{critic} | {figure['base']:.3f} | {figure['tuned']:.3f} | {figure['change']:.3f} "
         f"({low:.3f} to {high:.3f}) | {taken[-1]['kl']:.2f} | {seconds:.0f} |"
     )
 
