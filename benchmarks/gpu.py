@@ -3,6 +3,7 @@
     python benchmarks/gpu.py check                 # kernels, attention, loss and gradients against plain PyTorch
     python benchmarks/gpu.py resume                # stopped and resumed in another process: the same bytes?
     python benchmarks/gpu.py objectives            # every objective killed and resumed: the same bytes?
+    DTYPE=float32 python benchmarks/gpu.py objectives dpo   # without the kernels that bfloat16 has
     python benchmarks/gpu.py full-1b lora-8b       # tokens per second of optimiser steps, random weights
     python benchmarks/gpu.py qlora-8b              # rows of 4,096 slots, every layer recomputed: memory
     DETERMINISTIC=0 python benchmarks/gpu.py full-1b   # with kernels that may give other bytes every time
@@ -372,6 +373,7 @@ def objective_run(method: str, base: str, folder: str):
             "model": base, "data": {"train": str(rows), "max_length": 128}, "max_steps": 6, "objective": given,
             "batch": {"examples": 8, "micro_tokens": 1024}, "monitor": {"report_to": []}, "output_dir": folder,
             "optim": {"learning_rate": 1e-3}, "checkpoint": {"every": 3},
+            "precision": {"dtype": os.environ.get("DTYPE", "auto")},
         },
         method=method,
     )  # fmt: skip
