@@ -24,7 +24,7 @@ FLOORS = [
     AXES,
     {"checkpoint", "monitor", "measured", "rewards"},
     {"batch", "logprobs", "surgery", "scores", "classes"},
-    {"kernels", "files", "settings", "signals", "intervals", "sampled", "labels"},
+    {"kernels", "files", "settings", "signals", "intervals", "sampled", "labels", "figures"},
     {"document"},
     {"errors"},
 ]
