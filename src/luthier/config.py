@@ -17,7 +17,7 @@ from .fields import Config
 from .methods import METHODS
 from .models import names
 from .objectives import Learning
-from .settings import merged, nearest, parse_override, read_yaml
+from .settings import did_you_mean, merged, parse_override, read_yaml
 from .trainable import adapter_files
 from .trainable.adapter import Adapting
 
@@ -69,9 +69,8 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
     name = method or values.get("method") or "lora"
     values["method"] = name
     if not isinstance(name, str) or name not in METHODS:
-        meant = nearest(str(name), METHODS)
-        hint = f"; did you mean {meant!r}?" if meant else ""
-        problems.append(f"method: {name!r} is unknown{hint} (known: {', '.join(METHODS)})")
+        meant = did_you_mean(str(name), METHODS)
+        problems.append(f"method: {name!r} is unknown{meant} (known: {', '.join(METHODS)})")
         values["method"] = name = "lora"
     for axis, kind in METHODS[name].fixed.items():
         given = values.get(axis)
