@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..errors import ModelError
 from ..logprobs import Head
-from ..surgery import adapters_off, replaced
+from ..surgery import adapters_off, cache_keyword, replaced
 from . import attention, heads, starts, virtual
 
 
@@ -199,7 +199,7 @@ class Network(nn.Module):
             given = virtual.padded(self.model, found, tokens, inside.long(), [0] * len(inside))
             if found.prefix is not None:
                 kept = virtual.cache(self.model, found, len(inside), self.dtype)
-                given[virtual.cache_keyword(self.model)] = kept
+                given[cache_keyword(self.model)] = kept
             out = self.model.base_model(**given, use_cache=False)
             return out.last_hidden_state[:, found.rows :][inside]
         given = {"input_ids": tokens, "attention_mask": inside.long(), **self._types(batch, inside), **self._no_cache}
