@@ -297,7 +297,7 @@ def assemble(
 
 def _give_critic(made: Assembled, tell: Say) -> None:
     """A critic that is a network of its own is assembled as a run's network is; it serves training alone."""
-    critic = critics.settings_of(made.config)
+    critic = made.config.objective.own_critic
     if critic is None:
         return
 
@@ -422,7 +422,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         made.objective.teacher = lambda: teacher
         made.objective.meet(net, teacher.network)
         made.teacher = None if config.objective.ahead else teacher  # by then it is gone
-    if critic := critics.settings_of(config):
+    if critic := config.objective.own_critic:
         folder = critics.run_folder(critic)
         if folder is None:
             scores = load.scores_texts(critics.config_of(config, critic).model)

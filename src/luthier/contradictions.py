@@ -105,7 +105,7 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
     found += _contradictions_of_precision(config)
     if isinstance(config.objective, Distillation) and config.objective.teacher:
         found += _faults_of_teacher(config, config.objective.teacher, weights)
-    if critic := critics.settings_of(config):
+    if critic := config.objective.own_critic:
         found += _faults_of_critic(config, critic, weights)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
 
@@ -155,7 +155,7 @@ def _faults_of_formats(config: Config) -> list[str]:
 
 def _contradictions_of_rollouts(config: Config) -> list[str]:
     """What does not go with answers that the network gives meanwhile."""
-    o, batch, found = config.objective.sampling, config.batch, rewards.faults(getattr(config.objective, "rewards", []))
+    o, batch, found = config.objective.sampling, config.batch, rewards.faults(config.objective.rewarded or [])
     room = config.data.max_length - o.max_completion_length
     if room < 1:
         found.append(

@@ -197,7 +197,7 @@ def built_rewards(
     config: Config, functions: Mapping[str, Callable[..., Any]], ranks: Ranks, tell: Tell
 ) -> list[Built]:  # fmt: skip
     """The rewards of a run: those of its configuration, and functions that this does not name; ConfigError if none."""
-    wanted = with_functions(getattr(config.objective, "rewards", []), list(functions))
+    wanted = with_functions(config.objective.rewarded or [], list(functions))
     if not wanted:
         raise ConfigError(NO_REWARD)
     return scoring.build(wanted, Given(functions, reward_models.loader(ranks, tell)))

@@ -14,6 +14,7 @@ from . import surgery
 from .config import Config, read_run
 from .errors import ModelError
 from .models import Model, load, names, network, skeleton, translation
+from .objectives import Distillation
 from .objectives.distillation import Teacher as Settings
 from .precision import AsLoaded, Precision, Reduced
 from .trainable.adapter import Adapting
@@ -147,6 +148,6 @@ def _width(*networks: network.Network) -> int:
 
 
 def _settings(run: Config) -> Settings:
-    teacher = getattr(run.objective, "teacher", None)
-    assert teacher is not None, "checked with the configuration"
-    return teacher
+    assert isinstance(run.objective, Distillation)
+    assert run.objective.teacher, "checked with the configuration"
+    return run.objective.teacher

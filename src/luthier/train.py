@@ -204,7 +204,7 @@ class Trainer:
         """The steps of the run: of rows that are there, or of answers that are yet to be given."""
         config = self.config
         if config.objective.rolls_out:
-            wanted = getattr(config.objective, "rewards", None)
+            wanted = config.objective.rewarded
             if wanted is not None and not (wanted or functions):
                 raise ConfigError(evaluate.NO_REWARD)
             folder = self.folder / "rollouts" if self.ranks.first else None
@@ -220,7 +220,7 @@ class Trainer:
     def _reward_with(self, functions: Functions) -> None:
         """Score answers with the rewards of the configuration, and with the functions that it does not name."""
         assert isinstance(self.steps, Rollouts)
-        if not hasattr(self.config.objective, "rewards"):
+        if self.config.objective.rewarded is None:
             self.steps.bind(self.made, [])
             return
         built = evaluate.built_rewards(self.config, functions, self.ranks, self.console.warn)

@@ -65,6 +65,16 @@ class Learning(Settings):
         return None
 
     @property
+    def rewarded(self) -> list[Any] | None:
+        """What the configuration rewards answers by (rewards.Rewards); None where it learns from no rewards."""
+        return None
+
+    @property
+    def own_critic(self) -> Any:
+        """The settings of a critic that is a network of its own (ppo.ValueModel), where it has one."""
+        return None
+
+    @property
     def ahead(self) -> str | None:
         """The setting, with its value, that wants what the module's `ahead` gives computed before the first step."""
         return None
