@@ -17,7 +17,7 @@ FLOORS = [
     {"assemble", "generate", "classify", "adapters"},
     {"teachers"},
     {"config"},
-    {"contradictions"},
+    {"contradictions", "resolution"},
     {"critics", "faults"},
     {"fields"},
     {"methods"},

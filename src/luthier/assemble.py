@@ -18,7 +18,7 @@ from . import checkpoint, critics, surgery, teachers
 from .config import Config, read_run
 from .data import holdout
 from .data.masks import Renderer
-from .errors import CheckpointError, ConfigError, ModelError
+from .errors import CheckpointError, ModelError
 from .models import heads, load, network, skeleton, start, translation, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
@@ -190,35 +190,6 @@ def _model(
     load.check_context(model, config.data.max_length, tell)
     load.check_virtual(model, config.data.max_length, _virtual(config))
     return model
-
-
-def with_labels(config: Config, say: Say = lambda text: None) -> Config:
-    """The configuration with what its training rows say: the names of their labels, and which kind they are of."""
-    objective = config.objective
-    if not objective.asks_labels:
-        return config
-    if config.data.streaming:
-        raise ConfigError(
-            "data.streaming=true: labels cannot be told from rows that are read as they are learnt: give "
-            "objective.labels and objective.problem_type"
-        )
-    rows = holdout.training_rows(config.data, objective.rows)
-    through_template = False
-
-    def labels() -> Iterator[Any]:
-        nonlocal through_template
-        for row in rows:
-            through_template = through_template or not row.plain
-            if row.label is not None:
-                yield row.label
-
-    made = objective.with_labels(labels())
-    names = f"{len(made.scores)} labels: {', '.join(made.scores[:12])}{', ...' if len(made.scores) > 12 else ''}"
-    say(f"{made.problem}, told from the training rows; {names}")
-    data = config.data
-    if through_template and data.format == "auto":  # known to whoever is to label further texts
-        data = data.model_copy(update={"format": "labelled_messages"})
-    return config.model_copy(update={"objective": made, "data": data})
 
 
 def _ending(config: Config) -> heads.Ending:

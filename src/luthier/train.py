@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from . import ahead, checkpoint, evaluate, measured, surgery
-from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer, with_labels
+from . import ahead, checkpoint, evaluate, measured, resolution, surgery
+from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
 from .batch import Batch
 from .classify import Classifier
 from .config import Config, read_run
@@ -122,7 +122,7 @@ class Trainer:
         self.ranks = Ranks(config.parallel)
         if not self.ranks.first:
             self.console = Console(quiet=True)  # one speaks for all
-        self.config = config = with_labels(config, self.console.say)
+        self.config = config = resolution.by_rows(config, self.console.say)
         self.folder = Path(config.output_dir)
         self.signals = Signals()
         self.step = 0
