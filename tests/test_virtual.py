@@ -378,9 +378,10 @@ class Attending(torch.nn.Module):
         return attention.packed_attention(self, x, x, x, None, **given)[0]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_layers_share_their_graphs(monkeypatch):
-    """Attention takes its layer's keys by a tensor: by the layer's number, there would be graphs for each layer."""
+def graphs_of(monkeypatch, layers, cases):
+    """How many graphs there are after each case of each layer, compiled ones being compared with plain ones.
+
+    A case of `cases()` is what goes through, the tensor that learns, and what attention is given beside."""
     pretend_flash(monkeypatch)
     monkeypatch.setattr(attention, "varlen_attn", torch.compiler.disable(attention.varlen_attn))
     seen, counts = [], []
@@ -390,24 +391,33 @@ def test_compiled_layers_share_their_graphs(monkeypatch):
         return graph.forward
 
     torch._dynamo.reset()
-    x, prefix = torch.randn(1, 2, 9, 4), torch.randn(3, 2, 2, 3, 4, requires_grad=True)
-    for number in range(3):
-        layer = Attending(number)
-        plain = Attending(number)
+    for number in range(layers):
+        layer, plain = Attending(number), Attending(number)
         layer.compile(backend=backend, dynamic=False)
+        for x, learns, given in cases():
+            ours, theirs = layer(x, **given), plain(x, **given)
+            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), learns)[0] for out in (ours, theirs)))
+            counts.append(len(seen))
+    torch._dynamo.reset()
+    return counts
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_share_their_graphs(monkeypatch):
+    """Attention takes its layer's keys by a tensor: by the layer's number, there would be graphs for each layer."""
+    x, prefix = torch.randn(1, 2, 9, 4), torch.randn(3, 2, 2, 3, 4, requires_grad=True)
+
+    def cases():
         for ends in ((0, 4, 9), (0, 2, 3, 9)):  # as many borders, as they are filled up
             where, after = attention.places(ends, 3, copies=4)
-            given = {
+            yield x, prefix, {
                 "cu_seq_lens_q": attention.cumulative(ends, x.device), "max_length_q": 9,
                 "cu_seq_lens_k": attention.cumulative(after, x.device), "max_length_k": 12,
                 "virtual_prefix": prefix, "virtual_places": where,
             }  # fmt: skip
-            ours, theirs = layer(x, **given), plain(x, **given)
-            torch.testing.assert_close(ours, theirs)
-            gradients = [torch.autograd.grad(out.square().sum(), prefix)[0] for out in (ours, theirs)]
-            torch.testing.assert_close(*gradients)
-            counts.append(len(seen))
-    torch._dynamo.reset()
+
+    counts = graphs_of(monkeypatch, 3, cases)
     assert counts[0] > 0
     assert counts == counts[:1] * 6
 
