@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_ranks import two_ranks
 from test_train import QUIET, finished
 
 from luthier.config import configure
@@ -144,13 +143,7 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path):
     objective = {"adaptive_kl": {"target": 0.1, "horizon": 20}, "whiten_rewards": True, "missing_eos_penalty": 0.5}
     train(config_of(settings, **objective), QUIET, rewards=REWARDS)
     both = config_of(settings, {"output_dir": str(tmp_path / "two")}, **objective).model_dump(mode="json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANKED, json.dumps(both), str(Path(__file__).parent)]
-    processes = [subprocess.Popen(command, env=os.environ | known | {"RANK": str(r)}) for r in range(2)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    assert two_ranks(RANKED, both, str(Path(__file__).parent)) == [0, 0]
     history = (records(tmp_path / name / "metrics.jsonl") for name in ("run", "two"))
     one, two = ([r for r in each if r["kind"] == "train"] for each in history)
     assert len(one) == len(two) == 8
