@@ -23,7 +23,7 @@ from luthier.data.sources import Row
 from luthier.document import Document
 from luthier.errors import ConfigError, DataError, ModelError
 from luthier.explain import explain
-from luthier.models import Model, heads, load, network
+from luthier.models import Model, heads, load, network, trials
 from luthier.objectives import classifying
 from luthier.resolution import by_rows
 from luthier.train import Trainer
@@ -726,8 +726,8 @@ def test_scores_are_those_of_the_models_own_forward_pass(family, ends_in, tmp_pa
     if model.config.pad_token_id is None:
         model.config.pad_token_id = 0
     net = network.Network(model, ends_in)
-    network.find_scores(net)
-    network.prepare(net, "auto")
+    trials.find_scores(net)
+    trials.prepare(net, "auto")
     net.eval()
     assert net.packed == (packed or (family == "albert" and ends_in == "each"))
     assert net.causal == (family == "llama")

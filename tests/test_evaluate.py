@@ -21,7 +21,7 @@ from luthier.errors import ConfigError, DataError, MetricError
 from luthier.evaluate import held_out, learnt_bytes
 from luthier.logprobs import Head, nll_sum, scored
 from luthier.measured import Documents, Measured, compare, comparison, summary
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.monitor import Console, records
 from luthier.scores import Answer
 from luthier.train import Trainer
@@ -460,7 +460,7 @@ def test_a_wrapped_head_takes_the_general_path():
 def test_families_that_cannot_be_packed_say_why():
     net = network.Network(make_model("llama"))
     net.model.config.layer_types = ["chunked_attention", "full_attention"]
-    reason = network.prepare(net, "auto")
+    reason = trials.prepare(net, "auto")
     assert reason is not None
     assert "chunked_attention" in reason
     assert not net.packed

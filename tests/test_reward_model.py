@@ -19,7 +19,7 @@ from luthier.data.formats import FORMATS
 from luthier.data.masks import Renderer
 from luthier.document import Document
 from luthier.errors import ConfigError, ModelError, RewardError
-from luthier.models import heads, network
+from luthier.models import heads, network, trials
 from luthier.monitor import records
 from luthier.objectives import BradleyTerry
 from luthier.objectives.bradley_terry import bradley_terry, centring, won
@@ -159,8 +159,8 @@ def network_of(family: str) -> network.Network:
     base.config.pad_token_id = base.config.get_text_config().pad_token_id = 0
     model = heads.on_base(base, heads.Ending("text", ("reward",), "regression"), seed=0)
     net = network.Network(model, "text").eval()
-    network.find_scores(net)
-    network.prepare(net, "auto")
+    trials.find_scores(net)
+    trials.prepare(net, "auto")
     return net
 
 

@@ -17,7 +17,7 @@ from luthier import checkpoint, configure, steps, surgery, train
 from luthier.cli import main
 from luthier.errors import ConfigError, DataError, RewardError
 from luthier.generate import complete, distribution, drawn, generate
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.monitor import Console, records
 from luthier.train import Trainer
 
@@ -61,7 +61,7 @@ def net():
         for p in model.parameters():  # else every token is as likely as another
             p.mul_(3.0 if p.ndim > 1 else 1.0)
     made = network.Network(model)
-    network.prepare(made, "auto")
+    trials.prepare(made, "auto")
     return made
 
 

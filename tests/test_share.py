@@ -8,7 +8,7 @@ from test_parity import packed_network
 from test_virtual import KINDS, adapted, close, graphs_of, learnt, loss_and_gradients, pretend_flash
 
 from luthier.batch import Batch, Document, Known, begin_alike
-from luthier.models import attention, network, starts
+from luthier.models import attention, network, starts, trials
 from luthier.objectives import NextToken
 from luthier.parallel import Parallel, layers
 from luthier.trainable import LoRA
@@ -23,7 +23,7 @@ def network_of(family):
 
     torch.manual_seed(0)
     net = network.Network(MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=6)).eval())
-    assert network.prepare(net, "packed") is None
+    assert trials.prepare(net, "packed") is None
     return net
 
 

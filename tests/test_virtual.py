@@ -15,7 +15,7 @@ from luthier.batch import Batch
 from luthier.errors import ConfigError, ExportError, ModelError
 from luthier.export import export
 from luthier.generate import generate
-from luthier.models import attention, network
+from luthier.models import attention, network, trials
 from luthier.objectives import NextToken
 from luthier.surgery import adapters_off, merged_state, trainable
 from luthier.trainable import LoRA, Prefix, Prompt, PTuning, soft_prompts
@@ -39,7 +39,7 @@ def adapted(kind, family="llama", scale=0.5):
     with torch.no_grad():
         for p in trainable(net.model).values():
             p.copy_(torch.randn_like(p) * scale)
-    network.check_virtual(net)
+    trials.check_virtual(net)
     return net
 
 
@@ -269,7 +269,7 @@ def soft_capped():
         **LLAMA, head_dim=8, sliding_window=6, attn_logit_softcapping=5.0, final_logit_softcapping=3.0
     )
     net = network.Network(Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval())
-    assert network.prepare(net, "auto") is not None
+    assert trials.prepare(net, "auto") is not None
     return net
 
 
@@ -277,7 +277,7 @@ def soft_capped():
 def test_a_family_that_cannot_be_packed_runs_padded(kind):
     net = soft_capped()
     KINDS[kind].apply(net.model)
-    network.check_virtual(net)
+    trials.check_virtual(net)
     docs = documents()
     together = loss_and_gradients(net, Batch.pack(docs))
     each = [loss_and_gradients(net, Batch.pack([d])) for d in docs]
@@ -721,7 +721,7 @@ def test_a_prefix_in_the_cache_does_not_go_with_recomputed_layers(settings):
     net = soft_capped()
     KINDS["prefix"].apply(net.model)
     with pytest.raises(ModelError, match=r"parallel.activation_checkpointing=0"):
-        network.check_virtual(net, checkpointed=True)
+        trials.check_virtual(net, checkpointed=True)
 
 
 @pytest.mark.parametrize(
@@ -776,7 +776,7 @@ def test_virtual_tokens_that_do_not_reach_the_layers_are_an_error():
         net.model.virtual_tokens.embedding.weight.normal_()
     net.model.base_model.layers[1].self_attn.virtual_layer.fill_(0)  # the wrong layer's keys
     with pytest.raises(ModelError, match="packed and padded rows give different hidden states"):
-        network.check_virtual(net)
+        trials.check_virtual(net)
 
 
 @every_kind

@@ -19,7 +19,7 @@ from .config import Config, read_run
 from .data import holdout
 from .data.masks import Renderer
 from .errors import CheckpointError, ModelError
-from .models import heads, load, network, skeleton, start, translation, vocabulary
+from .models import heads, load, network, skeleton, start, translation, trials, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
@@ -233,23 +233,23 @@ def assemble(
     net.longest = config.data.max_length
     net.noise = config.regularisation.neftune_noise_alpha or 0.0
     if net.ends_in == "tokens":
-        network.check_causal(net)
-        network.check_head(net)
+        trials.check_causal(net)
+        trials.check_head(net)
     else:
-        network.find_scores(net)
-    reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
+        trials.find_scores(net)
+    reason = trials.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
     if net.packed and net.causal and not net.shares:
         tell(f"{type(model).__name__}: what documents begin with alike is run for each, as run once it is not the same")
     files = _lay_beneath(config, model, tell)
     _move(config, model, tokenizer, tell)
-    network.check_direction(net)
+    trials.check_direction(net)
     files |= _go_on(config, model, tell)
     if training:
         _tell_idle(net, files, tell)
     begins = _apply_precision(config, model)
-    network.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
+    trials.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
     vocabulary.check_moving(model, config.model.new_tokens)
     objective = config.objective.build(net).to(ranks.device)
     if training:
@@ -294,7 +294,7 @@ def _give_critic(made: Assembled, tell: Say) -> None:
             "use a model with the same tokenizer"
         )
     if found.network.ends_in != "tokens":
-        network.check_causal(found.network)
+        trials.check_causal(found.network)
     made.objective.take_critic(found.network)
 
 
@@ -371,8 +371,8 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
     if net.ends_in != "tokens":
-        network.guess_scores(net)
-    reason = "model.attention=padded" if config.model.attention == "padded" else network.unpackable(net)
+        trials.guess_scores(net)
+    reason = "model.attention=padded" if config.model.attention == "padded" else trials.unpackable(net)
     reason = reason if config.batch.packing else "batch.packing=false"
     if reason:
         tell(f"rows run padded: {reason}")
@@ -381,7 +381,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     load.check_virtual(model, config.data.max_length, _virtual(config))
     _lay_beneath(config, model, tell, values=False)
     _move(config, model, None, tell)
-    network.check_direction(net)
+    trials.check_direction(net)
     begins = _apply_precision(config, model)
     objective = config.objective.build(net).to(meta)
     layers.checkpoint_activations(config.parallel, model)
