@@ -15,6 +15,7 @@ FLOORS = [
     {"evaluate", "export", "explain"},
     {"harness", "reload", "card", "ahead", "rollouts", "reward_models"},
     {"assemble", "generate", "classify", "adapters"},
+    {"assembled"},
     {"teachers"},
     {"config"},
     {"contradictions", "resolution"},

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from . import reward_models, rollouts, scores
-from .assemble import Assembled, assemble
+from .assemble import assemble
+from .assembled import Assembled
 from .batch import Batch, Document, rectangles
 from .config import Config
 from .data import dataset as datasets

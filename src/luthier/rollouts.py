@@ -30,7 +30,7 @@ from .rewards import Completed, scoring
 from .sampled import Sampled, from_arrays, grouped, to_arrays
 
 if TYPE_CHECKING:
-    from .assemble import Assembled
+    from .assembled import Assembled
     from .config import Config
     from .data.dataset import Dataset
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from . import ahead, checkpoint, evaluate, measured, resolution, surgery
-from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer
+from .assemble import assemble, restore, seed_everything, tokenizer_and_renderer
+from .assembled import Assembled
 from .batch import Batch
 from .classify import Classifier
 from .config import Config, read_run
@@ -547,7 +548,7 @@ class Trainer:
                 f"the {what} that {found} was trained on are not those of this configuration: restore the data, or "
                 "give another output_dir"
             )
-        load_weights(self.made, found)
+        self.made.load_weights(found)
         for name, part in self.parts.items():
             part.restore(checkpoint.read_tensors(found, name), state["parts"][name])
         random = checkpoint.read_tensors(found, "random")
@@ -626,7 +627,7 @@ class Trainer:
         if not (self.config.checkpoint.best and self.best) or self.best["step"] == self.step:
             return self.step
         folder = self.folder / "checkpoints" / self.best["name"]
-        load_weights(self.made, folder, checkpoint.read_state(folder)["deployed"])
+        self.made.load_weights(folder, checkpoint.read_state(folder)["deployed"])
         if self.config.evaluation.generate and not measured.answers_file(self.folder, self.best["step"]).exists():
             try:
                 self._measure(True, None, self.best["step"])

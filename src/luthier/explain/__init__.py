@@ -13,7 +13,7 @@ from .movement import Moving, moving, table, walk_line, walked
 from .plan import Plan, made_plan, plan_line, rates, read_at_once
 
 if TYPE_CHECKING:
-    from ..assemble import Assembled
+    from ..assembled import Assembled
     from ..config import Config
     from .rehearsal import Memory, Work
 
