@@ -339,7 +339,7 @@ def test_what_needs_held_out_rows_says_so(settings):
 def test_bleu_is_asked_for_with_its_library(settings, monkeypatch):
     wanted = {"evaluation": {"metrics": ["bleu"], "generate": 2}}
     assert configure(settings, wanted).evaluation.metrics == ["bleu"]
-    monkeypatch.setattr("luthier.contradictions.find_spec", lambda name: None)
+    monkeypatch.setattr("luthier.contradictions.evaluation.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'luthier\[eval\]'"):
         configure(settings, wanted)
 
