@@ -273,7 +273,7 @@ def test_every_evaluation_has_its_figures_and_resumes_with_the_same(settings, tm
     for step in trainer.loop():
         if step.step == 3:
             break
-    trainer.monitor.close()
+    trainer.journal.close()
     resumed = train(parted, QUIET)
     assert resumed.report["figures"] == whole.report["figures"]
     ends = [checkpoint.listed(f / "checkpoints")[-1] / "weights.safetensors" for f in (whole.folder, resumed.folder)]

@@ -12,6 +12,8 @@ FLOORS = [
     {"cli"},
     {"search"},
     {"train"},
+    {"journal"},
+    {"results", "evaluations", "preconditions"},
     {"evaluate", "export", "explain"},
     {"harness", "reload", "card", "ahead", "rollouts", "reward_models"},
     {"sampling"},

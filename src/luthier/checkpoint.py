@@ -75,6 +75,11 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def name_of(step: int) -> str:
+    """Of the checkpoint after so many steps."""
+    return f"step-{step:08}"
+
+
 def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
