@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA, SMALL, make_tokenizer, write_rows
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
-from luthier import classes, configure, labels, resolution, steps, surgery, train
+from luthier import classes, configure, labels, resolution, surgery, train
 from luthier.assemble import assemble
 from luthier.batch import Batch
 from luthier.config import read_run
@@ -821,11 +821,7 @@ def test_an_encoder_stopped_and_resumed_ends_with_the_same_bytes(classify, tmp_p
     extra = {"checkpoint": {"every": 2}, "objective": {"class_weights": "balanced", "label_smoothing_factor": 0.1}}
     train(classify(**extra), QUIET)
     parted = classify(**extra, output_dir=str(tmp_path / "parted"))
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 

@@ -3,12 +3,11 @@
 import json
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, LLAMA, make_model, make_tokenizer
 from test_parity import documents, packed_network, plain_loss
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 from torch import nn
 
 from luthier import configure, steps, train
@@ -726,12 +725,7 @@ def test_stopped_and_resumed_and_exported(settings, given, kinds, tmp_path):
     assert whole.trainable.model_dump(include=set(given)) == given, "in the resolved configuration"
     train(whole, QUIET)
     parted = configure(settings, {"trainable": given}, optim, {"output_dir": str(tmp_path / "parted")})
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    np.random.seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     for kind in kinds:
         compared = export(tmp_path / "run", tmp_path / kind, kind)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_ranks import two_ranks
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
 from luthier.config import configure
 from luthier.errors import LuthierError
@@ -119,11 +119,7 @@ def test_stopped_at_any_step_ends_with_the_same_bytes(settings, tmp_path, at):
     extra = {"checkpoint": {"every": 1, "keep": 1}}
     train(config_of(settings, extra, **CONTROLLED), QUIET, rewards=REWARDS)
     config = config_of(settings, extra, {"output_dir": str(tmp_path / "parted")}, **CONTROLLED)
-    for step in steps(config, QUIET, REWARDS):
-        if step.step >= at:
-            break
-    torch.manual_seed(99)
-    train(config, QUIET, rewards=REWARDS)
+    in_two_parts(config, at, REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
@@ -272,11 +268,7 @@ def test_a_critic_resumes_and_is_not_needed_to_answer(settings, tiny_model, tmp_
     critic = {"critic": {"name": str(tiny_model)}}
     made = train(config_of(settings, extra, **critic), QUIET, rewards=REWARDS)
     config = config_of(settings, extra, {"output_dir": str(tmp_path / "parted")}, **critic)
-    for step in steps(config, QUIET, REWARDS):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(config, QUIET, rewards=REWARDS)
+    in_two_parts(config, 3, REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     assert made.chat().ask("one 1", max_new_tokens=2)
 

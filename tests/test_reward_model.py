@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import FAMILIES, VOCABULARY, make_model, make_tokenizer, write_rows
 from test_ranks import run_on_two
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
-from luthier import configure, explain, reward_models, steps, train
+from luthier import configure, explain, reward_models, train
 from luthier.batch import Batch
 from luthier.data import kinds
 from luthier.data.formats import FORMATS
@@ -230,11 +230,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(pairs, tmp_path, kind):
     extra = {"trainable": {"kind": kind}, "objective": {"center_rewards_coefficient": 0.01}}
     train(trained(pairs, **extra), QUIET)
     parted = trained(pairs, **extra, output_dir=str(tmp_path / "parted"))
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 

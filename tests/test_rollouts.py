@@ -11,7 +11,7 @@ import torch
 from conftest import make_model, write_rows
 from safetensors.torch import load_file
 from test_ranks import two_ranks
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
 from luthier import checkpoint, configure, steps, surgery, train
 from luthier.cli import main
@@ -192,12 +192,7 @@ def test_stopped_inside_a_round_and_resumed_ends_with_the_same_bytes(asking, tmp
     run(asking, more)
     for stopped_after in (1, 2, 3, 4, 6):
         parted = configure(asking, more, {"output_dir": str(tmp_path / f"parted{stopped_after}")})
-        for step in steps(parted, QUIET, {"length": length}):
-            if step.step == stopped_after:  # its checkpoint is the last
-                break
-        torch.manual_seed(99)
-        np.random.seed(99)
-        train(parted, QUIET, rewards={"length": length})
+        in_two_parts(parted, stopped_after, {"length": length})  # its checkpoint is the last
         assert finished(tmp_path / "run") == finished(tmp_path / f"parted{stopped_after}"), stopped_after
 
 

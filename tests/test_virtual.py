@@ -8,9 +8,9 @@ from conftest import make_model, make_tokenizer
 from safetensors.torch import save_file
 from test_generate import PROMPTS
 from test_parity import documents, packed_network
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
-from luthier import configure, explain, open_run, steps, train
+from luthier import configure, explain, open_run, train
 from luthier.batch import Batch
 from luthier.errors import ConfigError, ExportError, ModelError
 from luthier.export import export
@@ -633,11 +633,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(settings, method, tmp_path
     more = {"trainable": RUNS[method], "checkpoint": {"every": 2}, "evaluation": {"generate": 2, "max_new_tokens": 4}}
     result = train(configure(settings, more, method=method), QUIET)
     parted = configure(settings, more, {"output_dir": str(tmp_path / "parted")}, method=method)
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     assert configure(result.folder / "config.yaml").trainable.num_virtual_tokens == 4
     # What is called the base is the model without virtual tokens, at the run's start as well as afterwards.
