@@ -37,7 +37,7 @@ from luthier import train as _train_function  # noqa: F401
 from luthier.batch import Batch, Document
 from luthier.data import dataset as datasets
 from luthier.methods import METHODS
-from luthier.models import network, streaming
+from luthier.models import network, streaming, trials
 from luthier.monitor import Console, memory_gb
 from luthier.objectives import NextToken
 from luthier.parallel import Parallel, layers
@@ -216,8 +216,8 @@ def check_loss(name: str, model, config) -> None:
     model.train()
     net = network.Network(model)
     net.longest = 1024
-    network.check_head(net)
-    assert network.prepare(net, "packed") is None
+    trials.check_head(net)
+    assert trials.prepare(net, "packed") is None
     config.apply(model)
     with torch.no_grad():
         for _, adapter in adapters(model):
@@ -276,7 +276,7 @@ def check_adapters() -> None:
             model.train()
             net = network.Network(model)
             net.longest = 1024
-            assert network.prepare(net, "padded" if way == "padded" else "packed") is None or way == "padded"
+            assert trials.prepare(net, "padded" if way == "padded" else "packed") is None or way == "padded"
             torch.manual_seed(1)
             cls().apply(model)
             moving = {n: p for n, p in model.named_parameters() if p.requires_grad}

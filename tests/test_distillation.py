@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LLAMA, ROWS, make_model, make_tokenizer, save_model
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
 from luthier import checkpoint, configure, explain, steps, surgery, train
 from luthier.assemble import assemble, restore
@@ -163,11 +163,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(distilled, tmp_path, metho
     whole = distilled(trainable, {"checkpoint": {"every": 3}}, **objective)
     train(whole, QUIET)
     parted = distilled(trainable, {"checkpoint": {"every": 2}, "output_dir": str(tmp_path / "parted")}, **objective)
-    for step in steps(parted, QUIET):
-        if step.step == 3:  # after the checkpoint of step 2
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)  # after the checkpoint of step 2
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
@@ -301,11 +297,7 @@ def test_stopped_in_a_batch_of_answers_and_resumed_ends_with_the_same_bytes(dist
     settings = {"on_policy": {"lmbda": 0.6, "max_completion_length": 8, "num_mini_batches": 2}}
     train(distilled({"checkpoint": {"every": 3}}, **settings), QUIET)
     parted = distilled({"checkpoint": {"every": 1}, "output_dir": str(tmp_path / "parted")}, **settings)
-    for step in steps(parted, QUIET):
-        if step.step == 4:  # after the checkpoint of step 3, in the middle of the second batch of answers
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 4)  # after the checkpoint of step 3, in the middle of the second batch of answers
     one, other = finished(tmp_path / "run"), finished(tmp_path / "parted")
     assert {n: b for n, b in one.items() if n.endswith(".safetensors")} == {
         n: b for n, b in other.items() if n.endswith(".safetensors")

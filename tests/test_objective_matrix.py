@@ -11,7 +11,7 @@ import json
 import pytest
 import torch
 from test_matrix import CELLS, assert_alike, base, disturb, kind, members  # noqa: F401
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
 from luthier import configure, steps, train
 from luthier.batch import Batch
@@ -114,11 +114,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(objective_config, objectiv
     extra = {"checkpoint": {"every": 1}}
     train(objective_config(objective, trainable, **extra), QUIET)
     parted = objective_config(objective, trainable, **extra, output_dir=str(tmp_path / "parted"))
-    for step in steps(parted, QUIET):
-        if step.step == 2:  # after the checkpoint of step 1
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 2)  # after the checkpoint of step 1
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_train import QUIET, finished
+from test_ranks import two_ranks
+from test_train import QUIET, finished, in_two_parts
 
 from luthier.config import configure
 from luthier.errors import LuthierError
@@ -120,11 +119,7 @@ def test_stopped_at_any_step_ends_with_the_same_bytes(settings, tmp_path, at):
     extra = {"checkpoint": {"every": 1, "keep": 1}}
     train(config_of(settings, extra, **CONTROLLED), QUIET, rewards=REWARDS)
     config = config_of(settings, extra, {"output_dir": str(tmp_path / "parted")}, **CONTROLLED)
-    for step in steps(config, QUIET, REWARDS):
-        if step.step >= at:
-            break
-    torch.manual_seed(99)
-    train(config, QUIET, rewards=REWARDS)
+    in_two_parts(config, at, REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
@@ -144,13 +139,7 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path):
     objective = {"adaptive_kl": {"target": 0.1, "horizon": 20}, "whiten_rewards": True, "missing_eos_penalty": 0.5}
     train(config_of(settings, **objective), QUIET, rewards=REWARDS)
     both = config_of(settings, {"output_dir": str(tmp_path / "two")}, **objective).model_dump(mode="json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANKED, json.dumps(both), str(Path(__file__).parent)]
-    processes = [subprocess.Popen(command, env=os.environ | known | {"RANK": str(r)}) for r in range(2)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    assert two_ranks(RANKED, both, str(Path(__file__).parent)) == [0, 0]
     history = (records(tmp_path / name / "metrics.jsonl") for name in ("run", "two"))
     one, two = ([r for r in each if r["kind"] == "train"] for each in history)
     assert len(one) == len(two) == 8
@@ -279,11 +268,7 @@ def test_a_critic_resumes_and_is_not_needed_to_answer(settings, tiny_model, tmp_
     critic = {"critic": {"name": str(tiny_model)}}
     made = train(config_of(settings, extra, **critic), QUIET, rewards=REWARDS)
     config = config_of(settings, extra, {"output_dir": str(tmp_path / "parted")}, **critic)
-    for step in steps(config, QUIET, REWARDS):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(config, QUIET, rewards=REWARDS)
+    in_two_parts(config, 3, REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     assert made.chat().ask("one 1", max_new_tokens=2)
 

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from conftest import make_model, write_rows
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
 from luthier import configure, explain, steps, train
 from luthier.assemble import assemble, restore
@@ -244,11 +244,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(pairs, unpaired, tmp_path,
     }  # fmt: skip
     train(configure(pairs, extra, method=method), QUIET)
     parted = configure(pairs, extra, {"output_dir": str(tmp_path / "parted")}, method=method)
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     assert (tmp_path / "run" / "ahead").exists() == precompute
 

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from .explain import Explanation, explain
     from .export import export
     from .methods import METHODS
-    from .train import Result, Step, open_run, steps, train
+    from .results import Result, Step, open_run
+    from .train import steps, train
 
 _HOMES = {
     "Config": "config",
     "Explanation": "explain",
     "LuthierError": "errors",
     "METHODS": "methods",
-    "Result": "train",
-    "Step": "train",
+    "Result": "results",
+    "Step": "results",
     "configure": "config",
     "explain": "explain",
     "export": "export",
-    "open_run": "train",
+    "open_run": "results",
     "steps": "train",
     "train": "train",
 }

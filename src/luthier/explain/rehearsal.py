@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..assemble import Assembled
+from ..assembled import Assembled
 from ..batch import Batch, Known
 from ..optim.optimizer import Optimizer
 from ..surgery import QuantisedLinear, added, blocks, roles

@@ -54,6 +54,10 @@ class RollingOut(Learning):
         return self
 
     @property
+    def rewarded(self) -> Rewards | None:
+        return self.rewards
+
+    @property
     def passes(self) -> int:
         """Times that each batch of rollouts is learnt."""
         return 1

@@ -44,10 +44,11 @@ def run(options: argparse.Namespace) -> Any:
     elif not any(s.startswith(("model.name=", "model=")) for s in options.settings):
         raise ConfigError("--model: required, as tokens and masks depend on it (for example --model Qwen/Qwen3-0.6B)")
     config = configure(*given, *options.settings)
-    from ...assemble import tokenizer_and_renderer, with_labels
+    from ...assemble import tokenizer_and_renderer
     from ...data import dataset, inspection
+    from ...resolution import by_rows
 
-    config = with_labels(config)
+    config = by_rows(config)
     _, renderer = tokenizer_and_renderer(config)
     found = dataset.load(config.data, config.data.sources()[0], renderer)
     totals = inspection.totals(found, config.batch.micro_tokens, config.data.seed)
