@@ -168,6 +168,34 @@ def test_passes_are_left_out_once_the_policy_has_moved(settings):
     assert [s.step for s in taken] == list(range(1, 13))
 
 
+@pytest.mark.parametrize("most", [12, 10], ids=["whole", "cut"])
+def test_passes_that_are_left_out_are_counted_and_told_once(settings, capsys, most):
+    """Three passes of two steps: of each of two rounds two are left out; one of the second where max_steps ends the
+    run after its second pass. Each round's record has its own number, the report the sum."""
+    objective = {"num_ppo_epochs": 3, "target_kl": 1e-6}
+    result = train(config_of(settings, {"max_steps": most}, **objective), Console(), rewards=REWARDS)
+    last = 2 if most == 12 else 1
+    history = [r for r in records(Path(settings["output_dir"]) / "metrics.jsonl") if r["kind"] == "train"]
+    assert [(r["step"], r["passes_left_out"]) for r in history] == [(1, 0), (2, 2), (7, 0), (8, last)]
+    assert result.report["passes_left_out"] == 2 + last
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("is above objective.target_kl=1e-06 in pass 1 of 3") == told.count("left out") == 1
+
+
+def test_no_pass_is_left_out_below_the_target_or_after_the_last(settings):
+    """Two passes, the second of which is what moves the policy away; and a target that is never reached."""
+    for target, told_of in ((1e6, 0), (None, None)):
+        extra = {"max_steps": 4, "output_dir": f"{settings['output_dir']}{target}"}
+        result = train(config_of(settings, extra, target_kl=target), QUIET, rewards=REWARDS)
+        assert result.report["passes_left_out"] == 0
+        history = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
+        assert {r.get("passes_left_out") for r in history} == {told_of}
+    trainer = Trainer(config_of(settings, target_kl=1e-6), QUIET, rewards=REWARDS)
+    assert trainer.steps[0]
+    trainer.steps.seen(2, {"policy/approxkl": 1.0})  # in the second of two passes
+    assert trainer.steps.counts["passes_left_out"] == 0
+
+
 def test_it_learns(settings):
     """Every weight moves, 20 rounds of 32 answers: from about a sixth of letters to nearly all."""
     extra = {"trainable": {"kind": "full"}, "batch": {"examples": 16, "micro_tokens": 512}, "max_steps": 160,

@@ -38,6 +38,7 @@ Say = Callable[[str], None]
 Step = list[list[int]]
 KEPT = 32  # answers of each round that are written down
 BAD_ROUNDS = ("rounds_without_end", "rounds_of_equal_rewards", "rounds_passed_over")
+LEFT_OUT = "passes_left_out"
 CLOCKS = ("rollout_seconds", "rollout_tokens_per_second")  # no part of where a run stands
 GIVEN = 1 << 20  # of the random numbers that say which rows keep their answers: no pass or attempt has this number
 
@@ -65,7 +66,7 @@ class Rollouts(Sequence[Step]):
         self.metrics: dict[str, float] = {}  # of the round
         self.pace: dict[str, float] = {}  # by the clock, which no checkpoint keeps
         self.left_out: int | None = None  # the pass of the round from which on nothing more is learnt
-        self.counts = {"rollouts": 0, "rollout_tokens": 0, "tokens": 0, "drawn_again": 0}
+        self.counts = {"rollouts": 0, "rollout_tokens": 0, "tokens": 0, "drawn_again": 0, LEFT_OUT: 0}
         self.counts |= dict.fromkeys(BAD_ROUNDS, 0)
         self._laid: tuple[Any, Step] | None = None
 
@@ -117,6 +118,25 @@ class Rollouts(Sequence[Step]):
         if enough is not None and self.left_out is None and enough(metrics):
             number, within = divmod(step, self.round_steps)
             self.left_out = within // self._parts(number) + 1
+            self._count_left_out(number, metrics)
+
+    def _count_left_out(self, number: int, metrics: Mapping[str, float]) -> None:
+        """The passes of this round that are not made, of those that the run has steps for."""
+        begins = number * self.round_steps
+        steps = min(len(self) - begins, self._parts(number) * self.settings.passes)
+        passes = -(-steps // self._parts(number))
+        assert self.left_out is not None
+        if not (left := passes - self.left_out):
+            return
+        if not self.counts[LEFT_OUT]:
+            self.warn(
+                f"round {number + 1}: policy/approxkl={metrics['policy/approxkl']:.3g} is above "
+                f"objective.target_kl={self.settings.target_kl:g} in pass {self.left_out} of {passes}, so the passes "
+                f"after it are left out (said once; {LEFT_OUT} counts them, of each round in the log, of all in the "
+                "report): for more passes raise objective.target_kl or lower optim.learning_rate"
+            )
+        self.metrics[LEFT_OUT] = left
+        self.counts[LEFT_OUT] += left
 
     def totals(self, steps: int | None = None) -> dict:
         return {"rows": len(self.prompts), **self.counts}
@@ -140,7 +160,7 @@ class Rollouts(Sequence[Step]):
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         self._take(from_arrays({name: tensor.numpy() for name, tensor in tensors.items()}))
         self.round, self.left_out = numbers["round"], numbers["left_out"]
-        self.metrics, self.counts = dict(numbers["metrics"]), dict(numbers["counts"])
+        self.metrics, self.counts = dict(numbers["metrics"]), self.counts | numbers["counts"]
 
     # ------------------------------------------------------------------ where a step is
     def _asked(self, number: int) -> int:
@@ -192,6 +212,8 @@ class Rollouts(Sequence[Step]):
         self.pace = dict(zip(CLOCKS, (drawn, tokens / max(drawn, 1e-9))))
         if getattr(self.objective, "resamples", 0):
             metrics["drawn_again"] = again
+        if getattr(self.settings, "target_kl", None):
+            metrics[LEFT_OUT] = 0
         self._warn_of(answers)
         self._take(samples)
         self.round, self.left_out, self.metrics = number, None, metrics
