@@ -69,8 +69,8 @@ def test_undefined_figures_are_null():
 
 
 def test_means_over_few_of_the_rows_have_intervals():
-    """Of n rows k are counted; a resample has none of them with probability (1 - k / n) ** n. With 3 of 20 that is 0.039,
-    and the interval is of the others; with 2 of 20 it is 0.12, and there is none. All counted values are equal."""
+    """Of n rows k are counted; a resample has none of them with probability (1 - k / n) ** n. With 3 of 20 that is
+    0.039, and the interval is of the others; with 2 of 20 it is 0.12, and there is none. All counted ones are equal."""
     for counted, wanted in ((3, (2.0, 2.0)), (2, None)):
         rows = np.r_[np.ones(counted), np.zeros(20 - counted)]
         figure = Figure(np.stack([2 * rows, rows], 1), quotient)

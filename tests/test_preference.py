@@ -190,7 +190,7 @@ def test_kto_has_no_mean_over_rows_that_are_not_there(unpaired):
 
 
 def test_kto_means_are_over_the_rows_of_a_side(unpaired):
-    """Against log-probabilities of each row by itself, whatever share of the step is liked; held out, with intervals."""
+    """Against log-probabilities of each row by itself, whatever share of the step is liked; intervals, too."""
     from luthier.evaluate import held_out
     from luthier.objectives.sequences import sums, token_logprobs
 

@@ -480,8 +480,9 @@ class Steps(Sequence[Step]):
         liked = block.documents.labels()[:, 0].astype(bool)
         if liked.any() and not liked.all():
             return None
+        side = "true" if liked[0] else "false"
         return (
-            f"block {block.number + 1} of the stream: all {len(liked):,} rows are labelled {str(bool(liked[0])).lower()}: "
+            f"block {block.number + 1} of the stream: all {len(liked):,} rows are labelled {side}: "
             "nothing tells KTO its other side there; mix the files, or raise data.shuffle_buffer"
         )
 
