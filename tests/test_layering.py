@@ -14,7 +14,7 @@ FLOORS = [
     {"train"},
     {"evaluate", "export", "explain"},
     {"harness", "reload", "card", "ahead", "rollouts", "reward_models"},
-    {"assemble", "generate", "classify", "adapters"},
+    {"assemble", "generate", "classify", "rating", "adapters"},
     {"teachers"},
     {"config"},
     {"contradictions"},
