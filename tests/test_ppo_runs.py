@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -314,6 +315,15 @@ def test_a_critic_resumes_and_is_not_needed_to_answer(settings, tiny_model, tmp_
     train(config, QUIET, rewards=REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     assert made.chat().ask("one 1", max_new_tokens=2)
+
+
+def test_a_run_outlives_its_critic(settings, tiny_model, tmp_path):
+    place = shutil.copytree(tiny_model, tmp_path / "critic")
+    extra = {"max_steps": 2, "checkpoint": {"every": 1}}
+    result = train(config_of(settings, extra, critic={"name": str(place)}), QUIET, rewards=REWARDS)
+    place.rename(tmp_path / "elsewhere")
+    assert result.chat().ask("one 1", max_new_tokens=2)
+    bad(settings, "objective.critic: .*critic' does not exist", extra, critic={"name": str(place)})
 
 
 def test_a_reward_model_gives_the_first_values(settings, classifier):

@@ -29,10 +29,11 @@ from .trainable import Partial, Selection, adapter_files
 from .trainable.adapter import Adapting, BesideLayers
 
 
-def contradictions(config: Config, weights: bool = True) -> list[str]:
+def contradictions(config: Config, weights: bool = True, training: bool = True) -> list[str]:
     """What no single field is wrong about, but several together, and files that are not there.
 
-    Without `weights`, of a run that is only reckoned with: its model may lack them, and it may have no data.
+    Without `weights`, of a run that is only reckoned with: its model may lack them, and it may have no data. Without
+    `training`, of a run that is asked or exported: what it learnt from and with may have gone.
     """
     batch, data, found = config.batch, config.data, []
     if batch.examples is not None and batch.tokens is not None:
@@ -94,20 +95,25 @@ def contradictions(config: Config, weights: bool = True) -> list[str]:
                 found.append(problem)
     found += _faults_of_formats(config)
     found += _contradictions_of_scores(config)
-    for source in data.sources():
-        for name in [source.path] if isinstance(source.path, str) else source.path:
-            if problem := sources.missing(name):
-                found.append(f"data.train: {problem}")
+    if training:
+        found += missing_rows(config)
     if weights or config.data.sources():
         found += contradictions_of_data(config)
-    if isinstance(data.validation, str) and (problem := sources.missing(data.validation)):
-        found.append(f"data.validation: {problem}")
     found += _contradictions_of_precision(config)
-    if isinstance(config.objective, Distillation) and config.objective.teacher:
+    if training and isinstance(config.objective, Distillation) and config.objective.teacher:
         found += _faults_of_teacher(config, config.objective.teacher, weights)
-    if critic := critics.settings_of(config):
+    if training and (critic := critics.settings_of(config)):
         found += _faults_of_critic(config, critic, weights)
     return found + names.problems(config.model, weights) + _contradictions_of_the_start(config)
+
+
+def missing_rows(config: Config) -> list[str]:
+    """Files of rows that are not there."""
+    data = config.data
+    named = [("data.train", source.path) for source in data.sources()]
+    named += [("data.validation", data.validation)] if isinstance(data.validation, str) else []
+    paths = [(key, name) for key, path in named for name in ([path] if isinstance(path, str) else path)]
+    return [f"{key}: {problem}" for key, name in paths if (problem := sources.missing(name))]
 
 
 def _contradictions_of_scores(config: Config) -> list[str]:
@@ -268,8 +274,9 @@ def _faults_of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[
         found.append("objective.teacher.precision=nf4: pip install 'luthier[quant]' (4-bit weights are bitsandbytes')")
     if not (folder / "config.yaml").is_file():
         model = Model(name=teacher.name, revision=teacher.revision)  # type: ignore[call-arg]
-        if text := names.problem(names.resolved(model), weights):
-            found.append(f"objective.teacher: {text}")
+        kept = Path(config.output_dir).expanduser() / "ahead" / "training" / "manifest.json"  # all that it says
+        if (text := names.problem(names.resolved(model), weights)) and not (config.objective.ahead and kept.is_file()):
+            found.append(f"objective.teacher: {text}; training needs it: put it there, or name another for a new run")
         ready = names.ready_made(names.resolved(model))
         if text := names.ready_made_problem(teacher.name, ready, teacher.precision or "as_loaded"):
             found.append(f"objective.teacher: {text}")
