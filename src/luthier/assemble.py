@@ -413,6 +413,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         heads.assume_padding(model)
     net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
+    net.noise = config.regularisation.neftune_noise_alpha or 0.0
     if net.ends_in != "tokens":
         network.guess_scores(net)
     reason = "model.attention=padded" if config.model.attention == "padded" else network.unpackable(net)

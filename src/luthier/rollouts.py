@@ -175,15 +175,7 @@ class Rollouts(Sequence[Step]):
         """The documents of a step, in rows: every pass has an order of its own."""
         key = (number, a_pass, part)
         if self._laid is None or self._laid[0] != key:
-            order = np.random.default_rng([_seed(self.config), number, a_pass]).permutation(len(self.documents))
-            # Answers to one prompt side by side, as the network runs what neighbours begin with once.
-            mine = sorted(np.array_split(order, self._parts(number))[part].tolist())
-            batch = self.config.batch
-            steps = stream.laid_out(
-                [mine], self.lengths, examples=max(1, len(mine)), tokens=None, micro_tokens=batch.micro_tokens,
-                pack=batch.packing,
-            )  # fmt: skip
-            self._laid = (key, next(steps, []))
+            self._laid = (key, mini_batch(self.config, self.lengths, key, self._parts(number)))
         return self._laid[1]
 
     # ------------------------------------------------------------------ a round
@@ -417,6 +409,19 @@ class Rollouts(Sequence[Step]):
 
 def _seed(config: Config) -> int:
     return config.seed % (1 << 32)
+
+
+def mini_batch(config: Config, lengths: Sequence[int], key: tuple[int, int, int], parts: int) -> Step:
+    """The answers of a step, in rows; `key` is its round, pass and place among so many `parts`."""
+    number, a_pass, part = key
+    order = np.random.default_rng([_seed(config), number, a_pass]).permutation(len(lengths))
+    # Answers to one prompt side by side, as the network runs what neighbours begin with once.
+    mine = sorted(np.array_split(order, parts)[part].tolist())
+    batch = config.batch
+    steps = stream.laid_out(
+        [mine], lengths, examples=max(1, len(mine)), tokens=None, micro_tokens=batch.micro_tokens, pack=batch.packing
+    )
+    return next(steps, [])
 
 
 def asked_at_once(config: Config) -> int:
