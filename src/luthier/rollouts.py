@@ -115,12 +115,12 @@ class Rollouts(Sequence[Step]):
         """Told of each step that was taken: enough may have been learnt from this round."""
         self.counts["tokens"] += sum(self.lengths[d] for row in self[step] for d in row)
         enough = getattr(self.objective, "enough", None)
-        if enough is not None and self.left_out is None and enough(metrics):
+        if enough is not None and self.left_out is None and (why := enough(metrics)):
             number, within = divmod(step, self.round_steps)
             self.left_out = within // self._parts(number) + 1
-            self._count_left_out(number, metrics)
+            self._count_left_out(number, why)
 
-    def _count_left_out(self, number: int, metrics: Mapping[str, float]) -> None:
+    def _count_left_out(self, number: int, why: str) -> None:
         """The passes of this round that are not made, of those that the run has steps for."""
         begins = number * self.round_steps
         steps = min(len(self) - begins, self._parts(number) * self.settings.passes)
@@ -130,10 +130,8 @@ class Rollouts(Sequence[Step]):
             return
         if not self.counts[LEFT_OUT]:
             self.warn(
-                f"round {number + 1}: policy/approxkl={metrics['policy/approxkl']:.3g} is above "
-                f"objective.target_kl={self.settings.target_kl:g} in pass {self.left_out} of {passes}, so the passes "
-                f"after it are left out (said once; {LEFT_OUT} counts them, of each round in the log, of all in the "
-                "report): for more passes raise objective.target_kl or lower optim.learning_rate"
+                f"round {number + 1}, pass {self.left_out} of {passes}: {why}, so the passes after it are left out "
+                f"(said once; {LEFT_OUT} counts them, of each round in the log, of all in the report)"
             )
         self.metrics[LEFT_OUT] = left
         self.counts[LEFT_OUT] += left
@@ -204,7 +202,7 @@ class Rollouts(Sequence[Step]):
         self.pace = dict(zip(CLOCKS, (drawn, tokens / max(drawn, 1e-9))))
         if getattr(self.objective, "resamples", 0):
             metrics["drawn_again"] = again
-        if getattr(self.settings, "target_kl", None):
+        if hasattr(self.objective, "enough"):
             metrics[LEFT_OUT] = 0
         self._warn_of(answers)
         self._take(samples)
