@@ -45,8 +45,8 @@ def held_out(result, step: int) -> list[tuple[int, str, float, float]]:
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
 def test_an_adapter_gives_the_answers_of_the_run(pairs, unpaired, tiny_model, tmp_path, method, kind):  # noqa: F811
-    """Log-probabilities of held-out answers, and with the adapter off those of the reference: rewards of DPO and KTO are
-    beta times the difference, those of ORPO beta times the mean over an answer's tokens."""
+    """Log-probabilities of held-out answers, and with the adapter off those of the reference: rewards of DPO and KTO
+    are beta times the difference, those of ORPO beta times the mean over an answer's tokens."""
     extra = {"max_steps": 6, "trainable": {"kind": kind, "r": 4}, "objective": {"beta": 0.5}}
     result = train(configure(data_of(method, pairs, unpaired), extra, method=method), QUIET)
     done = result.export(tmp_path / "out")
