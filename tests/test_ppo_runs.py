@@ -127,6 +127,8 @@ def test_stopped_at_any_step_ends_with_the_same_bytes(settings, tmp_path, at):
     torch.manual_seed(99)
     train(config, QUIET, rewards=REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+    whole, parted = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "parted"))
+    assert whole["passes_left_out"] == parted["passes_left_out"] > 0
 
 
 RANKED = """

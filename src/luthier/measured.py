@@ -43,19 +43,18 @@ class Documents:
             number = name == "kl" or (name.startswith(("rewards/", "logps/")) and "accuracies" not in name)
             out[name] = of(name, "weight", _mean if number else quotient, name not in FALLING)
         if "liked" in c:
-            out |= self._of_sides()
+            out |= self._of_sides(out)
         out |= classes.figures(c)
         return {prefix + key: figure for key, figure in out.items()}
 
-    def _of_sides(self) -> dict[str, Figure]:
+    def _of_sides(self, figures: Mapping[str, Figure]) -> dict[str, Figure]:
         """Of rows that are liked or not, each with a 0 where a figure is of the others: means over those of its side,
         undefined where it has none."""
         c = self.columns
         rows = {"chosen": c["liked"], "rejected": 1 - c["liked"]}
         out = {}
         for name in [name for name in c if name.rpartition("/")[2] in rows]:
-            statistics = np.stack([c[name], rows[name.rpartition("/")[2]]], 1)
-            out[name] = Figure(statistics, _mean, name not in FALLING)
+            out[name] = replace(figures[name], statistics=np.stack([c[name], rows[name.rpartition("/")[2]]], 1))
         sides = [c["rewards/chosen"], rows["chosen"], c["rewards/rejected"], rows["rejected"]]
         return out | {"rewards/margins": Figure(np.stack(sides, 1), _difference)}
 
