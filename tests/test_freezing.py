@@ -228,7 +228,7 @@ def test_resumed_around_the_step_ends_with_the_same_bytes(gradual, tmp_path, sto
         assert path.read_bytes() == (ends[1] / path.name).read_bytes(), path.name
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to", "ignore:The .grad attribute of a")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a")
 def test_compiled_layers_notice_the_step(gradual, tmp_path):
     """The same run, its layers as graphs (made without a C++ compiler): the same losses and weights to rounding."""
     found = {}

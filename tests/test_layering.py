@@ -10,7 +10,7 @@ AXES = {"data", "models", "trainable", "precision", "objectives", "optim", "para
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"search"},
+    {"search", "prepare"},
     {"train"},
     {"evaluate", "export", "explain"},
     {"harness", "reload", "card", "ahead", "rollouts", "reward_models"},

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import subparser
+from .. import subparser
 
 EPILOG = """\
 examples:
@@ -19,10 +19,9 @@ examples:
 """
 
 
-def add(verbs: argparse._SubParsersAction) -> None:
-    made = subparser(verbs, "data", "look at data as training will see it")
+def add(actions: argparse._SubParsersAction) -> None:
+    made = subparser(actions, "inspect", "look at data as training will see it")
     made.epilog = EPILOG
-    made.add_argument("action", choices=("inspect",))
     made.add_argument("file", metavar="FILE", help="a file, a folder or a hub name")
     made.add_argument("settings", nargs="*", metavar="a.b=c", help="overrides, such as data.max_length=4096")
     made.add_argument("--model", help="whose tokenizer and chat template to use")
@@ -34,8 +33,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> Any:
-    from ..config import configure
-    from ..errors import ConfigError
+    from ...config import configure
+    from ...errors import ConfigError
 
     if options.html and not options.html.lower().endswith((".html", ".htm")):
         raise ConfigError(f"--html {options.html}: its name should end in .html, so that no data is written over")
@@ -47,8 +46,8 @@ def run(options: argparse.Namespace) -> Any:
     elif not any(s.startswith(("model.name=", "model=")) for s in options.settings):
         raise ConfigError("--model: required, as tokens and masks depend on it (for example --model Qwen/Qwen3-0.6B)")
     config = configure(*given, *options.settings, method=options.method)
-    from ..assemble import tokenizer_and_renderer, with_labels
-    from ..data import dataset, inspection
+    from ...assemble import tokenizer_and_renderer, with_labels
+    from ...data import dataset, inspection
 
     config = with_labels(config)
     _, renderer = tokenizer_and_renderer(config)
@@ -80,15 +79,15 @@ def _listed(members: Sequence[tuple[str, list]]) -> list[dict[str, Any]]:
 
 
 def _write(options: argparse.Namespace, config: Any, found: Any, totals: dict, indices: Sequence[int]) -> None:
-    from ..data.page import page
-    from ..files import write_atomically
+    from ...data.page import page
+    from ...files import write_atomically
 
     write_atomically(Path(options.html), page(found, totals, config.batch.micro_tokens, config.data.seed, indices))
 
 
 def _chosen(found: Any, wanted: list[int] | None) -> list[int]:
     """The places of the wanted rows among the documents; a long text is several."""
-    from ..errors import DataError
+    from ...errors import DataError
 
     if wanted is None:
         return [0] if len(found) else []
@@ -107,7 +106,7 @@ def _chosen(found: Any, wanted: list[int] | None) -> list[int]:
 def _show(found: Any, totals: dict, names: dict[str, int], row_tokens: int) -> None:
     from rich.console import Console
 
-    from ..data import dataset, inspection
+    from ...data import dataset, inspection
 
     console = Console(highlight=False, soft_wrap=True)
     for name, index in names.items():
