@@ -19,6 +19,7 @@ from luthier.data.dataset import open_rows
 from luthier.data.masks import Renderer
 from luthier.errors import ConfigError, DataError, MetricError
 from luthier.evaluate import held_out, learnt_bytes
+from luthier.intervals import Figure, quotient
 from luthier.logprobs import Head, nll_sum, scored
 from luthier.measured import Documents, Measured, compare, comparison, summary
 from luthier.models import network, trials
@@ -65,6 +66,16 @@ def test_undefined_figures_are_null():
     assert values["bits_per_byte_interval"] is None
     assert "exact_match" not in values
     json.dumps(compare(measured(bytes=[0.0, 0.0]), measured(bytes=[0.0, 0.0], loss=[1e9, 1e9])), allow_nan=False)
+
+
+def test_means_over_few_of_the_rows_have_intervals():
+    """Of n rows k are counted; a resample has none of them with probability (1 - k / n) ** n. With 3 of 20 that is
+    0.039, and the interval is of the others; with 2 of 20 it is 0.12, and there is none. All counted ones are equal."""
+    for counted, wanted in ((3, (2.0, 2.0)), (2, None)):
+        rows = np.r_[np.ones(counted), np.zeros(20 - counted)]
+        figure = Figure(np.stack([2 * rows, rows], 1), quotient)
+        assert figure.value == 2.0
+        assert figure.interval() == wanted
 
 
 def test_base_against_tuned_by_hand():

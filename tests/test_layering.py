@@ -17,7 +17,7 @@ FLOORS = [
     {"evaluate", "export", "explain"},
     {"harness", "reload", "card", "ahead", "rollouts", "reward_models"},
     {"sampling"},
-    {"assemble", "generate", "classify", "adapters", "completions"},
+    {"assemble", "generate", "classify", "rating", "adapters", "completions"},
     {"assembled"},
     {"teachers"},
     {"config"},

@@ -215,7 +215,7 @@ def test_the_rest_of_a_round_is_left_out_where_enough_was_learnt(asking, tmp_pat
     """The objective says so after the first step of each round: its first pass is finished, the second is left out."""
     from luthier.objectives.policy_gradient import GRPOObjective
 
-    monkeypatch.setattr(GRPOObjective, "enough", lambda self, metrics: "kl" in metrics, raising=False)
+    monkeypatch.setattr(GRPOObjective, "enough", lambda self, metrics: "kl" in metrics and "so it is", raising=False)
     more = {"evaluation": {"every": 3}, "checkpoint": {"every": 1, "keep": 9}}
     trainer = Trainer(configure(asking, more), QUIET, rewards={"length": length})
     assert [step.step for step in trainer.loop()] == [1, 2, 5, 6]

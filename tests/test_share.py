@@ -145,6 +145,24 @@ def test_parts_of_a_batch_know_what_they_share():
     assert part.alike() == Batch.pack(docs[3:12]).alike() == (0, *[20] * 4, 0, *[9] * 3)
 
 
+def test_members_on_a_device_know_what_they_share():
+    """Rows of two members: 1 2 3 4 and 1 2 3 5, then 1 2 6 7 and 1 8 9 9. First members begin alike with 2 tokens, the
+    second ones with 1, as those between say: the least of what neighbours have in common. It may be more."""
+    def row(*members):
+        tokens = np.concatenate(members).astype(np.int32)
+        return Document(tokens, np.r_[0.0, np.ones(len(members[0]) - 1), 0.0, np.ones(len(members[1]) - 1)], 0,
+                        (0, len(members[0])))  # fmt: skip
+
+    batch = Batch.pack([row([1, 2, 3, 4, 0], [1, 2, 3, 5, 0]), row([1, 2, 6, 7, 0], [1, 8, 9, 9, 0])])
+    assert batch.alike() == (0, 3, 2, 1)
+    there = batch.to(torch.device("meta"))
+    assert batch.members(0).alike() == there.members(0).alike() == (0, 2)
+    assert batch.members(1).alike() == there.members(1).alike() == (0, 1)
+    two = Batch.pack([row([1, 2, 3, 4, 0], [1, 5, 5, 5, 0]), row([1, 2, 3, 6, 0], [7, 8, 9, 9, 0])])
+    assert two.members(0).alike() == (0, 3)
+    assert two.to(torch.device("meta")).members(0).alike() == (0, 1)
+
+
 # ---------------------------------------------------------------------------- the same numbers
 
 

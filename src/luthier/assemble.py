@@ -16,7 +16,7 @@ from .assembled import Assembled
 from .config import Config, read_run
 from .data import holdout
 from .data.masks import Renderer
-from .errors import ModelError
+from .errors import LuthierError, ModelError
 from .models import heads, load, network, skeleton, start, translation, trials, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
@@ -239,25 +239,39 @@ def _critic_run(config: Config, folder: Path) -> Config:
 
 
 def _give_teacher(made: Assembled, tell: Say, training: bool) -> None:
-    """The teacher is loaded when it is first needed: before training, unless its outputs are kept on disk."""
+    """The teacher is loaded when it is first needed: before training, unless its outputs are kept on disk.
+
+    A run that is measured does without a teacher that cannot be loaded, and says so.
+    """
     if not made.config.objective.taught:
         return
 
     def restored(folder: Path, precision: Any) -> Assembled:
         return restore(folder, tell, made.ranks, precision)[0]
 
-    def taught() -> teachers.Teacher:
-        if made.teacher is None:
+    gone = False
+
+    def taught() -> teachers.Teacher | None:
+        nonlocal gone
+        if made.teacher is None and not gone:
             state = checkpoint.random_state()
-            made.teacher = teachers.load_teacher(
-                made.config, made.network, made.tokenizer, made.ranks.device, restored, tell
-            )
+            try:
+                made.teacher = teachers.load_teacher(
+                    made.config, made.network, made.tokenizer, made.ranks.device, restored, tell
+                )
+            except LuthierError as error:
+                if training:
+                    raise
+                gone = True
+                tell(f"objective.teacher cannot be loaded, so there are no figures beside it: {error}")
             checkpoint.restore_random_state(state)
         return made.teacher
 
     made.objective.teacher = taught
     if training and not made.config.objective.ahead:
-        made.objective.meet(made.network, taught().network)
+        teacher = taught()
+        assert teacher is not None
+        made.objective.meet(made.network, teacher.network)
 
 
 def _keep_start(made: Assembled, loaded: bool = False, training: bool = True) -> None:
@@ -297,6 +311,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         heads.assume_padding(model)
     net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
+    net.noise = config.regularisation.neftune_noise_alpha or 0.0
     if net.ends_in != "tokens":
         trials.guess_scores(net)
     reason = "model.attention=padded" if config.model.attention == "padded" else trials.unpackable(net)

@@ -43,11 +43,13 @@ def _with_kinds(values: dict) -> dict:
     return out
 
 
-def configure(*sources: str | Path | Mapping, method: str | None = None, weights: bool = True) -> Config:
+def configure(
+    *sources: str | Path | Mapping, method: str | None = None, weights: bool = True, training: bool = True
+) -> Config:  # fmt: skip
     """A checked Config from YAML files, mappings and `a.b=c` overrides, later ones over earlier ones.
 
     Everything that is wrong is told at once, in a ConfigError. Without `weights`, a model's folder may lack them, as
-    for `luthier explain`.
+    for `luthier explain`; without `training`, what a run learnt from and with may have gone.
     """
     values: dict = {}
     problems: list[str] = []
@@ -92,7 +94,7 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
         faults = error.errors()
         raise ConfigError(problems + explained(faults) + _contradictions_of_the_rest(values, faults)) from None
     config = resolution.by_settings(config)
-    problems += contradictions(config, weights)
+    problems += contradictions(config, weights, training)
     if problems:
         raise ConfigError(problems)
     return config
@@ -108,11 +110,11 @@ def _named(kinds: dict[str, str], values: Mapping, axis: str) -> list[str]:
 
 
 def read_run(folder: Path) -> Config:
-    """The configuration that a run's folder was made with."""
+    """The configuration that a run's folder was made with; what only its training needed may have gone."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise CheckpointError(f"{folder} is no folder of a run: it has no config.yaml")
-    return configure(path, {"output_dir": str(folder)})
+    return configure(path, {"output_dir": str(folder)}, training=False)
 
 
 def _contradictions_of_the_rest(values: Mapping, faults: list) -> list[str]:

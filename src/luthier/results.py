@@ -9,9 +9,11 @@ from pathlib import Path
 
 from .assemble import restore
 from .classify import Classifier
-from .errors import CheckpointError
+from .config import read_run
+from .errors import CheckpointError, ConfigError
 from .export import export
 from .generate import Chat
+from .rating import Rater
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,22 @@ class Result:
 
     def classifier(self) -> Classifier:
         """The tuned model of a run that classifies, ready to be given texts."""
+        self._check("classifier", "labelled", "tagged")
         made, _ = restore(self.folder)
         chat = made.config.data.format == "labelled_messages"
         return Classifier(made.network, made.renderer, chat, made.config.batch.micro_tokens)
+
+    def rater(self) -> Rater:
+        """The tuned reward model, ready to be given conversations."""
+        self._check("rater", "whole_pairs")
+        made, _ = restore(self.folder)
+        return Rater(made.network, made.renderer, made.config.data.columns, made.config.batch.micro_tokens)
+
+    def _check(self, asked: str, *rows: str) -> None:
+        """Whether the run is one for what is asked of it."""
+        config = read_run(self.folder)
+        if config.objective.rows not in rows:
+            raise ConfigError(f"{asked}(): {self.folder} is a run of method={config.method}, another kind")
 
     def export(self, out: str | Path, kind: str = "adapter", dtype: str | None = None) -> dict:
         """Write the model where other tools read it: `adapter`, `merged` or `full`, the latter two in `dtype`."""

@@ -34,6 +34,7 @@ Say = Callable[[str], None]
 Step = list[list[int]]
 KEPT = 32  # answers of each round that are written down
 BAD_ROUNDS = ("rounds_without_end", "rounds_of_equal_rewards", "rounds_passed_over")
+LEFT_OUT = "passes_left_out"
 CLOCKS = ("rollout_seconds", "rollout_tokens_per_second")  # no part of where a run stands
 
 
@@ -60,7 +61,7 @@ class Rollouts(Sequence[Step]):
         self.metrics: dict[str, float] = {}  # of the round
         self.pace: dict[str, float] = {}  # by the clock, which no checkpoint keeps
         self.left_out: int | None = None  # the pass of the round from which on nothing more is learnt
-        self.counts = {"rollouts": 0, "rollout_tokens": 0, "tokens": 0, "drawn_again": 0}
+        self.counts = {"rollouts": 0, "rollout_tokens": 0, "tokens": 0, "drawn_again": 0, LEFT_OUT: 0}
         self.counts |= dict.fromkeys(BAD_ROUNDS, 0)
         self._laid: tuple[Any, Step] | None = None
 
@@ -109,9 +110,26 @@ class Rollouts(Sequence[Step]):
         """Told of each step that was taken: enough may have been learnt from this round."""
         self.counts["tokens"] += sum(self.lengths[d] for row in self[step] for d in row)
         enough = getattr(self.objective, "enough", None)
-        if enough is not None and self.left_out is None and enough(metrics):
+        if enough is not None and self.left_out is None and (why := enough(metrics)):
             number, within = divmod(step, self.round_steps)
             self.left_out = within // self._parts(number) + 1
+            self._count_left_out(number, why)
+
+    def _count_left_out(self, number: int, why: str) -> None:
+        """The passes of this round that are not made, of those that the run has steps for."""
+        begins = number * self.round_steps
+        steps = min(len(self) - begins, self._parts(number) * self.settings.passes)
+        passes = -(-steps // self._parts(number))
+        assert self.left_out is not None
+        if not (left := passes - self.left_out):
+            return
+        if not self.counts[LEFT_OUT]:
+            self.warn(
+                f"round {number + 1}, pass {self.left_out} of {passes}: {why}, so the passes after it are left out "
+                f"(said once; {LEFT_OUT} counts them, of each round in the log, of all in the report)"
+            )
+        self.metrics[LEFT_OUT] = left
+        self.counts[LEFT_OUT] += left
 
     def totals(self, steps: int | None = None) -> dict:
         return {"rows": len(self.prompts), **self.counts}
@@ -135,7 +153,7 @@ class Rollouts(Sequence[Step]):
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         self._take(from_arrays({name: tensor.numpy() for name, tensor in tensors.items()}))
         self.round, self.left_out = numbers["round"], numbers["left_out"]
-        self.metrics, self.counts = dict(numbers["metrics"]), dict(numbers["counts"])
+        self.metrics, self.counts = dict(numbers["metrics"]), self.counts | numbers["counts"]
 
     # ------------------------------------------------------------------ where a step is
     def _asked(self, number: int) -> int:
@@ -150,15 +168,7 @@ class Rollouts(Sequence[Step]):
         """The documents of a step, in rows: every pass has an order of its own."""
         key = (number, a_pass, part)
         if self._laid is None or self._laid[0] != key:
-            order = np.random.default_rng([seed_of(self.config), number, a_pass]).permutation(len(self.documents))
-            # Answers to one prompt side by side, as the network runs what neighbours begin with once.
-            mine = sorted(np.array_split(order, self._parts(number))[part].tolist())
-            batch = self.config.batch
-            steps = stream.laid_out(
-                [mine], self.lengths, examples=max(1, len(mine)), tokens=None, micro_tokens=batch.micro_tokens,
-                pack=batch.packing,
-            )  # fmt: skip
-            self._laid = (key, next(steps, []))
+            self._laid = (key, mini_batch(self.config, self.lengths, key, self._parts(number)))
         return self._laid[1]
 
     # ------------------------------------------------------------------ a round
@@ -186,6 +196,8 @@ class Rollouts(Sequence[Step]):
         self.pace = dict(zip(CLOCKS, (drawn, tokens / max(drawn, 1e-9))))
         if getattr(self.objective, "resamples", 0):
             metrics["drawn_again"] = again
+        if hasattr(self.objective, "enough"):
+            metrics[LEFT_OUT] = 0
         self._warn_of(answers)
         self._take(samples)
         self.round, self.left_out, self.metrics = number, None, metrics
@@ -240,6 +252,19 @@ class Rollouts(Sequence[Step]):
             }  # fmt: skip
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         write_atomically(self.folder / f"round-{number + 1:06}.jsonl", "".join(lines))
+
+
+def mini_batch(config: Config, lengths: Sequence[int], key: tuple[int, int, int], parts: int) -> Step:
+    """The answers of a step, in rows; `key` is its round, pass and place among so many `parts`."""
+    number, a_pass, part = key
+    order = np.random.default_rng([seed_of(config), number, a_pass]).permutation(len(lengths))
+    # Answers to one prompt side by side, as the network runs what neighbours begin with once.
+    mine = sorted(np.array_split(order, parts)[part].tolist())
+    batch = config.batch
+    steps = stream.laid_out(
+        [mine], lengths, examples=max(1, len(mine)), tokens=None, micro_tokens=batch.micro_tokens, pack=batch.packing
+    )
+    return next(steps, [])
 
 
 def asked_at_once(config: Config) -> int:

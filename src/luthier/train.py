@@ -306,6 +306,8 @@ class Trainer:
         self.seconds = time.monotonic() - began
         rate = self.config.optim.learning_rate * factor
         found = dict(zip(made.objective.metrics, values))
+        if shown := getattr(made.objective, "shown", None):
+            found = shown(found)
         if isinstance(self.steps, Rollouts):
             self.steps.seen(self.step - 1, found)
             found = {**self.steps.metrics, **found}

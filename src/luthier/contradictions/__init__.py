@@ -6,17 +6,18 @@ from ..fields import Config
 from . import data, evaluation, model, objective, precision, steps, trainable
 
 
-def contradictions(config: Config, weights: bool = True) -> list[str]:
+def contradictions(config: Config, weights: bool = True, training: bool = True) -> list[str]:
     """All of them, told in the words of the configuration, each with its remedy.
 
-    Without `weights`, of a run that is only reckoned with: its model may lack them, and it may have no data.
+    Without `weights`, of a run that is only reckoned with: its model may lack them, and it may have no data. Without
+    `training`, of a run that is asked or exported: what it learnt from and with may have gone.
     """
     return [
         *steps.problems(config),
         *evaluation.problems(config),
-        *objective.problems(config, weights),
+        *objective.problems(config, weights, training),
         *trainable.problems(config),
-        *data.problems(config, weights),
+        *data.problems(config, weights, training),
         *precision.problems(config),
         *model.problems(config, weights),
     ]

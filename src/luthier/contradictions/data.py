@@ -6,7 +6,7 @@ from ..data import Data, sources
 from ..fields import Config
 
 
-def problems(config: Config, weights: bool = True) -> list[str]:
+def problems(config: Config, weights: bool = True, training: bool = True) -> list[str]:
     data, found = config.data, []
     for columns in [data.columns, *(source.columns or {} for source in data.sources())]:
         if columns:
@@ -14,7 +14,7 @@ def problems(config: Config, weights: bool = True) -> list[str]:
 
             if problem := formats.wrong_columns(columns):
                 found.append(problem)
-    found += [*_of_formats(config), *_of_scores(config), *missing(config)]
+    found += [*_of_formats(config), *_of_scores(config), *(missing(config) if training else [])]
     return found + (_of_sources(config) if weights or data.sources() else [])
 
 

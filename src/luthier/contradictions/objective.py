@@ -21,7 +21,7 @@ from ..trainable.adapter import Adapting
 from . import precision
 
 
-def problems(config: Config, weights: bool = True) -> list[str]:
+def problems(config: Config, weights: bool = True, training: bool = True) -> list[str]:
     objective = config.objective
     found = [*objective.problems(), *(_of_rollouts(config) if objective.rolls_out else [])]
     if objective.ahead and config.data.streaming:
@@ -29,9 +29,9 @@ def problems(config: Config, weights: bool = True) -> list[str]:
             f"objective.{objective.ahead} computes something for every row before the first step, and the rows of a "
             "stream (data.streaming=true) are not known then: use one of the two"
         )
-    if isinstance(objective, Distillation) and objective.teacher:
+    if training and isinstance(objective, Distillation) and objective.teacher:
         found += _of_teacher(config, objective.teacher, weights)
-    if objective.own_critic:
+    if training and objective.own_critic:
         found += _of_critic(config, objective.own_critic, weights)
     return found
 
@@ -84,8 +84,9 @@ def _of_teacher(config: Config, teacher: Teacher, weights: bool) -> list[str]:
         found.append("objective.teacher.precision=nf4: pip install 'luthier[quant]' (4-bit weights are bitsandbytes')")
     if not (folder / "config.yaml").is_file():
         model = Model(name=teacher.name, revision=teacher.revision)  # type: ignore[call-arg]
-        if text := names.problem(names.resolved(model), weights):
-            found.append(f"objective.teacher: {text}")
+        kept = Path(config.output_dir).expanduser() / "ahead" / "training" / "manifest.json"  # all that it says
+        if (text := names.problem(names.resolved(model), weights)) and not (config.objective.ahead and kept.is_file()):
+            found.append(f"objective.teacher: {text}; training needs it: put it there, or name another for a new run")
         ready = names.ready_made(names.resolved(model))
         if text := names.ready_made_problem(teacher.name, ready, teacher.precision or "as_loaded"):
             found.append(f"objective.teacher: {text}")

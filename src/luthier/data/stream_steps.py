@@ -139,9 +139,24 @@ class Steps(Sequence[Step]):
                 f"block {block.number + 1} of the stream: {cut:,} of {len(block.documents):,} texts are longer than "
                 f"data.max_length={stream.data.max_length} and were cut to it"
             )
+        if line := self._one_sided(block):
+            stream.warn(line)
         if new:
             where = f"; listed in {path}" if path else ""
             stream.warn(f"block {block.number + 1} of the stream: {len(new)} bad rows skipped{where}\n{report(new)}")
+
+    def _one_sided(self, block: Block) -> str | None:
+        """What is to be said of answers that are all liked, or none of them."""
+        if self.stream.renderer.kind != "unpaired" or not len(block.documents):
+            return None
+        liked = block.documents.labels()[:, 0].astype(bool)
+        if liked.any() and not liked.all():
+            return None
+        side = "true" if liked[0] else "false"
+        return (
+            f"block {block.number + 1} of the stream: all {len(liked):,} rows are labelled {side}: "
+            "nothing tells KTO its other side there; mix the files, or raise data.shuffle_buffer"
+        )
 
     # ------------------------------------------------------------------ what the loop asks of any steps
     def totals(self, steps: int | None = None) -> dict:

@@ -147,6 +147,13 @@ class Network(nn.Module):
         """For the N tokens that are learnt: the hidden state that predicts each [N, H], the token, its weight."""
         return hidden[batch.trained], batch.targets[batch.trained], batch.weights[batch.trained]
 
+    def passes(self, batch: Batch) -> tuple[int, tuple[int, ...]]:
+        """How many tokens are run for a batch, and with how many each document begins that are those of the one before
+        it, run once. Padded rows count as what is in them."""
+        alike = batch.alike() if self.packed else ()
+        once = self._once(batch, max(self.longest, *batch.lengths)) if any(alike) else None
+        return (len(batch), (0,) * len(batch.lengths)) if once is None else (len(once.kept), alike)
+
     def _packed(self, batch: Batch) -> Tensor:
         tokens, positions, ends, keys = batch.tokens, batch.positions, batch.ends, batch.ends
         longest, found = max(self.longest, *batch.lengths), virtual.of(self.model)

@@ -31,6 +31,9 @@ class Learning(Settings):
     A module may have `survey(network, batches, sum_)`: what it must know of all rows of a step before any is learnt,
     of this rank's batches, added up over ranks by `sum_`.
 
+    A module may have `shown(means) -> dict[str, float]`: what the log has of a step, made of its metrics' sums, each
+    divided by the count. So a mean may be one over some of the rows only, and be left out where there are none.
+
     A module may have `ahead(network, batch) -> dict[str, Tensor]`: what is computed once for every row by the network
     as it was at the start, [N, ...] of the trained positions (ahead.py); batches then have it in `token_fields`.
     """
