@@ -7,11 +7,13 @@ of rows asks for rows of it.
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 from test_matrix import CELLS, assert_alike, base, disturb, kind, members  # noqa: F401
-from test_train import QUIET, finished, in_two_parts
+from test_train import QUIET, finished, killed
 
 from luthier import configure, steps, train
 from luthier.batch import Batch
@@ -22,6 +24,7 @@ from luthier.rollouts import CLOCKS
 from luthier.train import Trainer
 
 OBJECTIVES = [o for o in members(Objective) if kind(o) != "next_token"]  # that one has a matrix of its own
+FORKS = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 EVERY_OBJECTIVE = pytest.mark.parametrize("objective", OBJECTIVES, ids=kind)
 
 
@@ -110,12 +113,70 @@ def test_every_cell_is_refused_by_name_or_its_gradient_is_that_of_any_micro_batc
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 @EVERY_OBJECTIVE
-def test_stopped_and_resumed_ends_with_the_same_bytes(objective_config, objective, trainable, tmp_path):
-    extra = {"checkpoint": {"every": 1}}
-    train(objective_config(objective, trainable, **extra), QUIET)
+@FORKS
+def test_killed_and_resumed_ends_with_the_same_bytes(objective_config, objective, trainable, tmp_path):
+    """After step 4, to go on from step 3: of rollouts in the middle of a round."""
+    extra = {"checkpoint": {"every": 3}, "max_steps": 5}
     parted = objective_config(objective, trainable, **extra, output_dir=str(tmp_path / "parted"))
-    in_two_parts(parted, 2)  # after the checkpoint of step 1
+
+    def until_4() -> None:
+        for step in steps(parted, QUIET):
+            if step.step == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    killed(until_4)
+    assert len(list((tmp_path / "parted" / "checkpoints").iterdir())) == 1
+    torch.manual_seed(99)
+    train(parted, QUIET)
+    train(objective_config(objective, trainable, **extra), QUIET)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+
+
+WRITING = {"dpo": {}, "distillation": {"top_k": 4}, "ppo": {}, "classification": {}}
+
+
+@pytest.mark.parametrize("name", WRITING)
+@FORKS
+def test_killed_before_any_file_appears(objective_config, name, tmp_path, monkeypatch):
+    """Files are written beside their place and renamed: killed before each renaming of a run, which then goes on.
+
+    What is computed ahead, what a round left, checkpoints and reports are among them.
+    """
+    objective = next(o for o in OBJECTIVES if kind(o) == name)
+
+    def config(folder: str):
+        extra = {"checkpoint": {"every": 1}, "max_steps": 2, "output_dir": str(tmp_path / folder)}
+        made = objective_config(objective, "full" if name == "dpo" else "lora", **extra)
+        return configure(made.model_dump(exclude_unset=True), {"objective": WRITING[name]})
+
+    told: list[int] = []
+    rename = {name: getattr(os, name) for name in ("rename", "replace")}
+
+    def instead(before) -> None:
+        for verb, usual in rename.items():
+
+            def then(*given, usual=usual) -> None:
+                before()
+                usual(*given)
+
+            monkeypatch.setattr(os, verb, then)
+
+    instead(lambda: told.append(1))
+    train(config("whole"), QUIET)
+    instead(lambda: None)
+    assert len(told) > 5
+
+    for at in range(len(told)):
+        parted = config(str(at))
+
+        def dying(at=at, parted=parted) -> None:
+            left = iter(range(at))
+            instead(lambda: os.kill(os.getpid(), signal.SIGKILL) if next(left, None) is None else None)
+            train(parted, QUIET)
+
+        killed(dying)
+        train(parted, QUIET)
+        assert finished(tmp_path / "whole") == finished(tmp_path / str(at)), at
 
 
 @EVERY_OBJECTIVE

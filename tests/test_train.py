@@ -51,6 +51,18 @@ def in_two_parts(config, after: int, rewards=None) -> None:
     train(config, QUIET, rewards=rewards)
 
 
+def killed(work) -> None:
+    """A process that does this work and is killed in it by SIGKILL; a fork, which need not import everything again."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_learns_and_reports(settings, method):
     config = config_of(settings, method, max_steps=30, evaluation={"generate": 6, "max_new_tokens": 12, "every": 10})
