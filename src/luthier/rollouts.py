@@ -185,7 +185,8 @@ class Rollouts(Sequence[Step]):
     def _enter(self, number: int) -> None:
         began = time.monotonic()
         rows = self.rounds[number]
-        asked = [document for row in rows for document in row]
+        # In an order that is not that of packing: what is drawn for a prompt depends on its place.
+        asked = sorted(document for row in rows for document in row)
         samples, again = self.sampling.round(number, asked)
         drawn = time.monotonic() - began
         answers = [one for one in samples if not one.given]
