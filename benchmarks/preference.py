@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,7 @@ def main() -> None:
     parser.add_argument("--trl", action="store_true", help="TRL's trainer on the same rows in the same order")
     parser.add_argument("--rows", metavar="FILE", help="write the rows there and end")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the runs there")
     options = parser.parse_args()
     if options.one:
         print("RESULT " + json.dumps(CONTESTANTS[options.one[0]](json.loads(options.one[1]))))
@@ -224,7 +226,8 @@ def main() -> None:
         return
     if options.trl and options.method not in ("dpo", "kto"):
         parser.error("--trl is for dpo and kto")
-    with tempfile.TemporaryDirectory() as root:
+    with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as root:
+        Path(root).mkdir(parents=True, exist_ok=True)
         job = {
             "method": options.method, "task": options.task, "steps": options.steps, "held_out": options.held_out,
             "rate": options.rate or RATES[options.method], "data": f"{root}/rows.jsonl", "model": f"{root}/model",

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +243,10 @@ def main() -> None:
     parser.add_argument("--trl", action="store_true", help="TRL's RewardTrainer, too")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--verbose", action="store_true", help="show what the processes say")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the runs there")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with nullcontext(given.keep) if given.keep else tempfile.TemporaryDirectory() as folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         job: Job = {"folder": folder, "steps": given.steps, "held_out": given.held_out, "seed": given.seed,
                     "gguf": given.gguf, "verbose": given.verbose}  # fmt: skip
         write_pairs(Path(folder), given.steps * EXAMPLES, given.held_out, given.seed)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, VOCABULARY, make_model
+from torch._dynamo import testing as dynamo_testing
 
 from luthier.batch import Batch, Document
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.objectives import NextToken
 from luthier.optim import AdamW
 from luthier.optim.clipping import clip_scale
@@ -28,7 +29,7 @@ def documents(lengths=(9, 17, 4, 12), seed=0):
 def packed_network(family="llama"):
     model = make_model(family)
     net = network.Network(model)
-    assert network.prepare(net, "packed") is None
+    assert trials.prepare(net, "packed") is None
     assert net.packed
     return net
 
@@ -46,7 +47,7 @@ def plain_loss(model, document):
 def test_packed_equals_one_document_at_a_time(family):
     docs = documents((9, 17, 4, 12, 1, 16))
     net, plain = packed_network(family), make_model(family)
-    network.check_head(net)
+    trials.check_head(net)
     loss = NextToken().build()(net, Batch.pack(docs))
     expected = [plain_loss(plain, d) for d in docs if len(d.tokens) > 1]
     torch.testing.assert_close(loss.total, sum(t for t, _ in expected), rtol=1e-5, atol=1e-4)
@@ -125,10 +126,10 @@ def test_soft_capped_family_runs_padded_and_right():
     )
     model = Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
     net = network.Network(model)
-    reason = network.prepare(net, "auto")
+    reason = trials.prepare(net, "auto")
     assert reason is not None
     assert not net.packed
-    network.check_head(net)
+    trials.check_head(net)
     docs = documents()
     loss = NextToken().build()(net, Batch.pack(docs))
     loss.total.backward()
@@ -284,3 +285,27 @@ def test_mastered_adamw_in_bfloat16_follows_float32():
         reference.step()
     torch.testing.assert_close(ours.masters["w"], exact.detach(), rtol=1e-5, atol=1e-6)
     assert torch.equal(weight, exact.bfloat16())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a")
+def test_compiled_layers_have_one_graph_for_all_rows_of_a_length():
+    """Where no kernel for packed rows is at hand (float32, a CPU), their documents' borders are in no graph."""
+    torch._dynamo.reset()
+    plain, compiled = packed_network("llama"), packed_network("llama")
+    counter = dynamo_testing.CompileCounterWithBackend("aot_eager")
+    for layer in compiled.model.model.layers:
+        layer.compile(backend=counter, dynamic=False)
+    graphs = []
+    plain.longest = compiled.longest = 64
+    for seed, lengths in enumerate(((9, 30, 21), (20, 20, 20), (41, 7, 12), (58, 1, 1))):
+        docs = documents([n + 1 for n in lengths], seed)
+        found = []
+        for net in (plain, compiled):
+            loss = NextToken().build()(net, Batch.pack(docs)).total
+            loss.backward()
+            found.append((loss.item(), net.model.model.embed_tokens.weight.grad.clone()))
+            net.model.zero_grad()
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+        torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+        graphs.append(counter.frame_count)
+    assert graphs == [graphs[0]] * 4

@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from .explain import Explanation, explain
     from .export import export
     from .methods import METHODS
+    from .results import Result, Step, open_run
     from .search import search
-    from .train import Result, Step, open_run, steps, train
+    from .train import steps, train
 
 _HOMES = {
     "Config": "config",
     "Explanation": "explain",
     "LuthierError": "errors",
     "METHODS": "methods",
-    "Result": "train",
-    "Step": "train",
+    "Result": "results",
+    "Step": "results",
     "configure": "config",
     "explain": "explain",
     "export": "export",
-    "open_run": "train",
+    "open_run": "results",
     "search": "search",
     "steps": "train",
     "train": "train",

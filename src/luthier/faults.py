@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from .fields import Config
-from .settings import nearest
+from .settings import hint, nearest
 
 ELSEWHERE = {  # what other libraries call it
     "lr": "optim.learning_rate", "rank": "trainable.r", "lora_r": "trainable.r", "lora_rank": "trainable.r",
@@ -152,7 +152,7 @@ def explained(errors: list) -> list[str]:
         elif path in told:
             told[path] += f" or {wanted}"
         elif meant := KINDS_ELSEWHERE.get(path, {}).get(str(detail["input"]).lower()):
-            told[path] = f"{path}={detail['input']!r}: should be {wanted}; did you mean {meant!r}?"
+            told[path] = f"{path}={detail['input']!r}: should be {wanted}{hint(meant)}"
         else:
             told[path] = f"{path}={detail['input']!r}: should be {wanted}"
     # Of a value that can be of several types, the fault inside says more than that it is not of the others.
@@ -162,8 +162,7 @@ def explained(errors: list) -> list[str]:
 def _wrong_kind(path: str, given: str, expected: str) -> str:
     known = [tag.strip(" '") for tag in expected.split(",")]
     meant = KINDS_ELSEWHERE.get(path, {}).get(given) or nearest(given, known)
-    hint = f"; did you mean {meant!r}?" if meant else ""
-    return f"{path}={given!r}: should be one of {', '.join(map(repr, known))}{hint}"
+    return f"{path}={given!r}: should be one of {', '.join(map(repr, known))}{hint(meant)}"
 
 
 def _of_other_kinds(path: str) -> str | None:
@@ -249,10 +248,10 @@ def suggestion(name: str, owners: list[type[BaseModel]]) -> str:
     """The nearest name in the same section, else anywhere."""
     here = {field for owner in owners for field in owner.model_fields}
     if name in ELSEWHERE:
-        return f"; did you mean {ELSEWHERE[name]!r}?"
+        return hint(ELSEWHERE[name])
     if meant := nearest(name, here):
-        return f"; did you mean {meant!r}?"
+        return hint(meant)
     everywhere = {key.rpartition(".")[2]: key for key in reversed(list(keys()))}
     if meant := nearest(name, everywhere):
-        return f"; did you mean {everywhere[meant]!r}?"
+        return hint(everywhere[meant])
     return f"; known here: {', '.join(sorted(here))}"

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field
 
 from .data import Data
+from .figures import greater_is_better
 from .models import Model
 from .monitor.alarms import Alarms
 from .objectives import Objective
@@ -42,8 +43,6 @@ class BatchSize(Settings):
     """Lay documents end to end in rows, with no leak between them; false pads them to rectangles."""
 
 
-LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "mse", "mae")
-OF_LABELS = ("precision.", "recall.", "f1.", "entity_")  # figures of one label, which may have any name
 PYTHON_DOCS = "python-docs"
 MetricName = Literal["exact_match", "f1", "bleu", "chrf", "rouge", "json"]
 ON_ANSWERS = (*get_args(MetricName), "rouge_1", "rouge_2", "rouge_l", "json_equal", "valid_json")
@@ -78,10 +77,8 @@ class Evaluation(Settings):
     @property
     def better(self) -> int:
         """1 where a greater figure is the better one, else -1."""
-        of_label = self.metric_for_best_model.startswith(OF_LABELS)
-        name = self.metric_for_best_model.rpartition(".")[2]
-        greater = of_label or name not in LESS_IS_BETTER if self.greater_is_better is None else self.greater_is_better
-        return 1 if greater else -1
+        given = self.greater_is_better
+        return 1 if (greater_is_better(self.metric_for_best_model) if given is None else given) else -1
 
 
 class Checkpointing(Settings):

@@ -112,10 +112,9 @@ def packed_attention(
             **extra,
         )
         return out[None], None  # type: ignore[index]
-    ends = tuple(cu_seq_lens_q.tolist())
     same = cu_seq_lens_k is None or cu_seq_lens_k is cu_seq_lens_q or virtual_places is not None
-    keys = ends if same else tuple(cu_seq_lens_k.tolist())  # type: ignore[union-attr]
-    return _grouped(query, key, value, ends, keys, scaling, dropout, sliding_window, prefix, both), None
+    of_keys = cu_seq_lens_q if same else cu_seq_lens_k
+    return _grouped(query, key, value, cu_seq_lens_q, of_keys, scaling, dropout, sliding_window, prefix, both), None
 
 
 def aligned(width: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -147,10 +146,12 @@ def apart(tokens: Tensor) -> bool:
     return tokens.is_cuda
 
 
+@torch.compiler.disable  # its shapes are those of the documents: a graph would be made for every row
 def _grouped(query, key, value, ends, keys, scaling, dropout, window, prefix=None, both=False) -> Tensor:
     heads, total = query.shape[1], query.shape[2]
     virtual = 0 if prefix is None else prefix.shape[2]
-    groups, restore = _groups(ends, keys)
+    bounds = tuple(ends.tolist())
+    groups, restore = _groups(bounds, bounds if keys is ends else tuple(keys.tolist()))
     outs = []
 
     def rows(t: Tensor, places: Tensor) -> Tensor:

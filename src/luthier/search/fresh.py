@@ -67,7 +67,7 @@ def _train(config: Config, plan: Plan, shared: Shared, console: Console) -> floa
     the peak of memory."""
     trainer = Trainer(config, trials.Quiet(console, set()), plan.functions, plan.rewards, shared)
     if trainer.step == 0 and config.schedule.kind != "reduce_lr_on_plateau":
-        trainer.evaluated = 0
+        trainer.evaluations.last = 0
     trainer.run()
     peak = trials.peak_gb()
     held = trials.held_by(trainer)

@@ -96,7 +96,7 @@ def _short(config: Config, folder: Path, steps: int) -> Config:
 def _run(config: Config, console: Console, low: float, high: float, steps: int) -> tuple[list[float], list[float]]:
     trainer = Trainer(config, console)
     trainer.schedule = Ramp(config.optim.learning_rate, low, high, steps)
-    trainer.evaluated = 0  # the base is not asked about
+    trainer.evaluations.last = 0  # the base is not asked about
     rates: list[float] = []
     losses: list[float] = []
     taken: Any = trainer.loop()

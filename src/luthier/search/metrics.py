@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from ..config import Config
 from ..errors import ConfigError
-from ..fields import LESS_IS_BETTER, OF_LABELS
-from ..settings import nearest
+from ..figures import greater_is_better
+from ..settings import did_you_mean, nearest
 
 COSTS = {"seconds": "min", "memory": "min", "parameters": "min", "tokens_per_second": "max"}
 CHEAP = ("loss", "perplexity", "bits_per_byte", "token_accuracy")  # figures that need no answers
-FALLING = ("kl", "completion_length", "rejected")
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ def _metric(text: str) -> Metric:
 def _less(key: str, name: str) -> bool:
     if name in COSTS:
         return COSTS[name] == "min"
-    last = key.rpartition(".")[2]
-    return not key.startswith(OF_LABELS) and (last in LESS_IS_BETTER or any(part in key for part in FALLING))
+    return not greater_is_better(key)
 
 
 def check_logged(metrics: Sequence[Metric], figures: Mapping) -> None:
@@ -82,10 +80,9 @@ def check_logged(metrics: Sequence[Metric], figures: Mapping) -> None:
     known = sorted(k for k in figures if f"{k}_interval" in figures)
     for metric in metrics:
         if not metric.cost and metric.key not in figures:
-            meant = nearest(metric.key, known)
-            hint = f"; did you mean {'eval.' + meant!r}?" if meant else ""
+            meant = did_you_mean(f"eval.{metric.key}", [f"eval.{k}" for k in known], ".")
             raise ConfigError(
-                f"--metric {metric.name} is never measured{hint} Measured are "
+                f"--metric {metric.name} is never measured{meant} Measured are "
                 f"{', '.join('eval.' + k for k in known)}, and of each trial {', '.join(COSTS)}. Figures of answers "
                 "need evaluation.generate"
             )

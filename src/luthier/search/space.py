@@ -13,7 +13,7 @@ from typing import Any
 from ..config import configure
 from ..errors import ConfigError
 from ..faults import fields_of
-from ..settings import nearest, parse_override
+from ..settings import did_you_mean, hint, nearest, parse_override
 
 CALL = re.compile(r"(\w*)\((.*)\)", re.S)
 NAMES = ("log", "uniform", "int", "choice")
@@ -293,9 +293,8 @@ def _conditions(key: str, text: str) -> list[Condition]:
 def _made(key: str, name: str, arguments: list, when: tuple[Condition, ...], types: Sequence[Any]) -> Dimension:
     name = "choice" if name == "choices" else name
     if name not in NAMES:
-        meant = ELSEWHERE.get(name) or nearest(name, NAMES)
-        hint = f"; did you mean {meant!r}?" if meant else ""
-        raise ConfigError(f"{key}: {name!r} is no distribution{hint} (known: {', '.join(NAMES)})")
+        meant = hint(ELSEWHERE.get(name) or nearest(name, NAMES))
+        raise ConfigError(f"{key}: {name!r} is no distribution{meant} (known: {', '.join(NAMES)})")
     if name == "choice":
         return _choice(key, arguments, when)
     told = f"{key}={name}({', '.join(map(str, arguments))})"
@@ -357,9 +356,8 @@ def _in_order(found: list[Dimension]) -> tuple[list[Dimension], list[str]]:
         for key, allowed in d.when:
             parent = _parent(key, known)
             if parent is None:
-                meant = nearest(key, known)
-                hint = f"; did you mean {meant!r}?" if meant else ""
-                problems.append(f"{d.key}: the condition is on {key}, which is not searched{hint} ({', '.join(known)})")
+                told = f"{did_you_mean(key, known)} ({', '.join(known)})"
+                problems.append(f"{d.key}: the condition is on {key}, which is not searched{told}")
             elif parent == d.key:
                 problems.append(f"{d.key}: the condition is on itself")
             elif key == parent and known[parent].choices:

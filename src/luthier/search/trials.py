@@ -108,26 +108,27 @@ def _loop(plan: Plan, claimed: Claimed, storage: Storage, trainer: Trainer, chec
     # The base is measured by the first trial alone: it is the same for all, and no weight depends on it, but where the
     # rate follows evaluations.
     if claimed.number and trainer.step == 0 and trainer.config.schedule.kind != "reduce_lr_on_plateau":
-        trainer.evaluated = 0
-    key, looked = plan.metrics[0].key, trainer.evaluated
+        trainer.evaluations.last = 0
+    key, looked = plan.metrics[0].key, trainer.evaluations.last
     steps: Any = trainer.loop()
     with contextlib.closing(steps):
         for taken in steps:
             check()
-            if looked != trainer.evaluated and trainer.evaluated is not None:
-                looked = trainer.evaluated
+            if looked != trainer.evaluations.last and trainer.evaluations.last is not None:
+                looked = trainer.evaluations.last
                 if looked == 0:
-                    check_logged(plan.metrics, trainer.figures)
-                elif key in trainer.figures and len(plan.metrics) == 1:
-                    value = trainer.figures[key]
+                    check_logged(plan.metrics, trainer.evaluations.figures)
+                elif key in trainer.evaluations.figures and len(plan.metrics) == 1:
+                    value = trainer.evaluations.figures[key]
                     if storage.report(claimed, looked, math.nan if value is None else value):
                         return "pruned"
                 elif plan.pruner != "none":
-                    check_logged(plan.metrics[:1], trainer.figures)
+                    check_logged(plan.metrics[:1], trainer.evaluations.figures)
             if time.monotonic() > until and taken.step < len(trainer.steps):
                 trainer.save()
                 raise TimeOver
-    if trainer.evaluated == trainer.step and len(plan.metrics) == 1 and (last := trainer.figures.get(key)) is not None:
+    last = trainer.evaluations.figures.get(key)
+    if trainer.evaluations.last == trainer.step and len(plan.metrics) == 1 and last is not None:
         storage.report(claimed, trainer.step, last)
     return "complete"
 
