@@ -421,6 +421,8 @@ def test_a_metric_that_is_never_measured(searched):
     assert "--metric eval.los is never measured; did you mean 'eval.loss'?" in text
     assert "eval.perplexity" in text
     assert "evaluation.generate" in text
+    with pytest.raises(ConfigError, match=r"eval\.f2 is never measured\. Measured are eval\.bits_per_byte"):
+        search(searched, metrics=["eval.f2"], folder=searched["output_dir"] + "-f2")
     ran = list((Path(searched["output_dir"] + "-search") / "trials").iterdir())
     assert len(ran) == 1  # the first trial, and that not to its end
     assert not (ran[0] / "report.json").exists()

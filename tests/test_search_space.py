@@ -177,6 +177,8 @@ def test_values_that_can_never_be_and_choices_that_do_not_go_together(settings):
     assert "combinations" in told[0]
     assert "trainable.r" in told[0]
     assert not refused(read({"method": "[lora, full]", "trainable.r": "[8, 16] if method=lora"}), [settings])
+    with pytest.raises(ConfigError, match=r"search the method instead, such as method='\[\"lora\", \"full\"\]'"):
+        refused(read({"trainable.kind": "[lora, full]"}), [settings])
     with pytest.raises(ConfigError, match="unknown"):
         refused(read({"method": "[lorra, ful]"}), [settings])
 

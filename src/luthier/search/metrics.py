@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..config import Config
 from ..errors import ConfigError
 from ..figures import greater_is_better
-from ..settings import did_you_mean, nearest
+from ..settings import hint, nearest
 
 COSTS = {"seconds": "min", "memory": "min", "parameters": "min", "tokens_per_second": "max"}
 CHEAP = ("loss", "perplexity", "bits_per_byte", "token_accuracy")  # figures that need no answers
@@ -80,7 +80,8 @@ def check_logged(metrics: Sequence[Metric], figures: Mapping) -> None:
     known = sorted(k for k in figures if f"{k}_interval" in figures)
     for metric in metrics:
         if not metric.cost and metric.key not in figures:
-            meant = did_you_mean(f"eval.{metric.key}", [f"eval.{k}" for k in known], ".")
+            near = nearest(metric.key, known)
+            meant = hint(f"eval.{near}" if near else None) or "."
             raise ConfigError(
                 f"--metric {metric.name} is never measured{meant} Measured are "
                 f"{', '.join('eval.' + k for k in known)}, and of each trial {', '.join(COSTS)}. Figures of answers "

@@ -31,6 +31,7 @@ OF_TRIALS = {  # what a space may not say, and why
     "data.validation": "all trials must be measured on the same rows",
     "monitor": "it changes nothing that is learnt",
 }
+OF_METHODS = ("trainable.kind", "objective.kind", "precision.kind")  # a method's row fixes them
 COMBINATIONS = 64  # of choices that are tried before anything is trained
 FINITE = 100_000  # points of a space that are counted
 
@@ -400,7 +401,8 @@ def refused(space: Space, sources: Sequence[Any]) -> list[str]:
             told = [p for one, p in faults if d.key in one and one[d.key] == label]
             own = [[text for text in p if re.match(rf"{re.escape(d.key)}(?![\w])", text)] for p in told]
             if told and all(own):
-                wrong.append(f"{own[0][0]} (searched: {d})")
+                remedy = f"; search the method instead, such as method='{d}'" if d.key in OF_METHODS else ""
+                wrong.append(f"{own[0][0]} (searched: {d}){remedy}")
     if not wrong and all(problems for _, problems in faults):
         wrong = faults[0][1]
     if wrong:
