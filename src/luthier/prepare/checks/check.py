@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ...settings import Settings
+from ...settings import Settings, nearest
 from ..views import View
 
 Action = Literal["drop", "repair", "keep"]
@@ -74,11 +74,37 @@ Again = Callable[[], Iterable[tuple[int, View]]]  # all rows once more, in order
 class Check(Settings):
     """A check's settings; `kind` names it in recipes. A subclass narrows `action` to what it can do."""
 
+    whats: ClassVar[tuple[str, ...]] = ()  # all that it can find
+    beyond_repair: ClassVar[tuple[str, ...]] = ()  # of these what no repair undoes: where others are repaired, dropped
+
     kind: str
     action: Action = "keep"
     """What `luthier data clean` does with a row in which this is found: `drop` it, `repair` it, or `keep` it as it is."""
-    allowed: float = Field(0.0, ge=0.0, le=1.0)
-    """The share of rows in which this may be found before the verdict of an audit is a fault."""
+    actions: dict[str, Action] = {}
+    """Another action for some of the things that it finds."""
+    allowed: float | None = Field(None, ge=0.0, le=1.0)
+    """The share of rows in which this may be found in an audit; none by default, any where the action is `keep`."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Check:
+        possible = get_args(type(self).model_fields["action"].annotation)
+        for what, action in self.actions.items():
+            if self.whats and what not in self.whats:
+                meant = nearest(what, self.whats)
+                hint = f"; did you mean {meant!r}?" if meant else ""
+                raise ValueError(f"actions: {self.kind} finds no {what!r}{hint} (known: {', '.join(self.whats)})")
+            if action not in possible or (action == "repair" and what in self.beyond_repair):
+                raise ValueError(f"actions.{what}: {action!r} cannot be done; known are {', '.join(possible)}")
+        return self
+
+    def action_of(self, what: str) -> Action:
+        """What is done about one of the things that it finds."""
+        action = self.actions.get(what, self.action)
+        return "drop" if action == "repair" and what in self.beyond_repair else action
+
+    def limit(self) -> float:
+        """The share of rows that an audit accepts."""
+        return (1.0 if self.action == "keep" else 0.0) if self.allowed is None else self.allowed
 
     def prepared(self) -> Check:
         """The check as it works, in each process: what has to be loaded or compiled first is kept on it."""
