@@ -19,13 +19,11 @@ def luhn(digits: str) -> bool:
     return total % 10 == 0
 
 
-_D = [[(a + b) % 5 if a < 5 and b < 5 else 0 for b in range(10)] for a in range(10)]
-for _a in range(10):  # the dihedral group of the pentagon
-    for _b in range(10):
-        if _a < 5:
-            _D[_a][_b] = (_a + _b) % 5 if _b < 5 else (_a + _b - 5) % 5 + 5
-        else:
-            _D[_a][_b] = (_a - _b) % 5 + 5 if _b < 5 else (_a - _b) % 5
+# The dihedral group of the pentagon: turns are 0 to 4, reflections 5 to 9.
+_D = [
+    [(a + b) % 5 + 5 * (b > 4) if a < 5 else (a - b) % 5 + 5 * (b < 5) for b in range(10)]
+    for a in range(10)
+]  # fmt: skip
 _P = [list(range(10)), [1, 5, 7, 6, 2, 8, 3, 0, 9, 4]]
 for _i in range(2, 8):
     _P.append([_P[_i - 1][_P[1][_j]] for _j in range(10)])

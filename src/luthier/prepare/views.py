@@ -28,11 +28,12 @@ class Text(NamedTuple):
 class View:
     """A row as checks see it: its texts, and where it stands."""
 
-    __slots__ = ("format", "number", "place", "texts", "values")
+    __slots__ = ("format", "language", "number", "place", "texts", "values")
 
     def __init__(self, values: dict, texts: list[Text], format: str, number: int = -1, place: str = ""):
         self.values, self.texts, self.format = values, texts, format
         self.number, self.place = number, place  # the number counts in its piece; the audit tells that in the whole
+        self.language: str | None = None  # once it was found, for all who ask
 
     def joined(self) -> str:
         """All texts with their roles, for what compares whole rows."""

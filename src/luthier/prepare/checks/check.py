@@ -59,12 +59,11 @@ class Gathered:
 class Decision:
     """What a check says of the whole set: which rows it found, by number in the whole."""
 
-    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [N] int64, rising
-    what: Sequence[str] = ()  # names of the things found; `codes` are places in it
-    codes: np.ndarray | None = None  # [N] which of `what`; all are the first without it
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [N] int64, rising, each once
+    told: Sequence[tuple[str, str]] = ()  # (what was found, for people with {other} and {number}) that `codes` points at
+    codes: np.ndarray | None = None  # [N] which of `told`; all are the first without it
     others: np.ndarray | None = None  # [N] int64: the row that a row is found because of, -1 for none
     numbers: np.ndarray | None = None  # [N] float: a measure, such as a similarity
-    detail: str = "{what}"  # for people, with {what}, {other} (row and place), {number}
     summary: Mapping = field(default_factory=dict)  # JSON, for the verdict and the page
 
 
@@ -106,8 +105,11 @@ class Check(Settings):
         """The share of rows that an audit accepts."""
         return (1.0 if self.action == "keep" else 0.0) if self.allowed is None else self.allowed
 
-    def prepared(self) -> Check:
-        """The check as it works, in each process: what has to be loaded or compiled first is kept on it."""
+    def prepared(self, given: Mapping[str, str]) -> Check:
+        """The check as it works in a process: what has to be read or compiled first is kept on it.
+
+        `given` has what the recipe says for all checks: `model`, its name, and `tokenizer`, in the JSON of `tokenizers`.
+        """
         return self
 
     # one row

@@ -34,7 +34,7 @@ class ExactDuplicates(Check):
         found, first = repeated(hashes, rows)
         groups = len(np.unique(first))
         summary = {"rows": len(found), "groups": groups, "distinct": len(rows) - len(found)}
-        return Decision(found, self.whats, None, first, detail="the same as {other}", summary=summary)
+        return Decision(found, [("duplicate", "the same as row {other}")], others=first, summary=summary)
 
 
 def repeated(hashes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
