@@ -61,8 +61,9 @@ _IBAN_LENGTHS = {
     "PK": 24, "PL": 28, "PS": 29, "PT": 25, "QA": 29, "RO": 24, "RS": 22, "SA": 24, "SE": 24, "SI": 19, "SK": 24,
     "SM": 27, "TN": 24, "TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20,
 }  # fmt: skip
-IBAN = re.compile(r"(?<![A-Za-z0-9])([A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30})(?![A-Za-z0-9])")
-CARD = re.compile(r"(?<![\d.,+-])(?<!\d[ -])\d(?:[ -]?\d){12,18}(?![ -]?\d)(?![.,]\d)")
+# A pattern begins with a set of characters and looks back after the first: so a text is searched for these at once.
+IBAN = re.compile(r"[A-Z](?<![A-Za-z0-9].)[A-Z]\d{2}(?: ?[A-Z0-9]){11,30}(?![A-Za-z0-9])")
+CARD = re.compile(r"\d(?<![\d.,+-].)(?<!\d[ -].)(?:[ -]?\d){12,18}(?![ -]?\d)(?![.,]\d)")
 
 
 def iban(text: str) -> str | None:
@@ -101,8 +102,8 @@ def card(text: str) -> bool:
 
 # ---------------------------------------------------------------------------- addresses on networks
 
-IP4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d|-\w)")
-IP6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4}){1,6}(?![\w:])", re.A)
+IP4 = re.compile(r"\d(?<![\w.].)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?!\w|\.\d|-\w)")
+IP6 = re.compile(r"[0-9A-Fa-f](?<![\w:.].)[0-9A-Fa-f]{0,3}:(?:[0-9A-Fa-f]{1,4}:){1,6}(?::?[0-9A-Fa-f]{1,4}){1,6}(?![\w:])", re.A)
 _VERSION = re.compile(r"(?:\bv|\bver(?:sion)?|\brelease|\bsection|\bchapter|\bbuild|§)[ .:=]*\Z", re.I)
 
 
@@ -121,6 +122,8 @@ def ip(text: str, before: str) -> bool:
 
 # ---------------------------------------------------------------------------- telephones
 
+# Seven digits with little between them: without these, a text has no number of a telephone, a card or a person.
+CANDIDATE = re.compile(r"\d(?:[ .\-/()]{0,3}\d){6,}")
 # Codes of countries: ITU-T E.164, assigned ones.
 _CODES = {
     "1", "7", "20", "27", "30", "31", "32", "33", "34", "36", "39", "40", "41", "43", "44", "45", "46", "47", "48", "49",
@@ -255,10 +258,11 @@ def _ssn(text: str) -> bool:
     return area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
 
 
+FISCALE = re.compile(r"[A-Z](?<!\w.)[A-Z]{5}\d{2}[A-EHLMPRST]\d{2}[A-Z]\d{3}[A-Z](?!\w)")
+fiscale = _fiscale
 _ = r"(?<![\w.+-])"
-NATIONAL: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = (
+NATIONAL: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = (  # all but Italy's have seven digits in a row
     ("ES", re.compile(_ + r"(?:\d{8}|[XYZ]-?\d{7})[ -]?[A-HJ-NP-TV-Z](?!\w)"), _dni),
-    ("IT", re.compile(_ + r"[A-Z]{6}\d{2}[A-EHLMPRST]\d{2}[A-Z]\d{3}[A-Z](?!\w)"), _fiscale),
     ("FR", re.compile(_ + r"[12] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}(?![\w]|[ .-]\d)"), _nir),
     ("BR", re.compile(_ + r"\d{3}\.\d{3}\.\d{3}-\d{2}(?!\w)"), _cpf),
     ("CN", re.compile(_ + r"[1-8]\d{5}(?:19|20)\d{2}[01]\d[0-3]\d\d{3}[\dXx](?!\w)"), _resident),

@@ -14,7 +14,9 @@ from .encoded import dumps
 
 Path = tuple[str | int, ...]  # keys and places from the row's values down to a text; a text of JSON is stepped into
 UNKNOWN = "unknown"  # the format of rows that training would not read without data.columns
-WORDS = ("tokens",)  # columns that are lists of words
+_MARKS = b" \t\n.,-/()+:"
+_DIGITS = bytes(48 if 48 <= i <= 57 else 46 if i == 46 else 32 for i in range(256))
+_TOKENS = bytes(120 if chr(i).isalnum() or chr(i) in "_-+/=.~:@!#%^&*" else 32 for i in range(128)) + bytes(128)
 
 
 class Text(NamedTuple):
@@ -25,15 +27,34 @@ class Text(NamedTuple):
     text: str
 
 
+class Runs(NamedTuple):
+    """What a row's texts have at all: most have none of it, and need no search for numbers of people or for secrets."""
+
+    digits: bool  # seven of them with only marks in between
+    address: bool  # numbers parted by dots, or colons, as addresses on networks have
+    token: bool  # sixteen characters such as keys are made of
+
+
 class View:
     """A row as checks see it: its texts, and where it stands."""
 
-    __slots__ = ("format", "language", "number", "place", "texts", "values")
+    __slots__ = ("format", "language", "number", "place", "texts", "values", "_runs")
 
     def __init__(self, values: dict, texts: list[Text], format: str, number: int = -1, place: str = ""):
         self.values, self.texts, self.format = values, texts, format
         self.number, self.place = number, place  # the number counts in its piece; the audit tells that in the whole
         self.language: str | None = None  # once it was found, for all who ask
+        self._runs: Runs | None = None
+
+    def runs(self) -> Runs:
+        if self._runs is None:
+            data = "\n".join([text.text for text in self.texts]).encode("ascii", "replace")
+            self._runs = Runs(
+                b"0000000" in data.translate(_DIGITS, _MARKS),
+                data.translate(_DIGITS).count(b"0.0") > 1 or data.count(b":") > 2,
+                b"x" * 16 in data.translate(_TOKENS),
+            )
+        return self._runs
 
     def joined(self) -> str:
         """All texts with their roles, for what compares whole rows."""

@@ -45,15 +45,19 @@ PATTERNS = {  # on the lower-cased text
         r"(?:other|more|further) (?:questions|help|assistance))[^\n]{0,80}\s*\Z"
     ),
 }  # fmt: skip
-_TRIGGERS = {  # a text without all of these has none of them: so most texts cost some searches for a word
-    "refusal": ("sorry", "apolog", "cannot", "can't", "cant ", "can not", "unable", "not able", "decline", "will not",
-                "won't", "request", "not comfortable", "not programmed", "not allowed", "not permitted"),
-    "disclaimer": (" ai", "language model", "artificial intel", " by openai", "my knowledge", "my last", "my training",
-                   "by anthropic", "by meta", "by google", "by mistral", "by alibaba", "have access to real",
-                   "have personal", "have real"),
-    "placeholder": ("lorem", "[", "<", "insert ", "{{"),
-    "closing": ("hope", "let me know", "feel free", "hesitate", "anything else", "if you"),
+# A text without these words has none of them, and where they stand: so most texts cost one look at their words.
+_TRIGGERS: dict[str, tuple[slice | None, frozenset[str]]] = {
+    "refusal": (slice(110), frozenset(
+        "sorry apologize apologise apologies can't cant cannot unable able decline won't request not".split()
+    )),
+    "disclaimer": (None, frozenset(
+        "ai language artificial openai anthropic deepmind mistral alibaba meta knowledge training personal real real-time "
+        "realtime".split()
+    )),
+    "placeholder": (None, frozenset(["lorem", "insert"])),
+    "closing": (slice(-45, None), frozenset("hope know feel hesitate anything questions help assistance".split())),
 }  # fmt: skip
+_APART = str.maketrans(".,;:!?()\"*_\n", " " * 12)
 LEARNT = ("assistant",)
 
 
@@ -76,14 +80,15 @@ class Boilerplate(Check):
             low = text.lower()
             if "\u2019" in low:
                 low = low.replace("\u2019", "'")
-            for what, triggers in _TRIGGERS.items():
-                if what in found:
-                    continue
-                for trigger in triggers:
-                    if trigger in low:
-                        if match := PATTERNS[what].search(low):
-                            found[what] = _found(what, text, index, match)
-                        break
+            words = low.translate(_APART).split()
+            for what, (part, triggers) in _TRIGGERS.items():
+                told = not triggers.isdisjoint(words if part is None else words[part])
+                if (
+                    (told or (what == "placeholder" and ("[" in low or "{{" in low or "<" in low)))
+                    and what not in found
+                    and (match := PATTERNS[what].search(low))
+                ):
+                    found[what] = _found(what, text, index, match)
             for what, pattern in self.patterns.items():
                 if what not in found and (match := re.search(pattern, low)):
                     found[what] = _found(what, text, index, match)

@@ -21,6 +21,7 @@ _NOBODY = re.compile(  # names that RFC 2606 and RFC 6761 keep for examples, and
     re.I,
 )
 _DIGITS = bytes(i for i in range(256) if not 48 <= i <= 57)  # what is deleted to count digits
+BEFORE, AFTER = 8, 24  # characters around a run of digits that a pattern may take in or look at
 MASKS = {
     "email": "[EMAIL]", "phone": "[PHONE]", "credit_card": "[CREDIT_CARD]", "iban": "[IBAN]", "ip": "[IP_ADDRESS]",
     "national_id": "[NATIONAL_ID]",
@@ -38,7 +39,10 @@ class PersonalData(Check):
     def look(self, view: View) -> Sequence[Finding]:
         found: dict[str, list[Span]] = {}
         details: dict[str, str] = {}
+        runs = view.runs()
         for index, (_, _, text) in enumerate(view.texts):
+            if not (runs.digits or runs.address or runs.token or "@" in text):
+                continue
             for what, start, stop, detail in personal(text):
                 found.setdefault(what, []).append(Span(index, start, stop))
                 details.setdefault(what, detail)
@@ -82,12 +86,8 @@ def _numbers(text: str, digits: int) -> Iterator[Found]:
     """What is made of digits, the surest first."""
     if digits >= 10:
         for m in ids.IBAN.finditer(text):
-            if told := ids.iban(m[1]):
+            if told := ids.iban(m[0]):
                 yield "iban", m.start(), m.start() + len(told), f"IBAN of {told[:2]}"
-    if digits >= 13:
-        for m in ids.CARD.finditer(text):
-            if ids.card(m[0]):
-                yield "credit_card", m.start(), m.end(), f"card, {len(re.sub(chr(92) + 'D', '', m[0]))} digits"
     if text.count(".") >= 3:
         for m in ids.IP4.finditer(text):
             if ids.ip(m[0], text[max(0, m.start() - 12) : m.start()]):
@@ -97,18 +97,28 @@ def _numbers(text: str, digits: int) -> Iterator[Found]:
             if ids.ip(m[0], ""):
                 yield "ip", m.start(), m.end(), "IPv6"
     if digits >= 7:
-        for country, pattern, holds in ids.NATIONAL:
-            for m in pattern.finditer(text):
-                if holds(m[0]):
-                    yield "national_id", m.start(), m.end(), country
-        for m in ids.PHONE.finditer(text):
-            if ids.phone(m[0]):
-                yield "phone", m.start(), m.end(), f"{len(m[0])} characters"
-        low = text.lower()
-        if any(word in low for word in ids.CALLED_WORDS):
-            for m in ids.CALLED.finditer(text):
-                if ids.called(m[0], text[max(0, m.start() - 40) : m.start()]):
-                    yield "phone", m.start(), m.end(), f"{len(m[0])} characters"
+        for m in ids.FISCALE.finditer(text):
+            if ids.fiscale(m[0]):
+                yield "national_id", m.start(), m.end(), "IT"
+        for m in ids.CANDIDATE.finditer(text):
+            yield from _run(text, max(0, m.start() - BEFORE), m.end() + AFTER)
+
+
+def _run(text: str, start: int, stop: int) -> Iterator[Found]:
+    """What a run of digits is part of."""
+    for m in ids.CARD.finditer(text, start, stop):
+        if ids.card(m[0]):
+            yield "credit_card", m.start(), m.end(), f"card, {sum(map(str.isdigit, m[0]))} digits"
+    for country, pattern, holds in ids.NATIONAL:
+        for m in pattern.finditer(text, start, stop):
+            if holds(m[0]):
+                yield "national_id", m.start(), m.end(), country
+    for m in ids.PHONE.finditer(text, start, stop):
+        if ids.phone(m[0]):
+            yield "phone", m.start(), m.end(), f"{len(m[0])} characters"
+    for m in ids.CALLED.finditer(text, start, stop):
+        if ids.called(m[0], text[max(0, m.start() - 40) : m.start()]):
+            yield "phone", m.start(), m.end(), f"{len(m[0])} characters"
 
 
 def _shortened(address: str) -> str:

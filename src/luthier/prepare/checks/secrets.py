@@ -50,13 +50,14 @@ PATTERNS: dict[str, tuple[tuple[str, ...], re.Pattern]] = {  # what -> (one of t
         ("://",), re.compile(r"(?<=://)[^\s:/@\"'<>{}$\[\]]{1,64}:(?P<secret>[^\s:/@\"'<>{}$\[\]*]{3,128})(?=@[\w.-]+)")
     ),
     "assigned": (
-        ("ecret", "ECRET", "oken", "OKEN", "asswor", "ASSWOR", "asswd", "pi_key", "pi-key", "PI_KEY", "piKey", "ccess_key", "CCESS_KEY", "ccessKey"),
+        ("ecret", "ECRET", "oken", "OKEN", "assw", "ASSW", "_key", "-key", "_KEY", "Key"),
         re.compile(
             r"(?i:secret|token|passw(?:or)?d|api[_-]?key|access[_-]?key)(?i:[\w-]{0,20})[\"']?\s{0,3}(?::|=>?|:=)\s{0,3}"
             r"[\"']?(?:[Bb]earer )?(?P<secret>[A-Za-z0-9+/_=~!@#%^&*-]{16,256})(?![\w(.\[])"
         ),
     ),
 }  # fmt: skip
+_MARKS = [(mark, what) for what, (marks, _) in PATTERNS.items() for mark in marks]
 MASKS = {what: f"[{what.upper()}]" if what != "assigned" else "[SECRET]" for what in PATTERNS}
 BITS = 3.3  # of entropy a character that something drawn at random has, of 16 and more
 
@@ -70,14 +71,13 @@ class Secrets(Check):
     action: Literal["repair", "drop", "keep"] = "repair"
 
     def look(self, view: View) -> Sequence[Finding]:
+        if not view.runs().token:
+            return ()
         found: list[Finding] = []
         for index, (_, _, text) in enumerate(view.texts):
             taken: list[tuple[int, int]] = []
-            for what, (marks, pattern) in PATTERNS.items():
-                for mark in marks:
-                    if mark in text:
-                        found += _found(what, pattern, text, index, taken)
-                        break
+            for what in dict.fromkeys(what for mark, what in _MARKS if mark in text):
+                found += _found(what, PATTERNS[what][1], text, index, taken)
         return found
 
     def repair(self, view: View, findings: Sequence[Finding]) -> dict[int, str]:
