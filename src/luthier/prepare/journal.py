@@ -23,6 +23,20 @@ def key_of(settings: Mapping, inputs: Sequence[list], out: Path | None, sides: M
     return json.loads(json.dumps(told))  # as it will be read again
 
 
+def refuse_existing(folder: Path, outputs: Sequence[Path]) -> None:
+    """Outputs that are there and were not begun under this journal."""
+    if (folder / "key.json").exists():
+        return
+    for path in outputs:
+        empty = path.is_dir() and all(inner.name.startswith(".luthier") for inner in path.iterdir())
+        if path.exists() and not empty:
+            raise ConfigError(f"{path} exists: give another name, or remove it; nothing was written")
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "done.json").is_file()
+
+
 class Journal:
     """A folder with the key, an entry for each piece that is done, what those pieces wrote, and a mark at the end."""
 
@@ -34,9 +48,7 @@ class Journal:
         """Whether everything was done before. Refuses outputs of another run, and a second process at the same."""
         known = self._read()
         if known is None:
-            for path in outputs:
-                if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-                    raise ConfigError(f"{path} exists: give another name, or remove it; nothing was written")
+            refuse_existing(self.folder, outputs)
             self.folder.mkdir(parents=True, exist_ok=True)
         elif differs := difference(known, self.key):
             raise CheckpointError(
@@ -46,10 +58,10 @@ class Journal:
         with _locked(self.folder / "lock"):
             if known is None:
                 write_atomically(self.folder / "key.json", json.dumps(self.key))
-            finished = (self.folder / "done.json").is_file()
-            if finished and (gone := [path for path in outputs if path.name in self._promised() and not path.exists()]):
+            done = finished(self.folder)
+            if done and (gone := [path for path in outputs if path.name in self._promised() and not path.exists()]):
                 raise CheckpointError(f"{gone[0]} was made before and is gone; remove {self.folder} to make it again")
-            yield finished
+            yield done
 
     def _read(self) -> dict | None:
         try:

@@ -146,7 +146,7 @@ def run(
         raise DataError(f"{source}: nothing to read")
     sides = dict(sides or {})
     suffix = suffix_of(out) if out is not None else ""
-    place = journal or _journal_of(out)
+    place = journal or journal_of(out)
     kept = Journal(place, key_of(settings, [inputs_of(piece) for piece in cut], out, sides))
     names = shard_names([piece.path for piece in cut], suffix) if out is not None and suffix is None else []
     with kept.open([*([out] if out is not None else []), *sides.values()], say) as finished:
@@ -174,7 +174,8 @@ def _pieces(source: Any, split: str) -> Iterator[Any]:
         yield from source
 
 
-def _journal_of(out: Path | None) -> Path:
+def journal_of(out: Path | None) -> Path:
+    """Where a run keeps what it has done: in the folder that it writes, or hidden beside the file."""
     assert out is not None, "a run without an output needs a place for its journal"
     return out / ".luthier" if suffix_of(out) is None else out.with_name(f".{out.name}.luthier")
 

@@ -66,6 +66,14 @@ class Decision:
     numbers: np.ndarray | None = None  # [N] float: a measure, such as a similarity
     summary: Mapping = field(default_factory=dict)  # JSON, for the verdict and the page
 
+    def at(self, place: int) -> tuple[int, int, float]:
+        """(code, other row, number) of a row found, by its place in `rows`."""
+        return (
+            int(self.codes[place]) if self.codes is not None else 0,
+            int(self.others[place]) if self.others is not None else -1,
+            float(self.numbers[place]) if self.numbers is not None else 0.0,
+        )
+
 
 Again = Callable[[], Iterable[tuple[int, View]]]  # all rows once more, in order, with their numbers in the whole
 
@@ -104,6 +112,18 @@ class Check(Settings):
     def limit(self) -> float:
         """The share of rows that an audit accepts."""
         return (1.0 if self.action == "keep" else 0.0) if self.allowed is None else self.allowed
+
+    def wanting(self) -> str | None:
+        """What a recipe has to say before rows can be cleaned by it, beyond its form; None where nothing is missing."""
+        return None
+
+    def decides(self) -> bool:
+        """Whether cleaning needs what it says of the whole set.
+
+        What it decides has to be the same once its rows are gone, or cleaning twice would remove more: thresholds that
+        depend on the data are for audits, and stand in a recipe as numbers.
+        """
+        return self.action != "keep" and self.gatherer() is not None
 
     def prepared(self, given: Mapping[str, str]) -> Check:
         """The check as it works in a process: what has to be read or compiled first is kept on it.

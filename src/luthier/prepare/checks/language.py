@@ -40,6 +40,12 @@ class Language(Check):
                 )
         return languages
 
+    def wanting(self) -> str | None:
+        return "action=drop needs languages, such as [en]" if self.action == "drop" and not self.languages else None
+
+    def decides(self) -> bool:
+        return False
+
     def look(self, view: View) -> Sequence[Finding]:
         if not self.languages:
             return ()

@@ -41,6 +41,14 @@ class Length(Check):
             raise ValueError(f"min={self.min} is more than max={self.max}")
         return self
 
+    def wanting(self) -> str | None:
+        if self.action == "drop" and self.min is None and self.max is None:
+            return "action=drop needs min or max; the recipe of an audit has both"
+        return None
+
+    def decides(self) -> bool:
+        return self.action == "drop" and self.unit == "tokens"
+
     def prepared(self, given: Mapping[str, str]) -> Check:
         if "tokenizer" not in given:
             return self

@@ -41,6 +41,8 @@ class Structure(Check):
                 return [Finding("empty_text", "the text is empty")]
         except BadRow as fault:
             return [Finding(fault.kind, fault.detail)]
+        if form.kind == "labelled" and conversation.label in (None, ""):
+            return [Finding("label", "the label is empty")]
         return _empty_turns(conversation)
 
 
