@@ -69,7 +69,7 @@ def shown(path: object) -> str:
 def parse_json(text: str) -> Any:
     """`json.loads`, but a key given twice and too deep a nesting are a ValueError, too."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _DECODER.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -80,6 +80,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
         raise ValueError(f"the key {Counter(k for k, _ in pairs).most_common(1)[0][0]!r} is given twice")
     return made
 
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # made once: `json.loads` makes one for each text
 
 # ---------------------------------------------------------------------------- bytes and lines
 

@@ -112,12 +112,12 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def _weights() -> dict[str, tuple[tuple[str, float], ...]]:
-    """Each word's languages, and what it counts for each: the less, the more share it."""
+    """Each word's languages, and what it counts for each: the less, the more share it, and nothing where four do."""
     of: dict[str, list[str]] = {}
     for code, words in WORDS.items():
         for word in dict.fromkeys(words.split()):
             of.setdefault(word, []).append(code)
-    return {word: tuple((code, round(1 / len(codes), 2)) for code in codes) for word, codes in of.items()}
+    return {word: tuple((code, round(1 / len(codes), 2)) for code in codes) for word, codes in of.items() if len(codes) < 4}
 
 
 _WEIGHTS = _weights()

@@ -76,7 +76,7 @@ class Secrets(Check):
         found: list[Finding] = []
         for index, (_, _, text) in enumerate(view.texts):
             taken: list[tuple[int, int]] = []
-            for what in dict.fromkeys(what for mark, what in _MARKS if mark in text):
+            for what in dict.fromkeys([what for mark, what in _MARKS if mark in text]):
                 found += _found(what, PATTERNS[what][1], text, index, taken)
         return found
 
