@@ -7,11 +7,13 @@ Danish, or Serbian, Croatian and Bosnian, share most of what it goes by. A text 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from .views import APART
 
 UNKNOWN = "und"
 LONGEST = 480  # characters that are looked at
-TOGETHER = 120  # of them at a time
+MOST, TOGETHER = 80, 20  # words, and how many at a time
 
 WORDS = {  # the most frequent words of running text and of short requests
     "en": "the of and to in is that it for was with as on be at by this are you from or an have not but what all were when we "
@@ -108,16 +110,15 @@ CODES = (UNKNOWN, *WORDS, *(code for code, _ in SCRIPTS if code != "cyrillic"), 
 _CYRILLIC = {"ru", "uk", "bg", "sr"}
 _SCRIPT = {code: re.compile(f"[{letters}]") for code, letters in SCRIPTS}
 _OTHER = re.compile("[\u0370-\u1fff\u3041-\ud7a3\uf900-\ufefc]")  # any of them
-_WORD = re.compile(r"[^\W\d_]+")
 
 
-def _weights() -> dict[str, tuple[tuple[str, float], ...]]:
+def _weights() -> dict[bytes, tuple[tuple[str, float], ...]]:
     """Each word's languages, and what it counts for each: the less, the more share it, and nothing where four do."""
     of: dict[str, list[str]] = {}
     for code, words in WORDS.items():
         for word in dict.fromkeys(words.split()):
             of.setdefault(word, []).append(code)
-    return {word: tuple((code, round(1 / len(codes), 2)) for code in codes) for word, codes in of.items() if len(codes) < 4}
+    return {w.encode(): tuple((code, round(1 / len(codes), 2)) for code in codes) for w, codes in of.items() if len(codes) < 4}
 
 
 _WEIGHTS = _weights()
@@ -127,16 +128,24 @@ for _code, _letters in LETTERS.items():
         _MARKS[_letter] = (*_MARKS.get(_letter, ()), _code)
 
 
-def language_of(text: str) -> str:
-    """The code (ISO 639-1) of a text's language, `und` where that cannot be told."""
-    text = text[:LONGEST]
-    if not text.isascii() and _OTHER.search(text):
-        script, letters = _script_of(text)
-        if script and script != "cyrillic":
-            return script
-        if script:
-            return _by_words(text, _CYRILLIC)
-    return _by_words(text, None)
+_MARKED = frozenset(_MARKS)
+
+
+def language_of(text: str, words: Sequence[bytes] | None = None) -> str:
+    """The code (ISO 639-1) of a text's language, `und` where that cannot be told; `words` are its own (`View.words`)."""
+    among = None
+    plain = text.isascii()
+    if not plain:
+        text = text[:LONGEST]
+        if _OTHER.search(text):
+            script, _ = _script_of(text)
+            if script and script != "cyrillic":
+                return script
+            among = _CYRILLIC if script else None
+            words = None
+    if words is None:
+        words = text[:LONGEST].lower().encode("utf-8", "surrogatepass").translate(APART).split()
+    return _by_words(words, None if plain else text.lower(), among)
 
 
 def _script_of(text: str) -> tuple[str, int]:
@@ -153,26 +162,22 @@ def _script_of(text: str) -> tuple[str, int]:
     return (code, letters) if most * dense * 2 >= letters and most else ("", 0)
 
 
-def _by_words(text: str, among: set[str] | None) -> str:
+def _by_words(words: Sequence[bytes], letters: str | None, among: set[str] | None) -> str:
     """A few words at a time, as most texts show soon what they are."""
-    low = text.lower()
-    plain = low.isascii()
     scores: dict[str, float] = {}
-    if not plain:
-        for letter in {c for c in low if c > "\x7f"}:
-            for code in _MARKS.get(letter, ()):
+    if letters is not None:
+        for letter in set(letters) & _MARKED:
+            for code in _MARKS[letter]:
                 scores[code] = scores.get(code, 0.0) + 0.4
-    count = 0
-    for start in range(0, len(low), TOGETHER):
-        part = low[start : start + TOGETHER]  # a word that is cut is not known
-        words = part.split() if plain else _WORD.findall(part)
-        for told in filter(None, map(_WEIGHTS.get, words)):
+    get, scored = _WEIGHTS.get, scores.get
+    most = min(len(words), MOST)
+    for start in range(0, most, TOGETHER):
+        for told in [told for word in words[start : start + TOGETHER] if (told := get(word)) is not None]:
             for code, weight in told:
-                scores[code] = scores.get(code, 0.0) + weight
-        count += len(words)
-        if (sure := _surest(scores, count, among, 4.0, 2.0)) != UNKNOWN:
+                scores[code] = scored(code, 0.0) + weight
+        if (sure := _surest(scores, min(most, start + TOGETHER), among, 2.5, 2.5)) != UNKNOWN:
             return sure
-    return _surest(scores, count, among, 1.2, 1.25)
+    return _surest(scores, most, among, 1.2, 1.25)
 
 
 def _surest(scores: dict[str, float], words: int, among: set[str] | None, least: float, lead: float) -> str:

@@ -43,7 +43,8 @@ class Looking(Work):
             check = next((c for c in self.checks if isinstance(c, Structure)), Structure())
             yield "findings", self.found.add(row, check, Finding(UNREADABLE, row.fault or ""), None)
             return
-        seen = view(formats.renamed(row.values, self.columns), row.number, row.place) if self.columns else view(*_of(row))
+        values = formats.renamed(row.values, self.columns) if self.columns else row.values
+        seen = view(values, row.number, row.place)
         self.formats[seen.format] += 1
         for check in self.checks:
             for finding in check.look(seen):
@@ -53,10 +54,6 @@ class Looking(Work):
     def end(self) -> dict:
         self.gathering.end()
         return {**self.found.told(), "formats": dict(self.formats), "unreadable": self.readable.faults}
-
-
-def _of(row: Row) -> tuple[dict, int, str]:
-    return row.values, row.number, row.place
 
 
 class Readable:

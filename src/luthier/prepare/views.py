@@ -16,7 +16,10 @@ Path = tuple[str | int, ...]  # keys and places from the row's values down to a 
 UNKNOWN = "unknown"  # the format of rows that training would not read without data.columns
 _MARKS = b" \t\n.,-/()+:"
 _DIGITS = bytes(48 if 48 <= i <= 57 else 46 if i == 46 else 32 for i in range(256))
-_TOKENS = bytes(120 if chr(i).isalnum() or chr(i) in "_-+/=.~:@!#%^&*" else 32 for i in range(128)) + bytes(128)
+APART = bytes(  # small letters, and blanks for marks; an apostrophe and a hyphen are parts of words
+    i + 32 if 65 <= i <= 90 else 32 if chr(i) in ".,;:!?()[]{}<>\"*_#/|\t\r\n" else i for i in range(256)
+)
+_TOKENS = bytes(120 if chr(i).isalnum() or chr(i) in "_-+/=.~:@!#%^&*" else 32 for i in range(128)) + b" " * 128
 
 
 class Text(NamedTuple):
@@ -38,17 +41,31 @@ class Runs(NamedTuple):
 class View:
     """A row as checks see it: its texts, and where it stands."""
 
-    __slots__ = ("format", "language", "number", "place", "texts", "values", "_runs")
+    __slots__ = ("_data", "_runs", "_words", "format", "language", "number", "place", "texts", "values")
 
     def __init__(self, values: dict, texts: list[Text], format: str, number: int = -1, place: str = ""):
         self.values, self.texts, self.format = values, texts, format
         self.number, self.place = number, place  # the number counts in its piece; the audit tells that in the whole
         self.language: str | None = None  # once it was found, for all who ask
+        self._data: bytes | None = None
+        self._words: list[bytes] | None = None
         self._runs: Runs | None = None
+
+    def data(self) -> bytes:
+        """All texts end to end, in UTF-8: bytes are searched and changed fastest."""
+        if self._data is None:
+            self._data = "\n".join([text.text for text in self.texts]).encode("utf-8", "surrogatepass")
+        return self._data
+
+    def words(self) -> list[bytes]:
+        """All words, ASCII letters small, without the marks around them."""
+        if self._words is None:
+            self._words = self.data().translate(APART).split()
+        return self._words
 
     def runs(self) -> Runs:
         if self._runs is None:
-            data = "\n".join([text.text for text in self.texts]).encode("ascii", "replace")
+            data = self.data()
             self._runs = Runs(
                 b"0000000" in data.translate(_DIGITS, _MARKS),
                 data.translate(_DIGITS).count(b"0.0") > 1 or data.count(b":") > 2,

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from pydantic import model_validator
+
 from ..views import View
 from .check import Action, Check, Finding, Span
 
@@ -15,8 +17,8 @@ _DO = (
     r"share|discuss|complete|respond|give|continue|participate|be able|access|browse|perform|process|condone|promote|"
     r"encourage|recommend)"
 )
-# On the lower-cased text. Each pattern is tried where one of the texts before it is there, or, as it begins with
-# letters that are rare, always: so most answers cost some searches for a word.
+# On the lower-cased text. Patterns are tried where one of the texts before them is there: so most answers cost some
+# searches for a word.
 _REFUSALS = (
     rf"(?:\A|\n|[.!] )(?:oh,? |well,? |unfortunately,? |thank you[^.\n]{{0,60}}[.,] (?:but )?)?"
     rf"(?:(?:i'm|i am|we are|we're) (?:so |very |really |truly )?sorry|i apologi[sz]e|sorry|my apologies|apologies)\b"
@@ -42,8 +44,7 @@ _CLOSINGS = (
 )  # fmt: skip
 PATTERNS: dict[str, tuple[tuple[str, ...], tuple[re.Pattern, ...]]] = {
     "refusal": (
-        ("sorry", "apolog", "i can't", "i cannot", "i cant ", "i can not", " unable", " not able", "decline", "i will not",
-         "i won't", " request ", "not comfortable", "not programmed", "not allowed", "not permitted"),
+        ("sorry", "apolog", "i can't", "i cannot", "i cant ", " unable", " not able", "decline", "i won't", " request ", "not comfortable", "not programmed", "not allowed", "not permitted"),
         tuple(map(re.compile, _REFUSALS)),
     ),
     "disclaimer": (
@@ -52,43 +53,41 @@ PATTERNS: dict[str, tuple[tuple[str, ...], tuple[re.Pattern, ...]]] = {
          "t have access to real"),
         tuple(map(re.compile, _DISCLAIMERS)),
     ),
-    "placeholder": (
-        (),
-        (
-            re.compile(
-                r"\[(?:(?:your|insert|company|recipient'?s?|sender'?s?|client'?s?|add|enter)\b[^\]\n]{0,40}\]"
-                r"|(?:name|date|address|city|phone number|email|title|link|url)\])"
-            ),
-            re.compile(r"<(?:insert|your)[ _][^>\n]{1,40}>"),
-            re.compile(r"\{\{ ?\w+ ?\}\}"),
-            re.compile(r"lorem ipsum\b"),
-            re.compile(r"insert (?:your )?\w+ here\b"),
-        ),
-    ),
     "closing": (
         ("i hope th", "let me know", "feel free", "hesitate", "anything else", "if you have any", "if you need any"),
         tuple(map(re.compile, _CLOSINGS)),
     ),
 }  # fmt: skip
+_PLACEHOLDERS = (  # each with a byte or a word that is there
+    (b"[", re.compile(
+        r"\[(?:(?:your|insert|company|recipient'?s?|sender'?s?|client'?s?|add|enter)\b[^\]\n]{0,40}\]"
+        r"|(?:name|date|address|city|phone number|email|title|link|url)\])"
+    )),
+    (b"<", re.compile(r"<(?:insert|your)[ _][^>\n]{1,40}>")),
+    (b"{", re.compile(r"\{\{ ?\w+ ?\}\}")),
+    (b"lorem", re.compile(r"lorem ipsum\b")),
+    (b"insert", re.compile(r"insert (?:your )?\w+ here\b")),
+)  # fmt: skip
 _ENDS = {"closing": 240}  # characters at a text's end in which it is looked for
 _FIRST = {  # words without which none of the texts can be there
     "refusal": frozenset(
-        "sorry apologize apologise apologies can't cannot cant can unable able decline won't will request not".split()
+        b"sorry apologize apologise apologies can't cannot cant unable able decline won't request comfortable programmed "
+        b"allowed permitted".split()
     ),
     "disclaimer": frozenset(
-        "ai language artificial openai anthropic deepmind mistral alibaba meta knowledge training personal real real-time "
-        "realtime last".split()
+        b"ai language artificial openai anthropic deepmind mistral alibaba meta knowledge training personal real real-time "
+        b"realtime last".split()
     ),
-    "closing": frozenset("hope know feel hesitate anything questions help assistance".split()),
+    "closing": frozenset(b"hope know feel hesitate anything questions help assistance".split()),
 }  # fmt: skip
-_APART = str.maketrans(".,;:!?()\"*_\n", " " * 12)
+_ANY = frozenset().union(*_FIRST.values())
 LEARNT = ("assistant",)
 
 
 class Boilerplate(Check):
     """Looked for in answers that would be learnt, in English; not in the worse answer of a pair."""
 
-    whats: ClassVar = tuple(PATTERNS)
+    whats: ClassVar = ("refusal", "disclaimer", "placeholder", "closing")
 
     kind: Literal["boilerplate"] = "boilerplate"
     action: Literal["drop", "keep"] = "drop"
@@ -96,25 +95,45 @@ class Boilerplate(Check):
     patterns: dict[str, str] = {}
     """Further things to look for in answers: a name, and a regular expression over the lower-cased text."""
 
+    @model_validator(mode="after")
+    def _named(self) -> Boilerplate:
+        for what, pattern in self.patterns.items():
+            if what in self.whats:
+                raise ValueError(f"patterns.{what}: this name is taken; give another")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"patterns.{what}: {pattern!r} is no regular expression: {error}") from None
+        return self
+
     def look(self, view: View) -> Sequence[Finding]:
         found: dict[str, Finding] = {}
+        words = view.words()
+        likely = [] if _ANY.isdisjoint(words) else [what for what, first in _FIRST.items() if not first.isdisjoint(words)]
+        data = view.data()
+        placeholders = [pattern for one, pattern in _PLACEHOLDERS if one in (data if len(one) == 1 else words)]
+        if not likely and not placeholders and not self.patterns:
+            return ()
         for index, (_, role, text) in enumerate(view.texts):
             if role not in LEARNT:
                 continue
             low = text.lower()
             if "\u2019" in low:
                 low = low.replace("\u2019", "'")
-            words = low.translate(_APART).split()
-            for what, (texts, patterns) in PATTERNS.items():
-                if what in found or (texts and _FIRST[what].isdisjoint(words)):
+            for what in likely:
+                if what in found:
                     continue
+                texts, patterns = PATTERNS[what]
                 start = max(0, len(low) - _ENDS[what]) if what in _ENDS else 0
-                if texts and not any([low.find(one, start) >= 0 for one in texts]):
+                if not any([low.find(one, start) >= 0 for one in texts]):
                     continue
                 for pattern in patterns:
                     if match := pattern.search(low, start):
                         found[what] = _found(what, text, index, match)
                         break
+            for pattern in placeholders:
+                if "placeholder" not in found and (match := pattern.search(low)):
+                    found["placeholder"] = _found("placeholder", text, index, match)
             for what, pattern in self.patterns.items():
                 if what not in found and (match := re.search(pattern, low)):
                     found[what] = _found(what, text, index, match)

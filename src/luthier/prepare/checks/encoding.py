@@ -37,21 +37,22 @@ class Encoding(Check):
     def look(self, view: View) -> Sequence[Finding]:
         found: dict[str, list[Span]] = {}
         for index, (_, _, text) in enumerate(view.texts):
-            if text.isascii():
-                if text.encode().translate(None, _WRITTEN):
-                    _add(found, "control", index, CONTROL.finditer(text))
+            rest = text.encode("utf-8", "surrogatepass").translate(None, _WRITTEN)
+            if not rest:
                 continue
-            if mojibake.LIKELY.search(text) and (stretches := mojibake.stretches(text)):
+            rest = rest.decode("utf-8", "surrogatepass")  # what is not plain ASCII: few characters, to be searched first
+            if mojibake.LIKELY.search(rest) and (stretches := mojibake.stretches(text)):
                 found.setdefault("mojibake", []).extend(Span(index, s.start, s.stop) for s in stretches)
                 text = _blanked(text, stretches)
-            _add(found, "control", index, CONTROL.finditer(text))
-            if _ODD.search(text):
+            if CONTROL.search(rest):
+                _add(found, "control", index, CONTROL.finditer(text))
+            if _ODD.search(rest):
                 _add(found, "invisible", index, INVISIBLE.finditer(text))
                 if not _RIGHT_TO_LEFT.search(text):
                     _add(found, "invisible", index, DIRECTIONS.finditer(text))
                 _add(found, "surrogate", index, LONE.finditer(text))
                 _add(found, "replacement", index, re.finditer(UNDECODED, text))
-        return [Finding(what, _told(what, spans, view), tuple(spans)) for what, spans in found.items()]
+        return [Finding(what, _told(what, spans, view), tuple(spans)) for what, spans in found.items()] if found else ()
 
     def repair(self, view: View, findings: Sequence[Finding]) -> dict[int, str]:
         whats = {finding.what for finding in findings}

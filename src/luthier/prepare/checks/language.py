@@ -79,7 +79,9 @@ class Language(Check):
 
 def of(view: View) -> str:
     if view.language is None:
-        view.language = language_of(together(text.text for text in view.texts if text.role != "system"))
+        said = [text.text for text in view.texts if text.role != "system"]
+        words = view.words() if len(said) == len(view.texts) else None
+        view.language = language_of(together(said), words)
     return view.language
 
 

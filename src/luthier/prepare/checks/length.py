@@ -102,8 +102,8 @@ class Length(Check):
 
 def _measure(view: View, unit: str) -> int:
     if unit == "words":
-        return sum(len(text.text.split()) for text in view.texts)
-    return sum(len(text.text) for text in view.texts)
+        return len(view.words())
+    return sum([len(text.text) for text in view.texts])
 
 
 def bounds(lengths: np.ndarray, deviations: float) -> tuple[int, int]:
