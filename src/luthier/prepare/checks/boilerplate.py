@@ -95,6 +95,9 @@ class Boilerplate(Check):
     patterns: dict[str, str] = {}
     """Further things to look for in answers: a name, and a regular expression over the lower-cased text."""
 
+    def finds(self) -> tuple[str, ...]:
+        return (*self.whats, *self.patterns)
+
     @model_validator(mode="after")
     def _named(self) -> Boilerplate:
         for what, pattern in self.patterns.items():
