@@ -87,6 +87,7 @@ EXIT_CODES = {
     5: "a checkpoint: none that is whole, or one of another run",
     6: "a loss or a gradient is not finite",
     7: "an export that does not answer as what was trained",
+    8: "an audit found more than its recipe allows",
     130: "Ctrl-C: a checkpoint was saved, the same command goes on",
     143: "SIGTERM: a checkpoint was saved, the same command goes on",
 }

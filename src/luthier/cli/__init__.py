@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if as_json and answer is not None:
             print(json.dumps(answer, indent=1, ensure_ascii=False))
         sys.stdout.flush()
-        return 0
+        return getattr(answer, "exit_code", 0)
     except LuthierError as error:
         return _tell(error, str(error), error.exit_code, as_json)
     except KeyboardInterrupt as error:

@@ -15,6 +15,7 @@ import lzma
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -30,8 +31,15 @@ TEXTS = (
     ".txt", ".text", ".md", ".markdown", ".rst", ".tex",
     ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".java", ".js", ".ts", ".go", ".rs", ".rb", ".sh", ".sql",
 )  # fmt: skip
+LONGEST_LINE = 256 << 20  # bytes of a line, a paragraph or a field; what is longer is passed over or refused, unread
+LONGEST_FILE = 2 << 30  # bytes of what is one value as a whole: a list of rows in JSON, a text that is one document
 SLICE = 1024  # rows of a columnar file that are Python objects at a time
 WIDE = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
+BINARY = (  # what files begin with that are often taken for rows
+    (b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstandard"),
+    (b"PK\x03\x04", "a zip archive"), (b"%PDF", "PDF"), (b"\x89PNG", "a picture"), (b"\xff\xd8\xff", "a picture"),
+    (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"SQLite", "a database"), (b"\x7fELF", "a program"),
+)  # fmt: skip
 UNDECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of bytes that are not UTF-8
 
 
@@ -61,7 +69,7 @@ def shown(path: object) -> str:
 def parse_json(text: str) -> Any:
     """`json.loads`, but a key given twice and too deep a nesting are a ValueError, too."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _DECODER.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -72,6 +80,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
         raise ValueError(f"the key {Counter(k for k, _ in pairs).most_common(1)[0][0]!r} is given twice")
     return made
 
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # made once: `json.loads` makes one for each text
 
 # ---------------------------------------------------------------------------- bytes and lines
 
@@ -87,20 +97,53 @@ def _open(path: Path) -> Any:
     return COMPRESSIONS[compression](path) if compression else open(path, "rb")
 
 
-def _refuse_wide(path: Path, start: bytes) -> None:
+def _refuse_binary(path: Path, start: bytes) -> None:
+    """What is no text in UTF-8, by how it begins; a text has no zero bytes."""
     for mark, name in WIDE:
         if start.startswith(mark):
             raise DataError(f"{shown(path)}: the file is {name}; save it as UTF-8")
+    for mark, name in BINARY:
+        if start.startswith(mark):
+            raise DataError(f"{shown(path)}: the file is {name} and no {kind_of(path)[0][1:]}; name it for what it is")
+    if b"\0" in start[:4096]:
+        raise DataError(f"{shown(path)}: zero bytes: the file is binary, or UTF-16 without a mark; save it as UTF-8")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line), without the byte order mark."""
+def _too_long(limit: int) -> str:
+    return f"longer than {limit >> 20:,} MiB; part it into shorter ones"
+
+
+def _lines(path: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[tuple[int, bytes | None]]:
+    """(number, line), without the byte order mark; None of a line longer than `LONGEST_LINE`, which is not held.
+
+    With `start` and `stop`, which stand at borders of lines, those in between; the first of them is line `number`.
+    """
     with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                _refuse_wide(path, line)
+        if start:
+            file.seek(start)
+        at = start
+        for line in iter(partial(file.readline, LONGEST_LINE), b""):
+            if at == 0:
+                _refuse_binary(path, line[:4096])
+            at += len(line)
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                while rest := file.readline(LONGEST_LINE):
+                    at += len(rest)
+                    if rest.endswith(b"\n"):
+                        break
+                line = None
+            elif number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             yield number, line
+            number += 1
+            if stop is not None and at >= stop:
+                return
+
+
+def _whole(file: Any) -> bytes | None:
+    """All of a file; None where it is longer than `LONGEST_FILE`, of which no more is read."""
+    content = file.read(LONGEST_FILE + 1)
+    return None if len(content) > LONGEST_FILE else content
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
@@ -117,14 +160,22 @@ def _record(value: object, place: str) -> Record:
 
 
 def _jsonl(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
-    for number, line in _lines(path):
-        if not line.strip():
+    yield from jsonl_range(path, skip)
+
+
+def jsonl_range(path: Path, skip: int = 0, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[Item]:
+    """The rows of a JSONL file between two borders of lines, the first of which has this number."""
+    for at, line in _lines(path, start, stop, number):
+        if line is not None and not line.strip():
             continue
         if skip:
             skip -= 1
             yield 1
             continue
-        place = f"{shown(path)}:{number}"
+        place = f"{shown(path)}:{at}"
+        if line is None:
+            yield Record({}, place, f"the line is {_too_long(LONGEST_LINE)}")
+            continue
         try:
             yield _record(parse_json(line.decode()), place)
         except UnicodeDecodeError as error:
@@ -136,8 +187,13 @@ def _jsonl(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
 def _json(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
     """The one reader that holds its whole file: a list has no lines to go by."""
     with _open(path) as file:
-        content = file.read()
-    _refuse_wide(path, content)
+        _refuse_binary(path, file.peek(4096)[:4096])
+        content = _whole(file)
+    if content is None:
+        raise DataError(
+            f"{shown(path)}: longer than {LONGEST_FILE >> 20:,} MiB, and a list of rows in JSON has to be held whole; "
+            "write it as .jsonl, a row to a line"
+        )
     try:
         value = parse_json(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -165,10 +221,11 @@ def _json(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
 def _csv(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
     """Strict about quotes: after a wrong one, nobody knows where the next row begins."""
     with _open(path) as raw:
-        _refuse_wide(path, raw.peek(4))
-        csv.field_size_limit(1 << 30)
+        _refuse_binary(path, raw.peek(4096)[:4096])
+        csv.field_size_limit(LONGEST_LINE)
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, delimiter="\t" if kind_of(path)[0] == ".tsv" else ",", strict=True)
+        delimiter = "\t" if kind_of(path)[0] == ".tsv" else ","
+        reader = csv.reader(_short_lines(path, text), delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
             _check_header(path, header)
@@ -191,6 +248,14 @@ def _csv(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
                 f"{shown(path)}:{reader.line_num}: {error}; a field with quotes, commas or line breaks stands between "
                 'quotes, and a quote in it is written twice ("")'
             ) from None
+
+
+def _short_lines(path: Path, text: IO[str]) -> Iterator[str]:
+    """Lines for the CSV reader, which would take one of any length; where a row is after too long a one is not known."""
+    for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE), ""), start=1):
+        if len(line) == LONGEST_LINE and not line.endswith("\n"):
+            raise DataError(f"{shown(path)}:{number}: the line is {_too_long(LONGEST_LINE)}")
+        yield line
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -309,28 +374,40 @@ def _text(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
             yield 1
             return
         with _open(path) as file:
-            yield _decoded(file.read().removeprefix(b"\xef\xbb\xbf"), shown(path))
+            content = _whole(file)
+        if content is None:
+            yield Record({}, shown(path), f"the text is {_too_long(LONGEST_FILE)}")
+        else:
+            yield _decoded(content.removeprefix(b"\xef\xbb\xbf"), shown(path))
         return
     for number, text in _paragraphs(path) if sample_by == "paragraph" else _lines(path):
-        if not text.strip():
+        if text is not None and not text.strip():
             continue
         if skip:
             skip -= 1
             yield 1
+        elif text is None:
+            yield Record({}, f"{shown(path)}:{number}", f"the {sample_by} is {_too_long(LONGEST_LINE)}")
         else:
             yield _decoded(text.removesuffix(b"\n").removesuffix(b"\r"), f"{shown(path)}:{number}")
 
 
-def _paragraphs(path: Path) -> Iterator[tuple[int, bytes]]:
-    lines: list[bytes] = []
-    first = 1
+def _paragraphs(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    lines: list[bytes] | None = []  # None once it is too long
+    first, size = 1, 0
     for number, line in _lines(path):
-        if line.strip():
-            lines.append(line)
+        if line is None or line.strip():
+            size += LONGEST_LINE if line is None else len(line)
+            lines = None if lines is None or line is None or size > LONGEST_LINE else _added(lines, line)
             continue
-        yield first, b"".join(lines)
-        lines, first = [], number + 1
-    yield first, b"".join(lines)
+        yield first, None if lines is None else b"".join(lines)
+        lines, first, size = [], number + 1, 0
+    yield first, None if lines is None else b"".join(lines)
+
+
+def _added(lines: list[bytes], line: bytes) -> list[bytes]:
+    lines.append(line)
+    return lines
 
 
 def _decoded(content: bytes, place: str) -> Record:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError
-from .readers import READERS, ROWS, Item, Record, kind_of, shown, without_nulls
+from .readers import READERS, ROWS, Item, Record, jsonl_range, kind_of, shown, without_nulls
 
 ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # what `datasets` adds
 SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation",
@@ -151,9 +151,21 @@ def _opened(source: str | list[str], subset: str | None, split: str, sample_by: 
             yield from (partial(_safely, path, sample_by) for path in files)
 
 
+def records(path: Path, start: int = 0, stop: int | None = None, line: int = 1) -> Iterator[Item]:
+    """The records of one file; of JSONL perhaps those between two bytes at borders of lines, the first being `line`."""
+    if stop is None:
+        return _safely(path, "document", 0)
+    return _guarded(path, jsonl_range(path, 0, start, stop, line))
+
+
 def _safely(path: Path, sample_by: str, skip: int) -> Iterator[Item]:
+    return _guarded(path, READERS[kind_of(path)[0]](path, skip, sample_by))
+
+
+def _guarded(path: Path, items: Iterator[Item]) -> Iterator[Item]:
+    """What reading a broken file raises, as one kind of error."""
     try:
-        yield from READERS[kind_of(path)[0]](path, skip, sample_by)
+        yield from items
     except Exception as error:
         broken = isinstance(error, OSError | EOFError | lzma.LZMAError | zlib.error | ValueError)
         if not broken and type(error).__module__ != "pyarrow.lib":

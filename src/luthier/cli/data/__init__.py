@@ -7,7 +7,7 @@ from importlib import import_module
 
 from .. import _Parser
 
-ACTIONS = ("inspect",)
+ACTIONS = ("inspect", "audit", "clean")
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
