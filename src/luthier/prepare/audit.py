@@ -13,7 +13,6 @@ from typing import Any
 
 from ..data import formats
 from ..data.sources import Row
-from ..errors import DataError
 from ..files import write_atomically
 from .checks.check import Check, Decision
 from .encoded import line
@@ -54,8 +53,6 @@ def audit(
         say=say, sides={"findings": found}, journal=journal, split=split,
     )  # fmt: skip
     rows = sum(d.rows for d in done)
-    if not rows:
-        raise DataError(f"{source}: no rows")
     if (journal / AUDITED).exists():
         return Verdict(json.loads((folder / VERDICT).read_text()))
     setwise = [check for check in checks if check.gatherer() is not None]
@@ -122,12 +119,13 @@ def _verdict(
     for d in done:
         kinds.update(d.end["formats"])
     faults = [kind for kind, one in told.items() if not one["sound"]]
-    return Verdict(
+    made = dict(
         verdict="faulty" if faults else "sound", faults=faults, source=source if isinstance(source, str) else list(source),
         rows=rows, unreadable=sum(d.end["unreadable"] for d in done), files=len({str(d.piece.path) for d in done}),
         formats=dict(kinds.most_common()), checks=told, findings=str(folder / FINDINGS), page=str(folder / PAGE),
         recipe=str(folder / RECIPE),
     )  # fmt: skip
+    return Verdict(json.loads(json.dumps(made)))  # as it is read again
 
 
 def _with_first(d: Done) -> dict:

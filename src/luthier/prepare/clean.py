@@ -236,8 +236,7 @@ def clean(
                sides=sides, journal=journal, split=split)  # fmt: skip
     if surveyed is not None:
         shutil.rmtree(surveyed, ignore_errors=True)
-    if not (rows := sum(d.rows for d in done)):
-        raise DataError(f"{source}: no rows")
+    rows = sum(d.rows for d in done)
     told: dict[str, Any] = {"rows": rows, "kept": sum(d.end["kept"] for d in done)}
     told |= {"removed": rows - told["kept"], "changed": sum(d.end["changed_rows"] for d in done), "out": str(out)}
     told |= {"why_removed": _summed(done, "removed"), "why_changed": _summed(done, "changed")}

@@ -97,6 +97,18 @@ LETTERS = {  # that tell a language among those of its script, with what they co
     "sv": "åäö", "da": "æøå", "no": "æøå", "fi": "äö", "et": "õäöü", "lt": "ėųįū", "lv": "ļķņģāēī", "vi": "ơưđạảấầậẵếềệịọộợụủứừựỹ",
     "hr": "đčćžš", "fr": "çœêèàùâî", "ca": "ŀ·çòèï", "uk": "іїєґ", "ru": "ыэё", "bg": "ъщ", "sr": "ђљњћџј", "nl": "ĳ",
 }  # fmt: skip
+ENDINGS = {  # of words, looked at where the words themselves do not tell
+    "en": "ing ght tion ness ould", "de": "ung lich keit heit chen isch", "fr": "eau ait eur eux ois ment elle",
+    "es": "ción dad ado ido mente ías", "it": "zione mente ità ino elle", "pt": "ção dade mente ões inho ava",
+    "nl": "ijk heid tje aar oon", "sv": "arna orna ning het igt ade", "da": "erne ede hed else", "no": "ene het ing else",
+    "fi": "ssa ssä sta stä lla llä lle lta ltä iin een ään nen vat vät mme sen tti", "hu": "ban ben nak nek ból ből hoz hez "
+    "tól től ság ség ott ett unk", "tr": "lar ler dan den dır dir nda nde lık lik yor mış miş ları leri",
+    "et": "dab dus tud ks ist mas nud", "pl": "ych ego ami ość wać ów iem", "cs": "ých ého ost ová ění ách ou",
+    "sk": "ých ého osť ová enie ách ou", "ro": "ului ilor ție ează esc", "hr": "ima ama anje ije ost iti", "id": "kan nya lah",
+    "lt": "as is us ių oje ams", "lv": "šana iem ām jā ība", "ca": "ció tat ment ava ets",
+    "ru": "ого ать ить ются ный ная ное ость ешь ала ела ила его", "uk": "ати ити ься ний ість іла ють", "bg": "ата ите ото ият "
+    "ване ето", "sr": "ање ије ама ити ати ови",
+}  # fmt: skip
 SCRIPTS = (  # of one language each, or of those that a further test tells apart
     ("ja", "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f"), ("ko", "\uac00-\ud7a3\u1100-\u11ff\u3131-\u318e"),
     ("zh", "\u3400-\u4dbf\u4e00-\u9fff"), ("ar", "\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc"),
@@ -129,6 +141,10 @@ for _code, _letters in LETTERS.items():
 
 
 _MARKED = frozenset(_MARKS)
+_ENDINGS: dict[str, tuple[str, ...]] = {}
+for _code, _endings in ENDINGS.items():
+    for _ending in _endings.split():
+        _ENDINGS[_ending] = (*_ENDINGS.get(_ending, ()), _code)
 
 
 def language_of(text: str, words: Sequence[bytes] | None = None) -> str:
@@ -177,6 +193,15 @@ def _by_words(words: Sequence[bytes], letters: str | None, among: set[str] | Non
                 scores[code] = scored(code, 0.0) + weight
         if (sure := _surest(scores, min(most, start + TOGETHER), among, 2.5, 2.5)) != UNKNOWN:
             return sure
+    if (sure := _surest(scores, most, among, 1.2, 1.25)) != UNKNOWN:
+        return sure
+    for word in {word.decode("utf-8", "replace") for word in words[:most]}:
+        for length in (2, 3, 4):
+            codes = _ENDINGS.get(word[-length:], ()) if len(word) > length + 1 else ()
+            for code in codes:
+                scores[code] = scored(code, 0.0) + 0.6 / len(codes)
+    if among is not None and most > 3:  # the others show letters or words of their own in any sentence
+        scores["ru"] = scored("ru", 0.0) + 0.8
     return _surest(scores, most, among, 1.2, 1.25)
 
 

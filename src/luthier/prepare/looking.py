@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ class Looking(Work):
         self.checks = prepared(list(recipe.checks.values()), given)
         self.found = Found(self.checks)
         self.gathering = Gathering([c for c in self.checks if c.gatherer() is not None])
-        self.formats: Counter[str] = Counter()
+        self.lookers = [c for c in self.checks if type(c).look is not Check.look]
+        self.formats: dict[str, int] = {}
         self.readable = Readable()
 
     def begin(self, piece: Any, folder: Path, number: int) -> None:
@@ -41,19 +43,20 @@ class Looking(Work):
     def row(self, row: Row) -> Iterable[tuple[str, dict]]:
         if self.readable.fault(row):
             check = next((c for c in self.checks if isinstance(c, Structure)), Structure())
-            yield "findings", self.found.add(row, check, Finding(UNREADABLE, row.fault or ""), None)
-            return
+            return [("findings", self.found.add(row, check, Finding(UNREADABLE, row.fault or ""), None))]
         values = formats.renamed(row.values, self.columns) if self.columns else row.values
         seen = view(values, row.number, row.place)
-        self.formats[seen.format] += 1
-        for check in self.checks:
-            for finding in check.look(seen):
-                yield "findings", self.found.add(row, check, finding, seen)
+        self.formats[seen.format] = self.formats.get(seen.format, 0) + 1
+        told = []
+        for check in self.lookers:
+            if findings := check.look(seen):
+                told += [("findings", self.found.add(row, check, finding, seen)) for finding in findings]
         self.gathering.add(row, seen)
+        return told
 
     def end(self) -> dict:
         self.gathering.end()
-        return {**self.found.told(), "formats": dict(self.formats), "unreadable": self.readable.faults}
+        return {**self.found.told(), "formats": self.formats, "unreadable": self.readable.faults}
 
 
 class Readable:
@@ -115,12 +118,12 @@ class Gathering:
     def __init__(self, checks: Sequence[Check], places: bool = True):
         self.places = places  # whether it will be asked where rows stand
         self.gatherers: list[tuple[str, Gatherer]] = [(c.kind, g) for c in checks if (g := c.gatherer()) is not None]
-        self.lines = bytearray()
-        self.rows = bytearray()
+        self.lines, self.rows = array("q"), array("q")
 
     def begin(self, piece: Any, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
-        self.before = len(shown(getattr(piece, "path", ""))) + 1  # the path and ":" or "[" before the number in a place
+        # The name and ":" or "[" stand before the number in a place.
+        self.before = len(getattr(piece, "hub", None) or shown(getattr(piece, "path", ""))) + 1
 
     def add(self, row: Row, seen: View) -> None:
         if self.gatherers:
@@ -128,9 +131,9 @@ class Gathering:
                 gatherer.add(row.number, seen)
             if not self.places:
                 return
-            number = row.place[self.before :].rstrip("]")
-            self.lines += (int(number) if number.isdecimal() else 0).to_bytes(8, "little")
-            self.rows += row.number.to_bytes(4, "little")
+            number = row.place[self.before :]
+            self.lines.append(int(number) if number.isdecimal() else int(number[:-1]) if number.endswith("]") else 0)
+            self.rows.append(row.number)
 
     def end(self) -> None:
         if self.gatherers:
@@ -138,7 +141,7 @@ class Gathering:
                 save(gathered_file(self.folder, kind, self.number), gatherer.arrays())
             if not self.places:
                 return
-            places = {"lines": np.frombuffer(self.lines, np.int64), "rows": np.frombuffer(self.rows, np.uint32)}
+            places = {"lines": np.array(self.lines, np.int64), "rows": np.array(self.rows, np.int64)}
             save(gathered_file(self.folder, PLACES, self.number), places)
 
 
@@ -188,7 +191,9 @@ class Places:
             self.known = which, load(gathered_file(self.folder, PLACES, self.done[which].number))
         arrays, path = self.known[1], self.done[which].piece.path
         line = int(arrays["lines"][np.searchsorted(arrays["rows"], number - self.done[which].first)])
-        if kind_of(path)[0] in (".parquet", ".arrow", ".feather", ".json") or self.done[which].piece.hub:
+        if hub := self.done[which].piece.hub:
+            return f"{hub}[{line}]"
+        if kind_of(path)[0] in (".parquet", ".arrow", ".feather", ".json"):
             return f"{shown(path)}[{line}]"
         return f"{shown(path)}:{line}" if line else shown(path)
 

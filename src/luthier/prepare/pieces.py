@@ -159,6 +159,8 @@ def run(
             _work(job, cut, todo, workers, say)
             entries = kept.entries(len(cut))
         found = _numbered(cut, entries)
+        if not any(d.rows for d in found):
+            raise DataError(f"{source if isinstance(source, str) else cut[0].path}: no rows")
         if not finished:
             written = [Written(d.number, d.first, d.written) for d in found]
             kept.finish(assembled(kept.folder, written, out, suffix, names, sides))

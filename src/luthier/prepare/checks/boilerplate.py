@@ -14,8 +14,8 @@ from .check import Action, Check, Finding, Span
 _CANNOT = r"(?:can(?:no|')?t|can not|am unable to|'m unable to|am not able to|'m not able to|won't be able to|must decline|have to decline|will not|won't)"
 _DO = (
     r"(?:help|assist|fulfil|fulfill|comply|provide|answer|do that|do this|engage|support|create|write|generate|offer|"
-    r"share|discuss|complete|respond|give|continue|participate|be able|access|browse|perform|process|condone|promote|"
-    r"encourage|recommend)"
+    r"share|discuss|complete|respond|give|continue|participate|be able|access|browse|perform|process|condone|"
+    r"encourage)"
 )
 # On the lower-cased text. Patterns are tried where one of the texts before them is there: so most answers cost some
 # searches for a word.
@@ -94,6 +94,9 @@ class Boilerplate(Check):
     actions: dict[str, Action] = {"placeholder": "keep", "closing": "keep"}
     patterns: dict[str, str] = {}
     """Further things to look for in answers: a name, and a regular expression over the lower-cased text."""
+
+    def finds(self) -> tuple[str, ...]:
+        return (*self.whats, *self.patterns)
 
     @model_validator(mode="after")
     def _named(self) -> Boilerplate:

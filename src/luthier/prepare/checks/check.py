@@ -94,15 +94,19 @@ class Check(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Check:
-        possible = get_args(type(self).model_fields["action"].annotation)
+        possible, known = get_args(type(self).model_fields["action"].annotation), self.finds()
         for what, action in self.actions.items():
-            if self.whats and what not in self.whats:
-                meant = nearest(what, self.whats)
+            if known and what not in known:
+                meant = nearest(what, known)
                 hint = f"; did you mean {meant!r}?" if meant else ""
-                raise ValueError(f"actions: {self.kind} finds no {what!r}{hint} (known: {', '.join(self.whats)})")
+                raise ValueError(f"actions: {self.kind} finds no {what!r}{hint} (known: {', '.join(known)})")
             if action not in possible or (action == "repair" and what in self.beyond_repair):
                 raise ValueError(f"actions.{what}: {action!r} cannot be done; known are {', '.join(possible)}")
         return self
+
+    def finds(self) -> tuple[str, ...]:
+        """All that it can find; without any, names are not checked."""
+        return self.whats
 
     def action_of(self, what: str) -> Action:
         """What is done about one of the things that it finds."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import ClassVar, Literal
 
@@ -54,7 +55,7 @@ def repeated(hashes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
 class _Hashes(Gatherer):
     def __init__(self, loose: bool):
         self.loose = loose
-        self.hashes, self.rows = bytearray(), bytearray()
+        self.hashes, self.rows = bytearray(), array("i")
 
     def add(self, number: int, view: View) -> None:
         text = view.joined()
@@ -64,10 +65,10 @@ class _Hashes(Gatherer):
             if key in view.values:
                 text += f"\x1d{key}\x1f{view.values[key]!r}"
         self.hashes += blake2b(text.encode("utf-8", "surrogatepass"), digest_size=BYTES).digest()
-        self.rows += number.to_bytes(4, "little")
+        self.rows.append(number)
 
-    def arrays(self) -> Mapping[str, np.ndarray]:  # type: ignore[override]
+    def arrays(self) -> dict[str, np.ndarray]:
         return {
             "hashes": np.frombuffer(bytes(self.hashes), np.uint64).reshape(-1, 2),
-            "rows": np.frombuffer(bytes(self.rows), np.uint32).astype(np.int64),
+            "rows": np.array(self.rows, np.int64),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -87,14 +88,14 @@ def of(view: View) -> str:
 
 class _Languages(Gatherer):
     def __init__(self) -> None:
-        self.codes, self.rows = bytearray(), bytearray()
+        self.codes, self.rows = bytearray(), array("i")
 
     def add(self, number: int, view: View) -> None:
         self.codes.append(_NUMBER[of(view)])
-        self.rows += number.to_bytes(4, "little")
+        self.rows.append(number)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {
             "codes": np.frombuffer(bytes(self.codes), np.uint8).copy(),
-            "rows": np.frombuffer(bytes(self.rows), np.uint32).astype(np.int64),
+            "rows": np.array(self.rows, np.int64),
         }
