@@ -227,12 +227,26 @@ def by_trigrams(words: Sequence[bytes], cyrillic: bool) -> str:
                 scores[code] += weight
     if count < FEWEST:
         return UNKNOWN
-    ranked = sorted(((score / count, code) for score, code in zip(scores, codes) if (code in CYRILLIC) == cyrillic), reverse=True)
+    among = _cyrillic(b" ".join(words).decode("utf-8", "replace")) if cyrillic else set(codes) - CYRILLIC
+    favoured = {"ru": 0.35} if cyrillic else {}  # the others have letters of their own, but Bulgarian
+    ranked = sorted(
+        ((score / count + favoured.get(code, 0.0), code) for score, code in zip(scores, codes) if code in among),
+        reverse=True,
+    )
     (first, best), (second, _) = ranked[:2]
     english = next((score for score, code in ranked if code == "en"), 0.0)
     if first < LEAST or (best != "en" and first - english < LEAD):
         return UNKNOWN
     return best if first - second > 0.02 or best == "en" else UNKNOWN
+
+
+_OWN = {"uk": "іїєґ", "be": "ўі", "sr": "ђћљњџј", "mk": "ѓќѕљњџј", "kk": "әғқңұһі", "ky": "ңөү", "mn": "өү"}
+
+
+def _cyrillic(text: str) -> set[str]:
+    """The languages in Cyrillic that a text may have, by the letters that it has."""
+    there = set(text)
+    return {"ru", "bg"} | {code for code, letters in _OWN.items() if not there.isdisjoint(letters)}
 
 
 def _surest(scores: dict[str, float], words: int, among: set[str] | None, least: float, lead: float) -> str:
