@@ -118,7 +118,7 @@ SCRIPTS = (  # of one language each, or of those that a further test tells apart
 BY_TRIGRAMS = "af sq eu gl is sl az cy ga eo ms sw mk be kk ky mn".split()  # known by these alone
 CODES = (UNKNOWN, *WORDS, *BY_TRIGRAMS, *(code for code, _ in SCRIPTS if code != "cyrillic"), "fa", "ur")
 WORDS_READ, FEWEST = 30, 12  # words whose trigrams are counted; fewer trigrams tell nothing
-LEAST, LEAD = 0.9, 0.6  # of the score a trigram: how good a language has to be, and how much better than English
+LEAST, LEAD = 0.9, 0.7  # of the score a trigram: how good a language has to be, and how much better than English
 CYRILLIC = {"ru", "uk", "bg", "sr", "mk", "be", "kk", "ky", "mn"}
 _SCRIPT = {code: re.compile(f"[{letters}]") for code, letters in SCRIPTS}
 _OTHER = re.compile("[\u0370-\u1fff\u3041-\ud7a3\uf900-\ufefc]")  # any of them
