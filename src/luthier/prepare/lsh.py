@@ -98,7 +98,7 @@ def candidates(band: Band, bands: int, pool: np.ndarray) -> np.ndarray:
 
 
 def pairs(values: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of rows of the same value: of each with those next before it, by distance, and at last with the first.
+    """Pairs of rows of the same value: each with those next before it, by distance, and at last with the first.
 
     All pairs where no more than `WINDOW` + 1 share it; else so many that the work grows with the rows and not with their
     square.
@@ -145,9 +145,10 @@ def kept(clusters: Clusters, sizes: np.ndarray, longest: bool) -> np.ndarray:
 
 
 def clustered(
-    clusters: Clusters, band: Band, bands: int, pool: np.ndarray, sets: Sets, threshold: float, stays: Callable[[], np.ndarray]
+    clusters: Clusters, band: Band, bands: int, pool: np.ndarray, sets: Sets, threshold: float,
+    stays: Callable[[], np.ndarray],
 ) -> None:  # fmt: skip
-    """Unite what is near, until among the rows that stay there is nothing more: then a second cleaning finds nothing."""
+    """Unite what is near until among the rows that stay nothing is: then a second cleaning finds nothing."""
     while unite_near(clusters, band, bands, pool, sets, threshold):
         best = stays()
         pool = pool[best[pool] == pool]

@@ -16,7 +16,7 @@ Unit = Literal["characters", "words"]
 
 BASE = 0x9E3779B97F4A7C15  # odd: of the polynomial in which the units of a shingle are the coefficients
 MIX = np.uint64(0xD6E8FEB86659FD93)  # odd: the high half of a product with it depends on all bits
-APART = 1 << 21  # above all characters: added to those of texts that are no part of the others, such as rejected answers
+APART = 1 << 21  # above all characters: added to those of texts that are to be like no others
 SEED = 1
 
 

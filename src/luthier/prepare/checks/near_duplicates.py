@@ -165,6 +165,10 @@ class Texts:
         return made
 
 
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
 class _Bands(Gatherer):
     def __init__(self, check: NearDuplicates):
         self.check = check
@@ -183,8 +187,8 @@ class _Bands(Gatherer):
         marks = [span[1:] for span in self.waiting.apart if span[0] == len(self.waiting.texts) - 1]
         whole = f"{text}\x1e{marks}{label}" if marks or label else text
         self.rows.append(number)
-        self.hashes += blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self.labels.append(int.from_bytes(blake2b(label.encode("utf-8", "surrogatepass"), digest_size=8).digest()) if label else 0)
+        self.hashes += _digest(whole)
+        self.labels.append(int.from_bytes(_digest(label)) if label else 0)
         if self.waiting.full():
             self._work()
 
