@@ -189,7 +189,9 @@ def github() -> str:
 
 def jwt() -> str:
     parts = [{"alg": "HS256", "typ": "JWT"}, {"sub": "1234567890", "name": "x"}]
-    return ".".join([*(base64.urlsafe_b64encode(json.dumps(p).encode()).decode().rstrip("=") for p in parts), drawn(43)])
+    return ".".join(
+        [*(base64.urlsafe_b64encode(json.dumps(p).encode()).decode().rstrip("=") for p in parts), drawn(43)]
+    )
 
 
 SECRETS = {
@@ -223,8 +225,14 @@ def test_the_checksum_of_a_token_is_told():
 
 def test_what_is_assigned_and_passwords_in_addresses():
     check = Secrets()
-    assert mended(check, text("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYzz12345678")) == "aws_secret_access_key = [SECRET]"
-    assert mended(check, text("postgres://admin:hunter2!@db.corp.net/x")) == "postgres://admin:[PASSWORD_IN_URL]@db.corp.net/x"
+    assert (
+        mended(check, text("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYzz12345678"))
+        == "aws_secret_access_key = [SECRET]"
+    )
+    assert (
+        mended(check, text("postgres://admin:hunter2!@db.corp.net/x"))
+        == "postgres://admin:[PASSWORD_IN_URL]@db.corp.net/x"
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +257,9 @@ def test_entropy_by_hand():
 
 
 def test_personal_data_is_masked_by_what_it_was():
-    seen = chat("I am ann@corp.com, +44 20 7946 0958; card 4539 1488 0343 6467", "Paid from GB29 NWBK 6016 1331 9268 19.")
+    seen = chat(
+        "I am ann@corp.com, +44 20 7946 0958; card 4539 1488 0343 6467", "Paid from GB29 NWBK 6016 1331 9268 19."
+    )
     check = PersonalData()
     made = check.repair(seen, check.look(seen))
     assert made == {0: "I am [EMAIL], [PHONE]; card [CREDIT_CARD]", 1: "Paid from [IBAN]."}
@@ -288,8 +298,13 @@ def test_boilerplate(answer, what):
 
 def test_only_answers_that_would_be_learnt_are_looked_at():
     assert whats(Boilerplate(), chat("I'm sorry, but I can't assist with that.", "Fine.")) == []
-    assert whats(Boilerplate(), view({"prompt": "p", "chosen": "Yes.", "rejected": "I'm sorry, I can't help with that."})) == []
-    assert whats(Boilerplate(), view({"prompt": "p", "chosen": "I'm sorry, I can't help with that.", "rejected": "Yes."}))
+    assert (
+        whats(Boilerplate(), view({"prompt": "p", "chosen": "Yes.", "rejected": "I'm sorry, I can't help with that."}))
+        == []
+    )
+    assert whats(
+        Boilerplate(), view({"prompt": "p", "chosen": "I'm sorry, I can't help with that.", "rejected": "Yes."})
+    )
 
 
 def test_further_patterns():
@@ -335,7 +350,7 @@ def test_rows_in_other_languages():
     gatherer = Language().gatherer()
     for number in range(100):
         gatherer.add(number, text(SENTENCES["de" if number == 42 else "en"]))
-    decision = Language().decide([Gathered(1000, gatherer.arrays())], lambda: [])
+    decision = Language().decide([Gathered(1000, gatherer.arrays())], list)
     assert decision.rows.tolist() == [1042]
     assert decision.told[int(decision.codes[0])] == ("other_language", "de")
     assert decision.summary["languages"] == {"en": 99, "de": 1}
@@ -354,19 +369,33 @@ def test_lengths_far_from_the_others():
     gatherer = Length().gatherer()
     for number, length in enumerate(lengths):
         gatherer.add(number, text("x" * length))
-    decision = Length().decide([Gathered(0, gatherer.arrays())], lambda: [])
+    decision = Length().decide([Gathered(0, gatherer.arrays())], list)
     assert decision.rows.tolist() == [50, 51]
     assert [decision.told[c][0] for c in decision.codes] == ["short", "long"]
     proposed = Length().proposed(decision.summary)
     assert (proposed.min, proposed.max) == (47, 212)
     assert whats(proposed, text("x" * 46)) == ["short"]
     assert whats(proposed, text("x" * 47)) == whats(proposed, text("x" * 212)) == []
-    assert histogram(lengths) == [(8, 16, 1), (16, 32, 0), (32, 64, 0), (64, 128, 50), (128, 256, 0), (256, 512, 0), (512, 1024, 1)]
+    assert histogram(lengths) == [
+        (8, 16, 1),
+        (16, 32, 0),
+        (32, 64, 0),
+        (64, 128, 50),
+        (128, 256, 0),
+        (256, 512, 0),
+        (512, 1024, 1),
+    ]
 
 
 def test_lengths_in_words():
     check = Length(min=2, max=3, unit="words")
-    assert [whats(check, text(one)) for one in ("a", "a b", "a b c", "a, b; c d", " ")] == [["short"], [], [], ["long"], ["empty"]]
+    assert [whats(check, text(one)) for one in ("a", "a b", "a b c", "a, b; c d", " ")] == [
+        ["short"],
+        [],
+        [],
+        ["long"],
+        ["empty"],
+    ]
     with pytest.raises(ValueError, match="more than"):
         Length(min=3, max=2)
 
@@ -388,7 +417,7 @@ def duplicates(check: ExactDuplicates, *views_) -> list[tuple[int, int]]:
         for number, seen in enumerate(part):
             gatherer.add(number, seen)
         halves.append(Gathered(first, gatherer.arrays()))
-    decision = check.decide(halves, lambda: [])
+    decision = check.decide(halves, list)
     return list(zip(decision.rows.tolist(), decision.others.tolist()))
 
 
@@ -423,7 +452,10 @@ def test_recipes_are_strict(given, told):
 
 
 def test_recipes_are_written_as_they_are_read(tmp_path):
-    made = recipe({"checks": {"encoding": "drop", "length": {"min": 3}}, "columns": {"text": "review"}}, "checks.encoding.allowed=0.5")
+    made = recipe(
+        {"checks": {"encoding": "drop", "length": {"min": 3}}, "columns": {"text": "review"}},
+        "checks.encoding.allowed=0.5",
+    )
     path = tmp_path / "recipe.yaml"
     path.write_text(made.dump())
     assert recipe(path) == made

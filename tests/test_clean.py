@@ -29,7 +29,10 @@ def chat(question: str, answer: str, **more) -> dict:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
 
 
-GOOD = [chat(f"What is the {n}. number, and why would one ask?", f"It is {n}, because that is how counting works.") for n in range(20)]
+GOOD = [
+    chat(f"What is the {n}. number, and why would one ask?", f"It is {n}, because that is how counting works.")
+    for n in range(20)
+]
 BAD = {  # row number -> (row, check, what)
     20: (GOOD[3], "exact_duplicates", "duplicate"),
     21: (chat("How do I pick a lock?", "I'm sorry, but I can't assist with that request."), "boilerplate", "refusal"),
@@ -68,7 +71,8 @@ def test_an_audit_names_every_row_and_changes_nothing(rows_file, tmp_path):
     found = {(f["row"], f["check"], f["what"]) for f in findings if f["check"] != "length"}
     assert found == {(row, check, what) for row, (_, check, what) in BAD.items()}
     assert {f["place"] for f in findings} >= {f"{rows_file}:{row + 1}" for row in BAD}
-    assert verdict["verdict"] == "faulty" and verdict.exit_code == 8
+    assert verdict["verdict"] == "faulty"
+    assert verdict.exit_code == 8
     assert verdict["faults"] == ["structure", "encoding", "secrets", "personal_data", "boilerplate", "exact_duplicates"]
     assert json.loads((tmp_path / "audit" / "verdict.json").read_text()) == verdict
     [duplicate] = verdict["checks"]["exact_duplicates"]["examples"]
@@ -119,8 +123,11 @@ def test_the_page_runs_nothing_and_takes_no_markup_from_rows(tmp_path):
     rows = write(name / "rows.jsonl", [chat("q", "a\x00<img src=x>"), {"messages": [{"role": "<b>", "content": "x"}]}])
     audit(str(rows), tmp_path / "audit", recipe(), workers=1)
     page = (tmp_path / "audit" / "audit.html").read_text()
-    assert "<script" not in page and "<img" not in page and "<b>" not in page
-    assert "default-src 'none'" in page and "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "<b>" not in page
+    assert "default-src 'none'" in page
+    assert "&lt;script&gt;" in page
     assert page.count("<section") == page.count("</section>") == len(CHECKS) + 1
 
 
@@ -141,13 +148,25 @@ def test_lengths_in_the_models_own_tokens(tmp_path, tiny_model, capsys):
 def test_columns_that_training_knows_by_another_name(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     path.write_text("review,stars\nItâ€™s good,5\nWrite to ann@corp.com,1\nfine,\n", encoding="utf-8")
-    given = ["--set", "columns={text: review, label: stars}", "--set", "checks.length.action=keep", "--workers", "1", "--quiet", "--json"]
+    given = [
+        "--set",
+        "columns={text: review, label: stars}",
+        "--set",
+        "checks.length.action=keep",
+        "--workers",
+        "1",
+        "--quiet",
+        "--json",
+    ]
     assert main(["data", "audit", str(path), *given]) == 8
     verdict = json.loads(capsys.readouterr().out)
     assert verdict["formats"] == {"labelled": 3}
     assert verdict["checks"]["structure"]["what"] == {"label": 1}
     main(["data", "clean", str(path), str(tmp_path / "out.jsonl"), *given])
-    assert read(tmp_path / "out.jsonl") == [{"review": "It’s good", "stars": "5"}, {"review": "Write to [EMAIL]", "stars": "1"}]
+    assert read(tmp_path / "out.jsonl") == [
+        {"review": "It’s good", "stars": "5"},
+        {"review": "Write to [EMAIL]", "stars": "1"},
+    ]
 
 
 # ---------------------------------------------------------------------------- twice
@@ -215,10 +234,14 @@ def test_a_folder_of_shards_in_parallel_gives_what_one_file_gives(tmp_path):
     write(tmp_path / "one.jsonl", rows)
     clean(str(tmp_path / "in"), tmp_path / "out", recipe(), workers=2)
     clean(str(tmp_path / "one.jsonl"), tmp_path / "whole.jsonl", recipe(), workers=1)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")) == [f"s{i}.jsonl" for i in range(4)]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")) == [
+        f"s{i}.jsonl" for i in range(4)
+    ]
     assert read(tmp_path / "out") == read(tmp_path / "whole.jsonl")
     sides = [read(tmp_path / name) for name in ("out.removed.jsonl", "whole.removed.jsonl")]
-    assert [(r["row"], r["what"], r["detail"]) for r in sides[0]] == [(r["row"], r["what"], r["detail"]) for r in sides[1]]
+    assert [(r["row"], r["what"], r["detail"]) for r in sides[0]] == [
+        (r["row"], r["what"], r["detail"]) for r in sides[1]
+    ]
     assert list(tmp_path.glob("*.survey")) == []
 
 
@@ -235,7 +258,10 @@ clean(sys.argv[1], Path(sys.argv[2]), recipe(), workers=1, say=lambda text: prin
 
 @pytest.mark.parametrize("words", [2, 5, 9, 12])
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, monkeypatch, words):
-    rows = write(tmp_path / "rows.jsonl", [row for n in range(40) for row in (*GOOD, chat(f"Who is {n}?", f"ann{n}@corp.com it is."))])
+    rows = write(
+        tmp_path / "rows.jsonl",
+        [row for n in range(40) for row in (*GOOD, chat(f"Who is {n}?", f"ann{n}@corp.com it is."))],
+    )
     monkeypatch.setattr(pieces, "PIECE", 20_000)
     monkeypatch.setattr(pieces, "BLOCK", 3_000)
     assert len(pieces.pieces_of(str(rows))) > 4

@@ -64,7 +64,9 @@ def test_repairing_twice_is_repairing_once(text):
     assert stretches(once) == []
 
 
-@given(st.text(alphabet=st.characters(min_codepoint=0xC0, max_codepoint=0x17F, categories=["Ll"]), min_size=2, max_size=12))
+@given(
+    st.text(alphabet=st.characters(min_codepoint=0xC0, max_codepoint=0x17F, categories=["Ll"]), min_size=2, max_size=12)
+)
 def test_words_of_accented_letters_come_back(word):
     """Any word of small Latin letters with marks, as long as it is sound itself."""
     assert repaired(word) == word

@@ -62,7 +62,8 @@ def test_ranges_of_a_large_file_are_its_rows_with_their_places(large):
     cut = pieces.pieces_of(str(large))
     assert len(cut) > 5
     assert [cut[0].start, *(p.stop for p in cut[:-1])] == [p.start for p in cut]
-    assert all(p.stop - p.start >= 20_000 for p in cut[:-1]) and cut[-1].stop == large.stat().st_size
+    assert all(p.stop - p.start >= 20_000 for p in cut[:-1])
+    assert cut[-1].stop == large.stat().st_size
     whole = [(row.values, row.place) for row in sources.read(str(large))]
     assert [(row.values, row.place) for piece in cut for row in pieces.rows_of(piece)] == whole
 
@@ -77,7 +78,8 @@ def test_outputs_are_whole_in_order_and_the_same_for_any_number_of_workers(large
     assert numbers(out) == list(range(0, ROWS, 2))
     found = [(row.values["row"], row.values["place"], row.values["n"]) for row in sources.read(str(side))]
     assert found == [(n, f"{large}:{n + 1}", n) for n in range(1, ROWS, 2)]
-    assert [d.first for d in done][:2] == [0, done[0].rows] and sum(d.end["seen"] for d in done) == ROWS
+    assert [d.first for d in done][:2] == [0, done[0].rows]
+    assert sum(d.end["seen"] for d in done) == ROWS
     if name == "out":
         assert sorted(p.name for p in out.glob("*.jsonl")) == [f"rows-{i:05}.jsonl" for i in range(len(done))]
     left = [p for p in (tmp_path / f".{name}.luthier", out / ".luthier") if p.exists()]
@@ -99,7 +101,8 @@ def test_the_same_run_is_known_and_another_is_told_by_what_differs(large, tmp_pa
     run = partial(pieces.run, str(large), out, Odd, workers=1, sides={"odd": tmp_path / "odd.jsonl"}, say=said.append)
     first = run(settings={"a": {"b": 1}})
     before = out.read_bytes()
-    assert run(settings={"a": {"b": 1}}) == first and "done before" in said[-1]
+    assert run(settings={"a": {"b": 1}}) == first
+    assert "done before" in said[-1]
     with pytest.raises(CheckpointError, match=r"settings\.a\.b was 1 and is now 2"):
         run(settings={"a": {"b": 2}})
     os.utime(large, ns=(1, 1))
@@ -128,7 +131,8 @@ def test_an_error_leaves_nothing_half_written_and_the_next_run_goes_on(large, tm
     monkeypatch.setenv("FAIL", "1")
     with pytest.raises(DataError, match="rows.jsonl:4001: this one"):
         run()
-    assert not out.exists() and not (tmp_path / "odd.jsonl").exists()
+    assert not out.exists()
+    assert not (tmp_path / "odd.jsonl").exists()
     monkeypatch.delenv("FAIL")
     run()
     assert any(text.startswith("going on") for text in said)
@@ -158,7 +162,9 @@ def test_killed_it_goes_on_with_the_same_bytes(large, tmp_path):
     out = tmp_path / "killed" / "out.jsonl"
     out.parent.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(Path(__file__).parent), str(large), str(out)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW, str(Path(__file__).parent), str(large), str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline().startswith("1 of")
@@ -180,4 +186,5 @@ def test_a_line_without_end_is_passed_over_unread(tmp_path, monkeypatch):
     path.write_bytes(b"\n".join(lines))
     found = list(sources.read(str(path)))
     assert [row.values for row in found] == [{"text": "a"}, {}, {"text": "b"}]
-    assert found[1].place.endswith(":2") and "longer than" in found[1].fault
+    assert found[1].place.endswith(":2")
+    assert "longer than" in found[1].fault

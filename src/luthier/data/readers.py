@@ -114,7 +114,7 @@ def _too_long(limit: int) -> str:
 
 
 def _lines(path: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line), without the byte order mark; None of a line that is longer than `LONGEST_LINE`, which is not held.
+    """(number, line), without the byte order mark; None of a line longer than `LONGEST_LINE`, which is not held.
 
     With `start` and `stop`, which stand at borders of lines, those in between; the first of them is line `number`.
     """
@@ -165,14 +165,14 @@ def _jsonl(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
 
 def jsonl_range(path: Path, skip: int = 0, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[Item]:
     """The rows of a JSONL file between two borders of lines, the first of which has this number."""
-    for number, line in _lines(path, start, stop, number):
+    for at, line in _lines(path, start, stop, number):
         if line is not None and not line.strip():
             continue
         if skip:
             skip -= 1
             yield 1
             continue
-        place = f"{shown(path)}:{number}"
+        place = f"{shown(path)}:{at}"
         if line is None:
             yield Record({}, place, f"the line is {_too_long(LONGEST_LINE)}")
             continue
@@ -224,7 +224,8 @@ def _csv(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
         _refuse_binary(path, raw.peek(4096)[:4096])
         csv.field_size_limit(LONGEST_LINE)
         text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(_short_lines(path, text), delimiter="\t" if kind_of(path)[0] == ".tsv" else ",", strict=True)
+        delimiter = "\t" if kind_of(path)[0] == ".tsv" else ","
+        reader = csv.reader(_short_lines(path, text), delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
             _check_header(path, header)
@@ -250,7 +251,7 @@ def _csv(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
 
 
 def _short_lines(path: Path, text: IO[str]) -> Iterator[str]:
-    """Lines for the CSV reader, which would take one of any length. After too long a one nobody knows where a row is."""
+    """Lines for the CSV reader, which would take one of any length; where a row is after too long a one is not known."""
     for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE), ""), start=1):
         if len(line) == LONGEST_LINE and not line.endswith("\n"):
             raise DataError(f"{shown(path)}:{number}: the line is {_too_long(LONGEST_LINE)}")

@@ -1,4 +1,4 @@
-"""An audit: what is wrong with a set of rows, changing nothing; a verdict, a page, and the recipe that would mend it."""
+"""An audit: what is wrong with a set of rows, changing nothing; a verdict, a page, and the recipe that mends it."""
 
 from __future__ import annotations
 
@@ -66,8 +66,10 @@ def audit(
 
     write_atomically(folder / PAGE, page(verdict))
     write_atomically(journal / AUDITED, "")
-    for path in (found, *journal.glob("*.safetensors")):
-        path.unlink(missing_ok=True)
+    for path in journal.glob("*.safetensors"):
+        path.unlink()
+    if found.exists():  # an output of the run, which has to be there; all of it stands in the findings
+        write_atomically(found, "")
     return verdict
 
 
@@ -119,12 +121,13 @@ def _verdict(
     for d in done:
         kinds.update(d.end["formats"])
     faults = [kind for kind, one in told.items() if not one["sound"]]
-    made = dict(
-        verdict="faulty" if faults else "sound", faults=faults, source=source if isinstance(source, str) else list(source),
-        rows=rows, unreadable=sum(d.end["unreadable"] for d in done), files=len({str(d.piece.path) for d in done}),
-        formats=dict(kinds.most_common()), checks=told, findings=str(folder / FINDINGS), page=str(folder / PAGE),
-        recipe=str(folder / RECIPE),
-    )  # fmt: skip
+    made = {
+        "verdict": "faulty" if faults else "sound", "faults": faults,
+        "source": source if isinstance(source, str) else list(source), "rows": rows,
+        "unreadable": sum(d.end["unreadable"] for d in done), "files": len({str(d.piece.path) for d in done}),
+        "formats": dict(kinds.most_common()), "checks": told, "findings": str(folder / FINDINGS),
+        "page": str(folder / PAGE), "recipe": str(folder / RECIPE),
+    }  # fmt: skip
     return Verdict(json.loads(json.dumps(made)))  # as it is read again
 
 

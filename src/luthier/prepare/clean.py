@@ -50,7 +50,9 @@ class Mending:
         """(the values that are kept, None of a row that goes; why it goes or was changed)."""
         if row.fault is not None:
             if self.unreadable is None or self.unreadable.action_of(UNREADABLE) != "drop":
-                raise DataError(f"{row.place}: {row.fault}; with `structure: {{action: drop}}` in the recipe such rows go")
+                raise DataError(
+                    f"{row.place}: {row.fault}; with `structure: {{action: drop}}` in the recipe such rows go"
+                )
             return None, [_reason(self.unreadable, Finding(UNREADABLE, row.fault))]
         values, reasons = row.values, []
         seen = self.seen(values, row)
@@ -180,10 +182,16 @@ class Gone:
         kind, told = self.told[int(self.arrays["checks"][self.at])]
         what, detail = told[int(self.arrays["codes"][self.at])]
         other = f"{int(self.arrays['others'][self.at]):,}"
-        return {"check": kind, "what": what, "detail": detail.format(other=other, number=self.arrays["numbers"][self.at])}
+        return {
+            "check": kind,
+            "what": what,
+            "detail": detail.format(other=other, number=self.arrays["numbers"][self.at]),
+        }
 
 
-def _keep_decisions(checks: Sequence[Check], decisions: Mapping[str, Decision], done: Sequence[Done], folder: Path) -> None:
+def _keep_decisions(
+    checks: Sequence[Check], decisions: Mapping[str, Decision], done: Sequence[Done], folder: Path
+) -> None:
     """For each piece a file of its rows that go, with the first check that says so."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("rows", "checks", "codes", "others", "numbers")}
     for place, check in enumerate(checks):
@@ -196,7 +204,9 @@ def _keep_decisions(checks: Sequence[Check], decisions: Mapping[str, Decision], 
         columns["checks"].append(np.full(int(goes.sum()), place, np.int64))
         columns["codes"].append(codes[goes])
         columns["others"].append(np.full(count, -1)[goes] if decision.others is None else decision.others[goes])
-        columns["numbers"].append(np.zeros(count)[goes] if decision.numbers is None else decision.numbers[goes].astype(float))
+        columns["numbers"].append(
+            np.zeros(count)[goes] if decision.numbers is None else decision.numbers[goes].astype(float)
+        )
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     _, first = np.unique(whole["rows"], return_index=True)  # of several checks the one that stands first
     whole = {name: values[first] for name, values in whole.items()}

@@ -103,7 +103,9 @@ def card(text: str) -> bool:
 # ---------------------------------------------------------------------------- addresses on networks
 
 IP4 = re.compile(r"\d(?<![\w.].)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?!\w|\.\d|-\w)")
-IP6 = re.compile(r"[0-9A-Fa-f](?<![\w:.].)[0-9A-Fa-f]{0,3}:(?:[0-9A-Fa-f]{1,4}:){1,6}(?::?[0-9A-Fa-f]{1,4}){1,6}(?![\w:])", re.A)
+IP6 = re.compile(
+    r"[0-9A-Fa-f](?<![\w:.].)[0-9A-Fa-f]{0,3}:(?:[0-9A-Fa-f]{1,4}:){1,6}(?::?[0-9A-Fa-f]{1,4}){1,6}(?![\w:])", re.A
+)
 _VERSION = re.compile(r"(?:\bv|\bver(?:sion)?|\brelease|\bsection|\bchapter|\bbuild|§)[ .:=]*\Z", re.I)
 
 
@@ -144,9 +146,26 @@ PHONE = re.compile(
     r"|0\d{1,5}[ /-]\d{3,8}(?:[ -]\d{1,4}){0,3})"
     r"(?![\w]|[.,:/-]\d| \d{3})"
 )
-_CALLED = re.compile(r"(?:\btel|\bphone|\bmobil|\bcell|\bcall|\bfax|\bfon\b|\btelef|\bwhatsapp|\bsms|\bnumber is|\bdial|☎|📞)[^\d\n]{0,25}\Z", re.I)
+_CALLED = re.compile(
+    r"(?:\btel|\bphone|\bmobil|\bcell|\bcall|\bfax|\bfon\b|\btelef|\bwhatsapp|\bsms|\bnumber is|\bdial|☎|📞)[^\d\n]{0,25}\Z",
+    re.I,
+)
 CALLED = re.compile(r"(?<![\w.+-])\d{2,5}(?:[ .-]?\d{2,5}){1,4}(?![\w]|[.,:-]\d)")
-CALLED_WORDS = ("tel", "phone", "mobil", "cell", "call", "fax", "fon", "whatsapp", "sms", "dial", "number", "\u260e", "\U0001f4de")
+CALLED_WORDS = (
+    "tel",
+    "phone",
+    "mobil",
+    "cell",
+    "call",
+    "fax",
+    "fon",
+    "whatsapp",
+    "sms",
+    "dial",
+    "number",
+    "\u260e",
+    "\U0001f4de",
+)
 
 
 def phone(text: str) -> bool:
@@ -176,14 +195,16 @@ def _dni(text: str) -> bool:
     return "TRWAGMYFPDXBNJZSQVHLCKE"[int(number) % 23] == plain[-1]
 
 
-_ODD = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+_ODD: dict[str, int] = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ",
                 (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14,
                  16, 10, 22, 25, 24, 23)))  # fmt: skip
 
 
 def _fiscale(text: str) -> bool:
     """Italy: the last letter is a sum of tables over the others, modulo 26."""
-    total = sum(_ODD[c] if place % 2 == 0 else (int(c) if c.isdigit() else ord(c) - 65) for place, c in enumerate(text[:15]))
+    total = 0
+    for place, character in enumerate(text[:15]):
+        total += _ODD[character] if place % 2 == 0 else int(character) if character.isdigit() else ord(character) - 65
     return chr(65 + total % 26) == text[15]
 
 

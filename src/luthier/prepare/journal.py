@@ -69,7 +69,9 @@ class Journal:
         except FileNotFoundError:
             return None
         except ValueError:
-            raise CheckpointError(f"{self.folder / 'key.json'} is damaged; remove {self.folder} to start anew") from None
+            raise CheckpointError(
+                f"{self.folder / 'key.json'} is damaged; remove {self.folder} to start anew"
+            ) from None
 
     def _promised(self) -> list[str]:
         return json.loads((self.folder / "done.json").read_text())["outputs"]

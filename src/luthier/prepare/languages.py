@@ -16,98 +16,121 @@ LONGEST = 480  # characters that are looked at
 MOST, TOGETHER = 80, 20  # words, and how many at a time
 
 WORDS = {  # the most frequent words of running text and of short requests
-    "en": "the of and to in is that it for was with as on be at by this are you from or an have not but what all were when we "
-          "there can your which their will do how if so has would them then these been some could other than its my i he she "
-          "they about into turn off please set make find give write show who where should no just like also out up between "
-          "does only over such must used each here using",
-    "de": "der die das und ist nicht ein eine einen mit den dem des von zu im auf für sich auch als an werden aus er sie es wird "
-          "bei sind noch wie über so zum war haben nur oder aber vor zur bis mehr durch man sein wurde wir ich du was wenn kann "
-          "schalte mache stelle licht bitte gibt ihr mir dich mich dieser diese dieses beim vom kein keine soll ins um nach",
-    "fr": "le la les de des du et est un une en que qui dans pour pas sur au avec il elle ce cette sont par plus ne se nous vous "
-          "je tu mais ou où comme tout être avoir fait sans leur aux son sa ses été même aussi ont l d qu c n s j allume "
-          "éteins règle quelle quel votre notre mes ton était peut très ces entre après depuis",
-    "es": "el la los las de del y en que es un una por con no para se su al lo como más pero sus le ya o este sí porque esta "
-          "entre cuando muy sin sobre también me hasta hay donde quien desde todo nos durante uno ni ese eso mi qué yo cómo "
-          "enciende apaga pon luz luces está son fue ser hace puede tiene esto estos usted tu te",
-    "it": "il lo la i gli le di del della dei delle e è che in un una uno per non con si da al alla ai nel nella sono come più "
-          "ma ha anche o se ci questo questa su dal dalla essere stato suo sua loro cui quando accendi spegni imposta luce "
-          "luci mi ti ho hanno perché tutti fare molto dove degli sul sulla era chi",
-    "pt": "o a os as de do da dos das e em no na nos nas que é um uma por para com não se seu sua mais como mas ao foi ele ela "
-          "ou ser quando muito há já está eu também só pelo pela até isso entre era depois sem mesmo aos seus quem nas me esse "
-          "eles você essa num nem suas às minha ligar desligar acende luz luzes são tem ter fazer pode",
-    "nl": "de het een en van in is dat op te zijn met voor niet aan er om ook als dan maar uit bij nog naar heeft worden wordt "
-          "door over deze dit ze hij zij je ik wat kan geen meer of tot werd wel hebben hun zet doe licht lamp aan uit mijn "
-          "jij zou moet waar veel al onder hoe onze bent",
-    "sv": "och att det i en som är på för av med inte den till ett om har de men vid var så från jag kan när han hon vi eller "
-          "under nu också efter utan skulle hade finns vara detta mer ska slå tänd släck lampan ljuset mig dig sin vad alla "
-          "blir mycket bara där här upp dem får in av man över",
-    "da": "og at det i en som er på for af med ikke den til et om har de men ved var så fra jeg kan når han hun vi eller under "
-          "nu også efter uden skulle havde være dette mere skal tænd sluk lyset mig dig sin hvad alle bliver meget kun hvor "
-          "op dem får man over ind nogle efter blev",
-    "no": "og at det i en som er på for av med ikke den til et om har de men ved var så fra jeg kan når han hun vi eller under nå "
-          "også etter uten skulle hadde være dette mer skal slå lyset meg deg sin hva alle blir mye bare hvor opp dem får man "
-          "over inn noen etter ble seg ut jeg",
-    "fi": "ja on ei se että oli hän joka mutta ovat kun niin myös tai ole sen kuin ovat olla mitä jos vain tämä sitä hänen "
-          "ne minä sinä ne tässä siitä sekä kanssa sammuta laita valot päälle pois mikä missä nyt vielä kaikki voi tämän "
-          "joka jotka olen ollut mukaan jälkeen",
-    "pl": "i w na z nie się do to że jest o jak a po za ale od co przez dla tego są czy tak tym jego być może oraz był która "
-          "które który jej ich już tylko przy pod można jeszcze będzie włącz wyłącz światło ustaw ten ta te mnie mi ja ty "
-          "bardzo gdzie kiedy lub jako we ze bez nad",
-    "cs": "a v na se je že s z do o to i k pro jako ale za by byl jsem po jeho od jsou si které který která nebo co tak být "
-          "při však také jen už až podle bylo své této mezi zapni vypni světlo světla nastav může jaký jaká jak kde než "
-          "ve ke ze jsme má tento jejich když",
-    "sk": "a v na sa je že s z do o to i k pre ako ale za by bol som po jeho od sú si ktoré ktorý ktorá alebo čo tak byť pri "
-          "však tiež len už až podľa bolo tejto medzi zapni vypni svetlo nastav môže aký aká kde než vo ku zo sme má tento "
-          "ich keď nie",
-    "hu": "a az és hogy nem is egy ez volt meg mint csak de van már még vagy ki ha el azt amely lesz minden azonban után majd "
-          "ezt kell lehet olyan fel nagyon mi le én itt pedig között alatt kapcsold be ki lámpát fényt állítsd ami aki "
-          "voltak szerint által mert ezek",
-    "ro": "și de în a la cu pe nu este că se o un pentru din care ce mai sau dar au fi am al lui ale prin această după fost "
-          "când sunt foarte să ai aceasta acest dacă unde până fără toate aprinde stinge lumina setează eu tu ei ele cum "
-          "decât într am lor",
-    "tr": "ve bir bu da de için ile ne çok gibi daha olarak var olan kadar en sonra ama ya değil mi o ki her şey ben sen ise "
-          "oldu olduğu göre tarafından diye hem aç kapat ışığı ışıkları ayarla nasıl nerede kim bana beni sadece veya "
-          "tüm yeni önce",
-    "id": "yang dan di dengan untuk dari pada adalah ini itu tidak dalam akan ke sebagai oleh juga atau saya anda dapat karena "
-          "telah bisa ada mereka kami kita ia lebih seperti sudah hanya apa bagaimana nyalakan matikan lampu sangat secara "
-          "jika agar bahwa tersebut para",
-    "vi": "và của là có không được trong cho một người với các này đã để những khi tôi như cũng từ bạn ở đến về nhiều sẽ lại "
-          "thì ra nếu vào trên hay hoặc bật tắt đèn mà phải theo năm rất gì nào làm đó việc hãy",
-    "ca": "el la els les de del i en que és un una per amb no se seu va al com més però o quan també són aquest aquesta hi "
-          "molt sense ha han dels pels encén apaga llum llums entre fins sobre tot ser perquè dins seva seus on què",
-    "hr": "i u na je se da su za od s ne što kao iz koji o ali bi a po ili biti koje koja do sam samo nije više kako već "
-          "kada bio to uključi isključi svjetlo postavi gdje ima će te ti mi ako nakon između još sve",
-    "et": "ja on ei et see oli ta mis aga kui ka oma nii või siis ning kes ma sa seda mida veel ole selle nende pole lülita "
-          "sisse välja tuled pane kuidas kus kõik väga ainult pärast kuid ning",
-    "lt": "ir yra kad į su iš tai ne bet kaip buvo ar už nuo jis ji jo jų jos kurie kuris tik dar po labai jau įjunk išjunk "
-          "šviesą prie per būti taip apie arba jei šis kai",
-    "lv": "un ir ka no uz ar tas par nav bet kā bija vai viņš viņa pēc lai pie arī tikai ļoti jau kas ieslēdz izslēdz gaismu "
-          "to šo tika būt kad ja es tu",
-    "ru": "и в не на что я с он как это по но из у за от к так же все вы для бы то мы было если есть уже или ни быть до был "
-          "его ее их она они при который которые мне только включи выключи свет где когда чтобы может этот об",
-    "uk": "і в не на що я з він як це по але із у за від до так ж все ви для би то ми було якщо є вже або ні бути був його її "
-          "їх вона вони при який які мені тільки увімкни вимкни світло де коли щоб може цей про та й",
-    "bg": "и в не на че аз с той как това по но из у за от до така се всички вие да то ние беше ако е вече или нито бъде "
-          "бил негов тя те при който които ми само включи изключи лампата къде кога може този със са са съм",
-    "sr": "и у на је се да су за од с не што као из који о али би а по или бити које која до сам само није више како већ када "
-          "био то укључи искључи светло где има ће те ти ми ако након између још све",
+    "en": "the of and to in is that it for was with as on be at by this are you from or an have not but what all "
+          "were when we there can your which their will do how if so has would them then these been some could "
+          "other than its my i he she they about into turn off please set make find give write show who where "
+          "should no just like also out up between does only over such must used each here using",
+    "de": "der die das und ist nicht ein eine einen mit den dem des von zu im auf für sich auch als an werden aus "
+          "er sie es wird bei sind noch wie über so zum war haben nur oder aber vor zur bis mehr durch man sein "
+          "wurde wir ich du was wenn kann schalte mache stelle licht bitte gibt ihr mir dich mich dieser diese "
+          "dieses beim vom kein keine soll ins um nach",
+    "fr": "le la les de des du et est un une en que qui dans pour pas sur au avec il elle ce cette sont par plus ne "
+          "se nous vous je tu mais ou où comme tout être avoir fait sans leur aux son sa ses été même aussi ont l d "
+          "qu c n s j allume éteins règle quelle quel votre notre mes ton était peut très ces entre après depuis",
+    "es": "el la los las de del y en que es un una por con no para se su al lo como más pero sus le ya o este sí "
+          "porque esta entre cuando muy sin sobre también me hasta hay donde quien desde todo nos durante uno ni "
+          "ese eso mi qué yo cómo enciende apaga pon luz luces está son fue ser hace puede tiene esto estos usted "
+          "tu te",
+    "it": "il lo la i gli le di del della dei delle e è che in un una uno per non con si da al alla ai nel nella "
+          "sono come più ma ha anche o se ci questo questa su dal dalla essere stato suo sua loro cui quando "
+          "accendi spegni imposta luce luci mi ti ho hanno perché tutti fare molto dove degli sul sulla era chi",
+    "pt": "o a os as de do da dos das e em no na nos nas que é um uma por para com não se seu sua mais como mas ao "
+          "foi ele ela ou ser quando muito há já está eu também só pelo pela até isso entre era depois sem mesmo "
+          "aos seus quem nas me esse eles você essa num nem suas às minha ligar desligar acende luz luzes são tem "
+          "ter fazer pode",
+    "nl": "de het een en van in is dat op te zijn met voor niet aan er om ook als dan maar uit bij nog naar heeft "
+          "worden wordt door over deze dit ze hij zij je ik wat kan geen meer of tot werd wel hebben hun zet doe "
+          "licht lamp aan uit mijn jij zou moet waar veel al onder hoe onze bent",
+    "sv": "och att det i en som är på för av med inte den till ett om har de men vid var så från jag kan när han "
+          "hon vi eller under nu också efter utan skulle hade finns vara detta mer ska slå tänd släck lampan ljuset "
+          "mig dig sin vad alla blir mycket bara där här upp dem får in av man över",
+    "da": "og at det i en som er på for af med ikke den til et om har de men ved var så fra jeg kan når han hun vi "
+          "eller under nu også efter uden skulle havde være dette mere skal tænd sluk lyset mig dig sin hvad alle "
+          "bliver meget kun hvor op dem får man over ind nogle efter blev",
+    "no": "og at det i en som er på for av med ikke den til et om har de men ved var så fra jeg kan når han hun vi "
+          "eller under nå også etter uten skulle hadde være dette mer skal slå lyset meg deg sin hva alle blir mye "
+          "bare hvor opp dem får man over inn noen etter ble seg ut jeg",
+    "fi": "ja on ei se että oli hän joka mutta ovat kun niin myös tai ole sen kuin ovat olla mitä jos vain tämä "
+          "sitä hänen ne minä sinä ne tässä siitä sekä kanssa sammuta laita valot päälle pois mikä missä nyt vielä "
+          "kaikki voi tämän joka jotka olen ollut mukaan jälkeen",
+    "pl": "i w na z nie się do to że jest o jak a po za ale od co przez dla tego są czy tak tym jego być może oraz "
+          "był która które który jej ich już tylko przy pod można jeszcze będzie włącz wyłącz światło ustaw ten ta "
+          "te mnie mi ja ty bardzo gdzie kiedy lub jako we ze bez nad",
+    "cs": "a v na se je že s z do o to i k pro jako ale za by byl jsem po jeho od jsou si které který která nebo co "
+          "tak být při však také jen už až podle bylo své této mezi zapni vypni světlo světla nastav může jaký jaká "
+          "jak kde než ve ke ze jsme má tento jejich když",
+    "sk": "a v na sa je že s z do o to i k pre ako ale za by bol som po jeho od sú si ktoré ktorý ktorá alebo čo "
+          "tak byť pri však tiež len už až podľa bolo tejto medzi zapni vypni svetlo nastav môže aký aká kde než vo "
+          "ku zo sme má tento ich keď nie",
+    "hu": "a az és hogy nem is egy ez volt meg mint csak de van már még vagy ki ha el azt amely lesz minden azonban "
+          "után majd ezt kell lehet olyan fel nagyon mi le én itt pedig között alatt kapcsold be ki lámpát fényt "
+          "állítsd ami aki voltak szerint által mert ezek",
+    "ro": "și de în a la cu pe nu este că se o un pentru din care ce mai sau dar au fi am al lui ale prin această "
+          "după fost când sunt foarte să ai aceasta acest dacă unde până fără toate aprinde stinge lumina setează "
+          "eu tu ei ele cum decât într am lor",
+    "tr": "ve bir bu da de için ile ne çok gibi daha olarak var olan kadar en sonra ama ya değil mi o ki her şey "
+          "ben sen ise oldu olduğu göre tarafından diye hem aç kapat ışığı ışıkları ayarla nasıl nerede kim bana "
+          "beni sadece veya tüm yeni önce",
+    "id": "yang dan di dengan untuk dari pada adalah ini itu tidak dalam akan ke sebagai oleh juga atau saya anda "
+          "dapat karena telah bisa ada mereka kami kita ia lebih seperti sudah hanya apa bagaimana nyalakan matikan "
+          "lampu sangat secara jika agar bahwa tersebut para",
+    "vi": "và của là có không được trong cho một người với các này đã để những khi tôi như cũng từ bạn ở đến về "
+          "nhiều sẽ lại thì ra nếu vào trên hay hoặc bật tắt đèn mà phải theo năm rất gì nào làm đó việc hãy",
+    "ca": "el la els les de del i en que és un una per amb no se seu va al com més però o quan també són aquest "
+          "aquesta hi molt sense ha han dels pels encén apaga llum llums entre fins sobre tot ser perquè dins seva "
+          "seus on què",
+    "hr": "i u na je se da su za od s ne što kao iz koji o ali bi a po ili biti koje koja do sam samo nije više "
+          "kako već kada bio to uključi isključi svjetlo postavi gdje ima će te ti mi ako nakon između još sve",
+    "et": "ja on ei et see oli ta mis aga kui ka oma nii või siis ning kes ma sa seda mida veel ole selle nende "
+          "pole lülita sisse välja tuled pane kuidas kus kõik väga ainult pärast kuid ning",
+    "lt": "ir yra kad į su iš tai ne bet kaip buvo ar už nuo jis ji jo jų jos kurie kuris tik dar po labai jau "
+          "įjunk išjunk šviesą prie per būti taip apie arba jei šis kai",
+    "lv": "un ir ka no uz ar tas par nav bet kā bija vai viņš viņa pēc lai pie arī tikai ļoti jau kas ieslēdz "
+          "izslēdz gaismu to šo tika būt kad ja es tu",
+    "ru": "и в не на что я с он как это по но из у за от к так же все вы для бы то мы было если есть уже или ни "
+          "быть до был его ее их она они при который которые мне только включи выключи свет где когда чтобы может "
+          "этот об",
+    "uk": "і в не на що я з він як це по але із у за від до так ж все ви для би то ми було якщо є вже або ні бути "
+          "був його її їх вона вони при який які мені тільки увімкни вимкни світло де коли щоб може цей про та й",
+    "bg": "и в не на че аз с той как това по но из у за от до така се всички вие да то ние беше ако е вече или нито "
+          "бъде бил негов тя те при който които ми само включи изключи лампата къде кога може този със са са съм",
+    "sr": "и у на је се да су за од с не што као из који о али би а по или бити које која до сам само није више "
+          "како већ када био то укључи искључи светло где има ће те ти ми ако након између још све",
 }  # fmt: skip
-LETTERS = {  # that tell a language among those of its script, with what they count
-    "de": "ß", "es": "ñ¿¡", "pt": "ãõ", "pl": "łąęśźżńć", "cs": "ěřů", "sk": "ĺŕľô", "hu": "őű", "ro": "țșăţş", "tr": "ğışİ",
-    "sv": "åäö", "da": "æøå", "no": "æøå", "fi": "äö", "et": "õäöü", "lt": "ėųįū", "lv": "ļķņģāēī", "vi": "ơưđạảấầậẵếềệịọộợụủứừựỹ",
-    "hr": "đčćžš", "fr": "çœêèàùâî", "ca": "ŀ·çòèï", "uk": "іїєґ", "ru": "ыэё", "bg": "ъщ", "sr": "ђљњћџј", "nl": "ĳ",
+LETTERS = {  # that tell a language among those of its script
+    "de": "ß", "es": "ñ¿¡", "pt": "ãõ", "pl": "łąęśźżńć", "cs": "ěřů", "sk": "ĺŕľô", "hu": "őű", "ro": "țșăţş",
+    "tr": "ğışİ", "sv": "åäö", "da": "æøå", "no": "æøå", "fi": "äö", "et": "õäöü", "lt": "ėųįū",
+    "lv": "ļķņģāēī", "vi": "ơưđạảấầậẵếềệịọộợụủứừựỹ", "hr": "đčćžš", "fr": "çœêèàùâî", "ca": "ŀ·çòèï",
+    "uk": "іїєґ", "ru": "ыэё", "bg": "ъщ", "sr": "ђљњћџј", "nl": "ĳ",
 }  # fmt: skip
 ENDINGS = {  # of words, looked at where the words themselves do not tell
-    "en": "ing ght tion ness ould", "de": "ung lich keit heit chen isch", "fr": "eau ait eur eux ois ment elle",
-    "es": "ción dad ado ido mente ías", "it": "zione mente ità ino elle", "pt": "ção dade mente ões inho ava",
-    "nl": "ijk heid tje aar oon", "sv": "arna orna ning het igt ade", "da": "erne ede hed else", "no": "ene het ing else",
-    "fi": "ssa ssä sta stä lla llä lle lta ltä iin een ään nen vat vät mme sen tti", "hu": "ban ben nak nek ból ből hoz hez "
-    "tól től ság ség ott ett unk", "tr": "lar ler dan den dır dir nda nde lık lik yor mış miş ları leri",
-    "et": "dab dus tud ks ist mas nud", "pl": "ych ego ami ość wać ów iem", "cs": "ých ého ost ová ění ách ou",
-    "sk": "ých ého osť ová enie ách ou", "ro": "ului ilor ție ează esc", "hr": "ima ama anje ije ost iti", "id": "kan nya lah",
-    "lt": "as is us ių oje ams", "lv": "šana iem ām jā ība", "ca": "ció tat ment ava ets",
-    "ru": "ого ать ить ются ный ная ное ость ешь ала ела ила его", "uk": "ати ити ься ний ість іла ють", "bg": "ата ите ото ият "
-    "ване ето", "sr": "ање ије ама ити ати ови",
+    "en": "ing ght tion ness ould",
+    "de": "ung lich keit heit chen isch",
+    "fr": "eau ait eur eux ois ment elle",
+    "es": "ción dad ado ido mente ías",
+    "it": "zione mente ità ino elle",
+    "pt": "ção dade mente ões inho ava",
+    "nl": "ijk heid tje aar oon",
+    "sv": "arna orna ning het igt ade",
+    "da": "erne ede hed else",
+    "no": "ene het ing else",
+    "fi": "ssa ssä sta stä lla llä lle lta ltä iin een ään nen vat vät mme sen tti",
+    "hu": "ban ben nak nek ból ből hoz hez tól től ság ség ott ett unk",
+    "tr": "lar ler dan den dır dir nda nde lık lik yor mış miş ları leri",
+    "et": "dab dus tud ks ist mas nud",
+    "pl": "ych ego ami ość wać ów iem",
+    "cs": "ých ého ost ová ění ách ou",
+    "sk": "ých ého osť ová enie ách ou",
+    "ro": "ului ilor ție ează esc",
+    "hr": "ima ama anje ije ost iti",
+    "id": "kan nya lah",
+    "lt": "as is us ių oje ams",
+    "lv": "šana iem ām jā ība",
+    "ca": "ció tat ment ava ets",
+    "ru": "ого ать ить ются ный ная ное ость ешь ала ела ила его",
+    "uk": "ати ити ься ний ість іла ють",
+    "bg": "ата ите ото ият ване ето",
+    "sr": "ање ије ама ити ати ови",
 }  # fmt: skip
 SCRIPTS = (  # of one language each, or of those that a further test tells apart
     ("ja", "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f"), ("ko", "\uac00-\ud7a3\u1100-\u11ff\u3131-\u318e"),
@@ -130,7 +153,11 @@ def _weights() -> dict[bytes, tuple[tuple[str, float], ...]]:
     for code, words in WORDS.items():
         for word in dict.fromkeys(words.split()):
             of.setdefault(word, []).append(code)
-    return {w.encode(): tuple((code, round(1 / len(codes), 2)) for code in codes) for w, codes in of.items() if len(codes) < 4}
+    return {
+        w.encode(): tuple((code, round(1 / len(codes), 2)) for code in codes)
+        for w, codes in of.items()
+        if len(codes) < 4
+    }
 
 
 _WEIGHTS = _weights()

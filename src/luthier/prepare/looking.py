@@ -95,7 +95,7 @@ class Found:
             if self.last.get((kind, acting)) != row.number:
                 self.last[kind, acting] = row.number
                 (self.acting if acting else self.rows)[kind] += 1
-        told = {"row": row.number, "place": row.place, "check": kind, "what": finding.what, "action": action,
+        told: dict[str, Any] = {"row": row.number, "place": row.place, "check": kind, "what": finding.what, "action": action,
                 "detail": finding.detail}  # fmt: skip
         if seen is not None and finding.spans:
             told["spans"] = [[list(seen.texts[s.text].path), s.start, s.stop] for s in finding.spans]

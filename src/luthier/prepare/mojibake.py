@@ -23,7 +23,9 @@ _LOST = "\xe2\u20ac\ufffd?(?![" + _LATER + "])"  # a closing quote, whose last b
 LIKELY = re.compile(f"[\xc2-\xf4][{_LATER}]")  # all that can be damage has this in it
 _RUN = re.compile(f"{_UNIT}+|{_LOST}")
 _UNITS = re.compile(_UNIT)
-_GRAVE = re.compile("(?<![A-Z\xc0-\xde])\xc3 (?: (?=\\S))?")  # an a with grave accent whose no-break space became a space
+_GRAVE = re.compile(
+    "(?<![A-Z\xc0-\xde])\xc3 (?: (?=\\S))?"
+)  # an a with grave accent whose no-break space became a space
 
 # What follows a letter with an accent in sound texts: quotes, dashes, dots, marks.
 _OPENING = "«‘“„‚‹"

@@ -72,7 +72,7 @@ def _stem(path: Path) -> str:
 def _opened(path: Path, compression: str) -> Any:
     """For writing; equal contents give equal bytes."""
     if compression == ".gz":
-        return gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=open(path, "wb"), mtime=0)  # noqa: SIM115
+        return gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=open(path, "wb"), mtime=0)
     if compression == ".zst":
         import pyarrow
 
@@ -185,7 +185,9 @@ def _joined(folder: Path, pieces: Sequence[Written], stream: str, path: Path, co
     for piece in there:
         with open(folder / kept_name(piece.number, stream), "rb") as file:
             for block in _blocks(file):
-                to.write(NUMBER.sub(lambda m, f=piece.first: b'{"row": %d' % (int(m[1]) + f), block) if stream else block)
+                to.write(
+                    NUMBER.sub(lambda m, f=piece.first: b'{"row": %d' % (int(m[1]) + f), block) if stream else block
+                )
     raw = getattr(to, "fileobj", None)
     to.close()
     if raw is not None:

@@ -58,7 +58,11 @@ def _mark(verdict: str) -> str:
 
 def _faults(verdict: Mapping) -> str:
     faults = verdict["faults"]
-    return f"more than the recipe allows of: {_text(', '.join(faults))}" if faults else "no check found more than is allowed"
+    return (
+        f"more than the recipe allows of: {_text(', '.join(faults))}"
+        if faults
+        else "no check found more than is allowed"
+    )
 
 
 def _totals(verdict: Mapping) -> str:

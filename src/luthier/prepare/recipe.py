@@ -23,7 +23,9 @@ class Recipe(Settings):
     """Whose tokens lengths are counted in: a name on the hub, a folder or a GGUF file."""
     columns: dict[str, str] = {}
     """Columns by the names that formats know, as in data.columns: `{text: review, label: stars}`."""
-    checks: dict[str, Any] = Field(default_factory=lambda: {kind: check() for kind, check in CHECKS.items()})
+    checks: dict[str, Any] = Field(
+        default_factory=lambda: {kind: check.model_validate({}) for kind, check in CHECKS.items()}
+    )
     """By their kinds, each with its settings; one that is not named is left out. All of them by default."""
 
     @field_validator("columns")
@@ -73,7 +75,9 @@ def recipe(*sources: str | Path | Mapping) -> Recipe:
     problems: list[str] = []
     given = values.get("checks", {})
     if not isinstance(given, Mapping):
-        raise ConfigError("checks: expected the kinds of checks with their settings, such as `encoding: {action: repair}`")
+        raise ConfigError(
+            "checks: expected the kinds of checks with their settings, such as `encoding: {action: repair}`"
+        )
     named = list(given) if whole else [*CHECKS, *(kind for kind in given if kind not in CHECKS)]
     values["checks"] = {kind: made for kind in named if (made := _check(kind, given.get(kind), problems)) is not None}
     try:

@@ -17,7 +17,7 @@ UNKNOWN = "unknown"  # the format of rows that training would not read without d
 _MARKS = b" \t\n.,-/()+:"
 _DIGITS = bytes(48 if 48 <= i <= 57 else 46 if i == 46 else 32 for i in range(256))
 APART = bytes(  # small letters, and blanks for marks; an apostrophe and a hyphen are parts of words
-    i + 32 if 65 <= i <= 90 else 32 if chr(i) in ".,;:!?()[]{}<>\"*_#/|\t\r\n" else i for i in range(256)
+    i + 32 if 65 <= i <= 90 else 32 if chr(i) in '.,;:!?()[]{}<>"*_#/|\t\r\n' else i for i in range(256)
 )
 _TOKENS = bytes(120 if chr(i).isalnum() or chr(i) in "_-+/=.~:@!#%^&*" else 32 for i in range(128)) + b" " * 128
 
@@ -181,7 +181,7 @@ def _leaves(path: Path, value: object, role: str, texts: list[Text], of: Sequenc
             texts.append(Text(path, role, value))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            if key != "type" or of is None and not isinstance(inner, str):
+            if key != "type" or (of is None and not isinstance(inner, str)):
                 _leaves((*path, key), inner, role, texts, None if of is not None and key in of else of)
     elif isinstance(value, list):
         for place, inner in enumerate(value):

@@ -88,7 +88,9 @@ def show(verdict: Any) -> None:
     for kind, one in verdict["checks"].items():
         what = ", ".join(f"{name} {count:,}" for name, count in one["what"].items())
         mark = " " if one["sound"] else "!"
-        print(f"{mark}{kind:<17}{one['rows']:>10,}{one['share']:>10.3%}{one['allowed']:>9.1%}  {one['action']:<8}{what}")
+        print(
+            f"{mark}{kind:<17}{one['rows']:>10,}{one['share']:>10.3%}{one['allowed']:>9.1%}  {one['action']:<8}{what}"
+        )
     for kind in verdict["faults"]:
         for found in verdict["checks"][kind]["examples"][:3]:
             print(f"  {kind}: row {found['row']:,} ({found['place']}): {found['what']}: {printable(found['detail'])}")

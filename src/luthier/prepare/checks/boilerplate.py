@@ -25,8 +25,8 @@ _REFUSALS = (
     rf"[^.\n]{{0,80}}?(?:\bi|\bwe)(?: am| {_CANNOT}|{_CANNOT}|'m| do not| don't| simply {_CANNOT})[^.\n]{{0,60}}",
     rf"\A(?:unfortunately,? )?i (?:simply )?{_CANNOT} (?:\w+ ){{0,3}}{_DO}\b[^.\n]{{0,60}}",
     rf"\A(?:as|since i am|because i am|being) an? [^.\n]{{0,60}}?(?:ai|model|assistant)\b[^.\n]{{0,60}}?\bi {_CANNOT}",
-    rf"\b(?:this|your|that) request (?:goes against|violates|is against)\b",
-    rf"\bi (?:cannot|can't|can not) (?:fulfil|fulfill|comply with|assist with|help with) (?:this|that|your|such)\b",
+    r"\b(?:this|your|that) request (?:goes against|violates|is against)\b",
+    r"\bi (?:cannot|can't|can not) (?:fulfil|fulfill|comply with|assist with|help with) (?:this|that|your|such)\b",
     rf"\bi(?:'m| am) not (?:able|comfortable|programmed|allowed|permitted) (?:to )?{_DO}",
     r"\A(?:i'm|i am) not (?:able|comfortable)\b",
 )  # fmt: skip
@@ -112,7 +112,9 @@ class Boilerplate(Check):
     def look(self, view: View) -> Sequence[Finding]:
         found: dict[str, Finding] = {}
         words = view.words()
-        likely = [] if _ANY.isdisjoint(words) else [what for what, first in _FIRST.items() if not first.isdisjoint(words)]
+        likely = (
+            [] if _ANY.isdisjoint(words) else [what for what, first in _FIRST.items() if not first.isdisjoint(words)]
+        )
         data = view.data()
         placeholders = [pattern for one, pattern in _PLACEHOLDERS if one in (data if len(one) == 1 else words)]
         if not likely and not placeholders and not self.patterns:
@@ -128,7 +130,7 @@ class Boilerplate(Check):
                     continue
                 texts, patterns = PATTERNS[what]
                 start = max(0, len(low) - _ENDS[what]) if what in _ENDS else 0
-                if not any([low.find(one, start) >= 0 for one in texts]):
+                if not any(low.find(one, start) >= 0 for one in texts):
                     continue
                 for pattern in patterns:
                     if match := pattern.search(low, start):

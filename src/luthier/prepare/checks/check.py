@@ -60,7 +60,9 @@ class Decision:
     """What a check says of the whole set: which rows it found, by number in the whole."""
 
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [N] int64, rising, each once
-    told: Sequence[tuple[str, str]] = ()  # (what was found, for people with {other} and {number}) that `codes` points at
+    told: Sequence[
+        tuple[str, str]
+    ] = ()  # (what was found, for people with {other} and {number}) that `codes` points at
     codes: np.ndarray | None = None  # [N] which of `told`; all are the first without it
     others: np.ndarray | None = None  # [N] int64: the row that a row is found because of, -1 for none
     numbers: np.ndarray | None = None  # [N] float: a measure, such as a similarity

@@ -12,7 +12,9 @@ from .check import Check, Finding, Span
 
 _WRITTEN = bytes([9, 10, 12, 13, *range(32, 127)])  # of ASCII: tab, line feed, form feed, carriage return, printable
 CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]|[\x80-\x84\x86-\x9f](?![\x80-\xbf])")
-_ODD = re.compile("[\x80-\x9f\xad\u200b-\u200d\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffd\ud800-\udfff\U000e0000-\U000e007f]")
+_ODD = re.compile(
+    "[\x80-\x9f\xad\u200b-\u200d\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffd\ud800-\udfff\U000e0000-\U000e007f]"
+)
 INVISIBLE = re.compile(
     "[\u200b\u2060-\u2064\ufeff\ufff9-\ufffb]"  # zero-width space, joiners of words, byte order mark
     "|(?<=[!-~])[\xad\u200c\u200d]+(?=[!-~])"  # joiners and soft hyphens inside Latin words
@@ -40,7 +42,9 @@ class Encoding(Check):
             rest = text.encode("utf-8", "surrogatepass").translate(None, _WRITTEN)
             if not rest:
                 continue
-            rest = rest.decode("utf-8", "surrogatepass")  # what is not plain ASCII: few characters, to be searched first
+            rest = rest.decode(
+                "utf-8", "surrogatepass"
+            )  # what is not plain ASCII: few characters, to be searched first
             if mojibake.LIKELY.search(rest) and (stretches := mojibake.stretches(text)):
                 found.setdefault("mojibake", []).extend(Span(index, s.start, s.stop) for s in stretches)
                 text = _blanked(text, stretches)

@@ -12,7 +12,13 @@ import numpy as np
 from ..views import View
 from .check import Again, Check, Decision, Gathered, Gatherer
 
-_LABELS = ("label", "labels", "tags", "ner_tags", "input_ids")  # what is said of a text: the same text with another is no copy
+_LABELS = (
+    "label",
+    "labels",
+    "tags",
+    "ner_tags",
+    "input_ids",
+)  # what is said of a text: the same text with another is no copy
 BYTES = 16  # of a hash: among ten million rows two that differ agree with a chance of 1e-25
 
 

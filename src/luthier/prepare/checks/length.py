@@ -63,7 +63,7 @@ class Length(Check):
     def look(self, view: View) -> Sequence[Finding]:
         if not any(text.text.strip() for text in view.texts) and "input_ids" not in view.values:
             return [Finding("empty", "no text at all")]
-        if self.min is None and self.max is None or self.unit == "tokens":
+        if (self.min is None and self.max is None) or self.unit == "tokens":
             return ()
         length = _measure(view, self.unit)
         if self.min is not None and length < self.min:
@@ -94,7 +94,9 @@ class Length(Check):
         long = lengths > (high if high is not None else np.inf)
         out = short | long
         told = [("short", f"{{number:,.0f}} {self.unit}"), ("long", f"{{number:,.0f}} {self.unit}")]
-        return Decision(rows[out], told, long[out].astype(np.uint8), numbers=lengths[out].astype(float), summary=summary)
+        return Decision(
+            rows[out], told, long[out].astype(np.uint8), numbers=lengths[out].astype(float), summary=summary
+        )
 
     def proposed(self, summary: Mapping) -> Check:
         return self.model_copy(update=summary["proposed"]) if "proposed" in summary else self

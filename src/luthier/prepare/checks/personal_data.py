@@ -70,7 +70,9 @@ def personal(text: str) -> list[Found]:
         return []
     found: list[Found] = []
     if at:
-        found += [("email", m.start(), m.end(), _shortened(m[0])) for m in EMAIL.finditer(text) if not _NOBODY.search(m[0])]
+        found += [
+            ("email", m.start(), m.end(), _shortened(m[0])) for m in EMAIL.finditer(text) if not _NOBODY.search(m[0])
+        ]
     if digits >= 4:
         taken = bytearray(len(text))
         for _, start, stop, _ in found:

@@ -105,7 +105,11 @@ def _holds(what: str, secret: str) -> str | None:
         return _jwt(secret)
     if what == "password_in_url":
         low = secret.lower()
-        return None if low in ("password", "pass", "passwd", "secret", "xxx", "xxxx", "...", "pwd") else f"{len(secret)} characters"
+        return (
+            None
+            if low in ("password", "pass", "passwd", "secret", "xxx", "xxxx", "...", "pwd")
+            else f"{len(secret)} characters"
+        )
     body = re.sub(r"^(?:[A-Za-z]+[_-])+", "", secret) if what != "assigned" else secret
     if what == "aws_key" and secret.endswith("EXAMPLE"):
         return None

@@ -63,7 +63,7 @@ def _sound(view: View) -> bool:
             return False
         if text.isspace():
             return False
-    return expected == "user" or texts[-1].role == "user" and len(texts) > 2
+    return expected == "user" or (texts[-1].role == "user" and len(texts) > 2)
 
 
 def _empty_turns(conversation: Conversation) -> Sequence[Finding]:
