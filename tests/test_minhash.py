@@ -168,10 +168,9 @@ def test_pairs_of_few_are_all_and_of_many_grow_with_their_number(monkeypatch):
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.frozensets(st.integers(0, 30), min_size=1, max_size=20), min_size=2, max_size=8), st.integers(1, 40))
 def test_similarities_are_true_ones(given, together):
-    sets = lsh.Sets(np.arange(len(given)) * 3)
-    for one in given:
-        sets.add(np.array(sorted(one), np.uint32), np.array([len(one)]))
-    sets.close()
+    with lsh.Sets(np.arange(len(given)) * 3) as sets:
+        for one in given:
+            sets.add(np.array(sorted(one), np.uint32), np.array([len(one)]))
     a, b = (x.ravel() for x in np.meshgrid(np.arange(len(given)), np.arange(len(given))))
     before, lsh.TOGETHER = lsh.TOGETHER, together
     try:

@@ -20,7 +20,7 @@ Band = Callable[[int], np.ndarray]  # which -> [N] uint64, of all rows
 
 
 class Sets:
-    """Sets of shingles of some rows, in a file without a name."""
+    """Sets of shingles of some rows, in a file without a name: added in a `with`, compared after it."""
 
     def __init__(self, rows: np.ndarray):
         self.rows = rows  # [C] int64, rising: which rows have a set
@@ -32,8 +32,15 @@ class Sets:
         self.file.write(np.ascontiguousarray(values, np.uint32).data)
         self.sizes.append(sizes)
 
-    def close(self) -> None:
-        """No more sets come."""
+    def __enter__(self) -> Sets:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._map()
+        self.file.close()
+
+    def _map(self) -> None:
         self.file.flush()
         self.size = np.concatenate(self.sizes) if self.sizes else np.zeros(0, np.int64)
         assert len(self.size) == len(self.rows), "a row changed between two readings"
@@ -100,8 +107,7 @@ def candidates(band: Band, bands: int, pool: np.ndarray) -> np.ndarray:
 def pairs(values: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows of the same value: each with those next before it, by distance, and at last with the first.
 
-    All pairs where no more than `WINDOW` + 1 share it; else so many that the work grows with the rows and not with their
-    square.
+    All pairs where no more than `WINDOW` + 1 share it; else so many that the work grows with the rows, not their square.
     """
     places, ordered = repeats(values)
     rows = rows[places]

@@ -27,13 +27,14 @@ class NearDuplicates(Check):
     """Rows are compared as sets of shingles of their texts, without case, marks and system turns.
 
     Rows of which each is at least `threshold` like the next hang together; one of them stays. Two rows with different
-    labels, or whose chosen and rejected answers are the other way round, are never alike.
+    labels, or whose chosen and rejected answers are the other way round, are never alike. Only told of by default: in
+    rows made from templates each may be meant.
     """
 
     whats: ClassVar = (SAME, NEAR)
 
     kind: Literal["near_duplicates"] = "near_duplicates"
-    action: Literal["drop", "keep"] = "drop"
+    action: Literal["drop", "keep"] = "keep"
     threshold: float = Field(0.6, gt=0.0, le=1.0)
     """Jaccard similarity from which two rows are alike: shared shingles over all shingles of both."""
     unit: Literal["characters", "words"] = "characters"
@@ -85,8 +86,11 @@ class NearDuplicates(Check):
         alike = np.ones(len(others))
         near = ~copies[gone]
         alike[near] = sets.jaccard(np.flatnonzero(gone)[near], others[near])
-        told = [(SAME, "the same as row {other} but for case, marks and spacing"), (NEAR, "{number:.0%} like row {other}"),
-                (NEAR, "like rows that are like row {other}, itself {number:.0%}")]  # fmt: skip
+        told = [
+            (SAME, "the same as row {other} but for case, marks and spacing"),
+            (NEAR, "{number:.0%} like row {other}"),
+            (NEAR, "like rows that are like row {other}, itself {number:.0%}"),
+        ]
         codes = np.where(near, np.where(alike >= self.threshold, 1, 2), 0).astype(np.uint8)
         sizes = np.unique(best, return_counts=True)[1]
         summary = {
@@ -97,21 +101,20 @@ class NearDuplicates(Check):
 
     def _sets(self, rows: np.ndarray, wanted: np.ndarray, again: Again) -> Sets:
         """The shingles of the rows at the places `wanted`, which are read once more."""
-        sets = Sets(wanted)
         texts = Texts(self)
         numbers = iter(rows[wanted].tolist())
         number = next(numbers, None)
-        for at, view in again() if number is not None else ():
-            if at == number:
-                texts.add(view)
-                if texts.full():
-                    sets.add(*texts.take().sets())
-                number = next(numbers, None)
-                if number is None:
-                    break
-        if texts.texts:
-            sets.add(*texts.take().sets())
-        sets.close()
+        with Sets(wanted) as sets:
+            for at, view in again() if number is not None else ():
+                if at == number:
+                    texts.add(view)
+                    if texts.full():
+                        sets.add(*texts.take().sets())
+                    number = next(numbers, None)
+                    if number is None:
+                        break
+            if texts.texts:
+                sets.add(*texts.take().sets())
         return sets
 
 

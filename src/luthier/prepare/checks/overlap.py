@@ -23,7 +23,7 @@ WHOLE, RUNS = "whole", "words"
 
 
 class Overlap(Check):
-    """Looks for the rows of evaluation sets, and of benchmarks' local copies, in those of training; system turns aside."""
+    """Looks for rows of evaluation sets, and of benchmarks' local copies, in those of training; system turns aside."""
 
     whats: ClassVar = (WHOLE, RUNS)
 
