@@ -107,7 +107,7 @@ def candidates(band: Band, bands: int, pool: np.ndarray) -> np.ndarray:
 def pairs(values: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows of the same value: each with those next before it, by distance, and at last with the first.
 
-    All pairs where no more than `WINDOW` + 1 share it; else so many that the work grows with the rows, not their square.
+    All pairs where no more than `WINDOW` + 1 share it; else so many that work grows with the rows, not their square.
     """
     places, ordered = repeats(values)
     rows = rows[places]

@@ -36,7 +36,7 @@ def common(made: argparse.ArgumentParser) -> None:
     made.add_argument("--recipe", metavar="FILE.yaml", help="the checks to make (default: all of them)")
     made.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe")
     made.add_argument("--against", action="append", default=[], metavar="NAME=PATH",
-                      help="an evaluation set or benchmark whose rows must not be among these; once for each")  # fmt: skip
+                      help="an evaluation set or benchmark whose rows must not be there; once for each")  # fmt: skip
     made.add_argument("--model", help="whose tokens lengths are counted in")
     made.add_argument("--split", default="train", help="of a folder with several splits (default: train)")
     made.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
