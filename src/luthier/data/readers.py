@@ -251,7 +251,7 @@ def _csv(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
 
 
 def _short_lines(path: Path, text: IO[str]) -> Iterator[str]:
-    """Lines for the CSV reader, which would take one of any length; where a row is after too long a one is not known."""
+    """Lines for the CSV reader, which takes them of any length; after too long a one, nobody knows where a row is."""
     for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE), ""), start=1):
         if len(line) == LONGEST_LINE and not line.endswith("\n"):
             raise DataError(f"{shown(path)}:{number}: the line is {_too_long(LONGEST_LINE)}")

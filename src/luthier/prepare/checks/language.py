@@ -28,7 +28,7 @@ class Language(Check):
     kind: Literal["language"] = "language"
     action: Literal["drop", "keep"] = "keep"
     languages: list[str] = []
-    """Codes of the languages that rows may have, such as `[en, de]`; without any, those that have `rare` of the rows."""
+    """Codes of languages that rows may have, such as `[en, de]`; without any, those that have `rare` of the rows."""
     rare: float = Field(0.02, ge=0.0, lt=1.0)
     """Below this share of the rows whose language is known, a language is found as another one; for an audit."""
 
