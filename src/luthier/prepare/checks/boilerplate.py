@@ -44,7 +44,8 @@ _DISCLAIMERS = (
 )
 _CLOSINGS = (
     r"(?:i hope (?:this|that) (?:helps|was helpful|answers)|(?:please )?(?:let me know|feel free to "
-    r"(?:ask|reach out|let me know)|don't hesitate to (?:ask|contact|reach))|is there anything else (?:i can|you)|if you (?:have|need) any "
+    r"(?:ask|reach out|let me know)|don't hesitate to (?:ask|contact|reach))|is there anything else (?:i can|you)|"
+    r"if you (?:have|need) any "
     r"(?:other|more|further) (?:questions|help|assistance))[^\n]{0,80}\s*\Z",
 )
 PATTERNS: dict[str, tuple[tuple[str, ...], tuple[re.Pattern, ...]]] = {
