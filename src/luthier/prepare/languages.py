@@ -17,7 +17,7 @@ from .views import APART
 
 UNKNOWN = "und"
 LONGEST = 480  # characters that are looked at
-MOST, TOGETHER = 80, 20  # words, and how many at a time
+MOST, TOGETHER = 80, 40  # words, and how many at a time
 
 WORDS = {  # the most frequent words of running text and of short requests
     "en": "the of and to in is that it for was with as on be at by this are you from or an have not but what all "
