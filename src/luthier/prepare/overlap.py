@@ -49,7 +49,8 @@ class Index:
             mine = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
             runs.append(mine)
             owners.append(np.full(len(mine), row, np.int32))
-        self._keep(np.concatenate(runs or [np.zeros(0, np.uint64)]), np.concatenate(owners or [np.zeros(0, np.int32)]), common)
+        none = np.zeros(0, np.uint64), np.zeros(0, np.int32)
+        self._keep(np.concatenate([none[0], *runs]), np.concatenate([none[1], *owners]), common)
 
     def _keep(self, runs: np.ndarray, owners: np.ndarray, common: int) -> None:
         order = np.argsort(runs, kind="stable")
@@ -98,6 +99,6 @@ class Index:
         if not marked.any():
             return
         for place in np.flatnonzero(marked).tolist():
-            low, high = np.searchsorted(self.hashes, runs[place], "left"), np.searchsorted(self.hashes, runs[place], "right")
+            low, high = (int(np.searchsorted(self.hashes, runs[place], side)) for side in ("left", "right"))
             for row in self.owners[low:high].tolist():
                 hits.setdefault(row, {}).setdefault(int(runs[place]), (at, place))

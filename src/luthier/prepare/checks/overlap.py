@@ -12,9 +12,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ...data import formats, sources
+from ...data import sources
 from ...errors import DataError
-from ..normal import normal
 from ..overlap import Index, Match
 from ..views import View, view
 from .check import Again, Check, Decision, Finding, Gathered, Gatherer, Span
@@ -24,7 +23,7 @@ WHOLE, RUNS = "whole", "words"
 
 
 class Overlap(Check):
-    """Looks for the rows of evaluation sets and of benchmarks' local copies in the rows of training; system turns aside."""
+    """Looks for rows of evaluation sets, and of benchmarks' local copies, in those of training; system turns aside."""
 
     whats: ClassVar = (WHOLE, RUNS)
 
@@ -108,7 +107,8 @@ def _benchmark(name: str, path: str, split: str, words: int, least: int, common:
 def _state(name: str, path: str, split: str) -> tuple:
     if problem := sources.missing(path):
         raise DataError(f"checks.overlap.against.{name}: {problem}")
-    return tuple((str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in sources.files_of(path, split) or ())
+    told = [(str(file), os.stat(file)) for file in sources.files_of(path, split) or ()]
+    return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in told)
 
 
 def _finding(seen: View, benchmark: Benchmark, found: Sequence[Match]) -> Finding:
