@@ -183,15 +183,28 @@ def datatrove(file: Path, words: int = 5, buckets: int = 14, each: int = 8) -> l
     from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
     from datatrove.pipeline.dedup.minhash import MinhashConfig
     from datatrove.pipeline.readers import JsonlReader
-    from datatrove.utils.word_tokenizers import WhitespaceTokenizer
+    from datatrove.utils.hashing import HashConfig
+    from datatrove.utils.word_tokenizers import WordTokenizer
     from loguru import logger
 
     logger.remove()
-    config = MinhashConfig(n_grams=words, num_buckets=buckets, hashes_per_bucket=each)
+
+    class Blanks(WordTokenizer):  # in the place of spaCy's, which would be slower
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text]
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return [(0, len(text))]
+
+    hashing = HashConfig(hash_fc="sha1")  # its default hands text to xxhash, which as of version 4 takes bytes only
+    config = MinhashConfig(n_grams=words, num_buckets=buckets, hashes_per_bucket=each, hash_config=hashing)
     with tempfile.TemporaryDirectory() as folder:
         steps: list[list] = [
             [JsonlReader(str(file.parent), glob_pattern=file.name),
-             MinhashDedupSignature(f"{folder}/signatures", config=config, language=WhitespaceTokenizer())],
+             MinhashDedupSignature(f"{folder}/signatures", config=config, language=Blanks())],
             [MinhashDedupBuckets(f"{folder}/signatures", f"{folder}/buckets", config=config)],
             [MinhashDedupCluster(f"{folder}/buckets", f"{folder}/gone", config=config, save_cluster_id=True)],
         ]  # fmt: skip
@@ -349,17 +362,17 @@ def leaks(texts: Sequence[str], folder: Path) -> None:
     against = write(folder / "held.jsonl", ({"text": text} for text in held))
     count = sum(source >= 0 for _, source, _ in rows)
     print(f"\n## Leaks: {count:,} among {len(rows):,} rows of training, against {len(held):,} rows\n")
-    print("| share | recall | precision | rows/s | " + " | ".join(LEAKS) + " |\n| ---: |" + " ---: |" * (3 + len(LEAKS)))
-    for share in (0.01, 0.1, 0.2, 0.5):
-        made = recipe({"checks": {"overlap": {"against": {"held": str(against)}, "share": share}}})
-        began = time.perf_counter()
-        audit(str(train), folder / f"audit{share}", made, workers=1)
-        seconds = time.perf_counter() - began
-        found = [r.values for r in sources.read(f"{folder}/audit{share}/findings.jsonl")]
+    print("| words | share | near | recall | precision | " + " | ".join(LEAKS) + " |\n|" + " ---: |" * (5 + len(LEAKS)))
+    for run, share, near in ((13, 0.1, 0.4), (13, 0.01, None), (13, 0.1, None), (13, 0.5, None), (8, 0.1, None)):
+        given = {"against": {"held": str(against)}, "words": run, "share": share, "near": near}
+        out = folder / f"audit-{run}-{share}-{near}"
+        audit(str(train), out, recipe({"checks": {"overlap": given}}), workers=1)
+        found = [r.values for r in sources.read(str(out / "findings.jsonl"))]
         right = [f for f in found if rows[f["row"]][1] >= 0 and f"{against}:{rows[f['row']][1] + 1}" in f["detail"]]
         there, seen = Counter(kind for *_, kind in rows if kind), Counter(rows[f["row"]][2] for f in right)
         each = " | ".join(f"{seen[kind] / there[kind]:.3f}" for kind in LEAKS)
-        print(f"| {share} | {len(right) / count:.3f} | {len(right) / max(1, len(found)):.3f} | {len(rows) / seconds:,.0f} | {each} |")
+        recall, precision = len(right) / count, len(right) / max(1, len(found))
+        print(f"| {run} | {share} | {near or 'off'} | {recall:.3f} | {precision:.3f} | {each} |", flush=True)
 
 
 # ---------------------------------------------------------------------------- rate and scale

@@ -321,7 +321,7 @@ def test_leaks_are_found_with_the_evaluation_row_and_the_words(sets, tmp_path):
     path, start, stop = found[1]["spans"][0]
     assert path == ["messages", 0, "content"]
     said = read(train)[31]["messages"][0]["content"][start:stop]
-    words = found[1]["detail"].split("such as ")[1].strip("'")
+    words = found[1]["detail"].split("in 13 words such as ")[1].strip("'")
     assert normal(said) == words
     assert len(words.split()) == 13
     assert words in normal(read(held)[5]["question"])
@@ -341,6 +341,21 @@ def test_leaks_are_removed_and_the_cli_names_benchmarks(sets, tmp_path, capsys):
     capsys.readouterr()
     assert main(["data", "audit", str(train), "--against=nothing.jsonl"]) == 2
     assert "NAME=PATH" in capsys.readouterr().err
+
+
+def test_near_copies_by_hand(tmp_path):
+    """Of 40 words every tenth is another: no run of 13 is left, but of 36 runs of five four times 5."""
+    held = write(tmp_path / "held.jsonl", [{"text": "One and two."}, {"text": LONG}, {"text": " ".join(LONG.split()[:15])}])
+    copy = " ".join(f"changed{i}" if i % 10 == 9 else f"word{i}" for i in range(40))
+    seen = view({"text": copy})
+    [finding] = Overlap(against={"held": str(held)}).prepared({}).look(seen)
+    assert finding.what == "near"
+    assert finding.detail == f"held: 56% of {held}:2, in 5 words such as 'word0 word1 word2 word3 word4'"
+    assert copy[finding.spans[0].start : finding.spans[0].stop] == "word0 word1 word2 word3 word4"
+    for given in ({"near": 0.6}, {"near": None}):
+        assert Overlap(against={"held": str(held)}, **given).prepared({}).look(seen) == []
+    few = view({"text": " ".join(LONG.split()[:12]) + " and more"})  # 8 of 11 runs of a row of 15 words
+    assert Overlap(against={"held": str(held)}).prepared({}).look(few) == []
 
 
 def test_evaluation_sets_that_cannot_be_read(sets, tmp_path):
