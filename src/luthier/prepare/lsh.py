@@ -82,7 +82,7 @@ class Sets:
 
 
 class Banded:
-    """Rows with the numbers of their bands and their sketches, and how much sketches of rows that are alike may differ."""
+    """The bands and sketches of all rows, and in how many bits sketches of rows that are alike may differ."""
 
     def __init__(self, band: Band, bands: int, sketches: np.ndarray, differing: int):
         self.band, self.bands, self.sketches, self.differing = band, bands, sketches, differing

@@ -54,13 +54,15 @@ class Overlap(Check):
         return "; ".join(problems) or None
 
     def prepared(self, given: Mapping[str, str]) -> Check:
-        made = self.model_copy()
+        made, near = self.model_copy(), self.near is not None and self.words > SHORT
         made._benchmarks = tuple(
-            _benchmark(name, path, self.split, self.words, self.least, self.common, self.near is not None,
-                       _state(name, path, self.split))
+            _benchmark(name, path, self.split, self.words, self.least, self.common, near, _state(name, path, self.split))
             for name, path in self.against.items()
         )
         return made
+
+    def inputs(self) -> list:
+        return [_state(name, path, self.split) for name, path in self.against.items()]
 
     def decides(self) -> bool:
         return False  # what is gathered is only counted
@@ -69,7 +71,7 @@ class Overlap(Check):
         return [_finding(view, benchmark, size, found) for benchmark, size, found in self.matches(view) if found]
 
     def matches(self, view: View) -> list[tuple[Benchmark, int, list[Match]]]:
-        """Of each benchmark what the row has of it, in runs of so many words; of the row that was asked for last at once."""
+        """Of each benchmark what the row has of it, in runs of so many words; what was asked last is remembered."""
         if self._last is None or self._last[0] is not view:
             texts = [text.text for text in view.texts if text.role != "system"]
             self._last = view, [(benchmark, *self._matches(benchmark, texts)) for benchmark in self._benchmarks]
@@ -135,7 +137,7 @@ def _finding(seen: View, benchmark: Benchmark, size: int, found: Sequence[Match]
         detail = f"{benchmark.name}: all of {places}{more}: {words!r}"
     else:
         detail = f"{benchmark.name}: {best.share:.0%} of {places}{more}, in {size} words such as {words!r}"
-    return Finding(WHOLE if best.whole else NEAR if size == SHORT else RUNS, detail, _spans(seen, best))
+    return Finding(WHOLE if best.whole else NEAR if size != benchmark.index.size else RUNS, detail, _spans(seen, best))
 
 
 def _spans(seen: View, match: Match) -> tuple[Span, ...]:
