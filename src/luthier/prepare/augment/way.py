@@ -88,6 +88,9 @@ Steps = Generator[list[Question], list[Answer], dict]
 """Yields what a model is asked, all at once, is sent the answers, and returns the new row's values."""
 
 
+NO_QUESTIONS: tuple[list[Question], ...] = ()
+
+
 def nothing(place: str, key: object, make: Callable[[], Any]) -> Any:
     """Makes a value anew each time it is asked for."""
     return make()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from .noise import Edit, Noise
-from .way import Draw, Given, Refused, Steps, Tools
+from .way import NO_QUESTIONS, Draw, Given, Refused, Steps, Tools
 
 Kind = Literal["delete", "swap", "repeat"]
 TAGS = ("ner_tags", "tags", "labels")
@@ -74,7 +74,7 @@ class Words(Noise):
 
     def made(self, given: Given, draw: Draw, tools: Tools) -> Steps:
         if given.seen.format in ("ner_tags", "tags", "token_labels"):
-            yield from ()
+            yield from NO_QUESTIONS
             return self._tagged(given, draw)
         return (yield from super().made(given, draw, tools))
 
