@@ -63,7 +63,11 @@ _IBAN_LENGTHS = {
 }  # fmt: skip
 # A pattern begins with a set of characters and looks back after the first: so a text is searched for these at once.
 IBAN = re.compile(r"[A-Z](?<![A-Za-z0-9].)[A-Z]\d{2}(?: ?[A-Z0-9]){11,30}(?![A-Za-z0-9])")
-CARD = re.compile(r"\d(?<![\d.,+-].)(?<!\d[ -].)(?:[ -]?\d){12,18}(?![ -]?\d)(?![.,]\d)")
+CARDS = (
+    re.compile(r"\d(?<![\d.,+-].)\d{12,18}(?!\d|[.,]\d)"),
+    re.compile(r"\d(?<![\d.,+-].)\d{3}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{1,3})?(?!\d|\1\d{4}(?!\d)|[.,]\d)"),
+    re.compile(r"3(?<![\d.,+-].)[47]\d\d([ -])\d{6}\1\d{5}(?!\d|[.,]\d)"),
+)
 
 
 def iban(text: str) -> str | None:
@@ -83,7 +87,7 @@ def iban(text: str) -> str | None:
 
 
 def card(text: str) -> bool:
-    """Whether a payment card has this number: prefix and length of a network, groups, and the Luhn sum."""
+    """Whether a payment card has this number: prefix and length of a network, and the Luhn sum."""
     digits = re.sub(r"[ -]", "", text)
     length, two, three, four = len(digits), int(digits[:2]), int(digits[:3]), int(digits[:4])
     network = (
@@ -95,9 +99,7 @@ def card(text: str) -> bool:
         or ((300 <= three <= 305 or two in (36, 38, 39)) and length == 14)
         or (two == 62 and 16 <= length <= 19)
     )  # fmt: skip
-    groups = re.split(r"[ -]", text)
-    even = len(groups) == 1 or (len(groups) <= 5 and all(2 <= len(g) <= 6 for g in groups))
-    return network and even and len(set(digits)) > 2 and luhn(digits)
+    return network and len(set(digits)) > 2 and luhn(digits)
 
 
 # ---------------------------------------------------------------------------- addresses on networks
@@ -138,12 +140,12 @@ _CODES = {
     "994", "995", "996", "998",
 }  # fmt: skip
 PHONE = re.compile(
-    r"(?<![\w.+/=#-])(?<!\d )"
-    r"(?:(?:\+|\b00)\d{1,3}(?:[ .\-/]?\(0?\d{1,4}\))?(?:[ .\-/]{0,2}\d{1,5}){1,6}"  # international
-    r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[-. ])[2-9]\d\d[-. ]\d{4}"  # North America
+    r"(?<![\w.+/=#-])"
+    r"(?:(?:\+|(?<!\d )\b00)\d{1,3}(?:[ .\-/]?\(0?\d{1,4}\))?(?:[ .\-/]{0,2}\d{1,5}){1,6}"  # international
+    r"|(?<!\d )(?:(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[-. ])[2-9]\d\d[-. ]\d{4}"  # North America
     r"|\(0\d{1,5}\)[ -]?\d{2,4}(?:[ .-]?\d{2,4}){1,3}"  # with the trunk prefix
     r"|0\d(?:[ .-]\d\d){4}"  # France
-    r"|0\d{1,5}[ /-]\d{3,8}(?:[ -]\d{1,4}){0,3})"
+    r"|0\d{1,5}[ /-]\d{3,8}(?:[ -]\d{1,4}){0,3}))"
     r"(?![\w]|[.,:/-]\d| \d{3})"
 )
 _CALLED = re.compile(
@@ -168,8 +170,17 @@ CALLED_WORDS = (
 )
 
 
-def phone(text: str) -> bool:
-    """Whether this can be dialled, as far as its digits tell."""
+def phone(text: str) -> str | None:
+    """What can be dialled, as far as its digits tell: a text, or its beginning, where other numbers follow it."""
+    while text:
+        if _dialled(text):
+            return text
+        shorter = re.match(r"(.*\d\)?)[ .\-/]+\(?\d+\)?\Z", text)
+        text = shorter[1] if shorter and text.startswith(("+", "00")) else ""
+    return None
+
+
+def _dialled(text: str) -> bool:
     digits = re.sub(r"\D", "", text)
     if text.startswith(("+", "00")):
         told = digits[2:] if text.startswith("00") else digits

@@ -6,8 +6,11 @@ Danish, or Serbian, Croatian and Bosnian, share most of what it goes by. A text 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from importlib.resources import files
 
 from .views import APART
 
@@ -103,35 +106,6 @@ LETTERS = {  # that tell a language among those of its script
     "lv": "ļķņģāēī", "vi": "ơưđạảấầậẵếềệịọộợụủứừựỹ", "hr": "đčćžš", "fr": "çœêèàùâî", "ca": "ŀ·çòèï",
     "uk": "іїєґ", "ru": "ыэё", "bg": "ъщ", "sr": "ђљњћџј", "nl": "ĳ",
 }  # fmt: skip
-ENDINGS = {  # of words, looked at where the words themselves do not tell
-    "en": "ing ght tion ness ould",
-    "de": "ung lich keit heit chen isch",
-    "fr": "eau ait eur eux ois ment elle",
-    "es": "ción dad ado ido mente ías",
-    "it": "zione mente ità ino elle",
-    "pt": "ção dade mente ões inho ava",
-    "nl": "ijk heid tje aar oon",
-    "sv": "arna orna ning het igt ade",
-    "da": "erne ede hed else",
-    "no": "ene het ing else",
-    "fi": "ssa ssä sta stä lla llä lle lta ltä iin een ään nen vat vät mme sen tti",
-    "hu": "ban ben nak nek ból ből hoz hez tól től ság ség ott ett unk",
-    "tr": "lar ler dan den dır dir nda nde lık lik yor mış miş ları leri",
-    "et": "dab dus tud ks ist mas nud",
-    "pl": "ych ego ami ość wać ów iem",
-    "cs": "ých ého ost ová ění ách ou",
-    "sk": "ých ého osť ová enie ách ou",
-    "ro": "ului ilor ție ează esc",
-    "hr": "ima ama anje ije ost iti",
-    "id": "kan nya lah",
-    "lt": "as is us ių oje ams",
-    "lv": "šana iem ām jā ība",
-    "ca": "ció tat ment ava ets",
-    "ru": "ого ать ить ются ный ная ное ость ешь ала ела ила его",
-    "uk": "ати ити ься ний ість іла ють",
-    "bg": "ата ите ото ият ване ето",
-    "sr": "ање ије ама ити ати ови",
-}  # fmt: skip
 SCRIPTS = (  # of one language each, or of those that a further test tells apart
     ("ja", "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f"), ("ko", "\uac00-\ud7a3\u1100-\u11ff\u3131-\u318e"),
     ("zh", "\u3400-\u4dbf\u4e00-\u9fff"), ("ar", "\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc"),
@@ -141,8 +115,11 @@ SCRIPTS = (  # of one language each, or of those that a further test tells apart
     ("lo", "\u0e80-\u0eff"), ("my", "\u1000-\u109f"), ("ka", "\u10a0-\u10ff"), ("am", "\u1200-\u137f"),
     ("km", "\u1780-\u17ff"), ("hy", "\u0530-\u058f"), ("cyrillic", "\u0400-\u04ff"),
 )  # fmt: skip
-CODES = (UNKNOWN, *WORDS, *(code for code, _ in SCRIPTS if code != "cyrillic"), "fa", "ur")
-_CYRILLIC = {"ru", "uk", "bg", "sr"}
+BY_TRIGRAMS = "af sq eu gl is sl az cy ga eo ms sw mk be kk ky mn".split()  # known by these alone
+CODES = (UNKNOWN, *WORDS, *BY_TRIGRAMS, *(code for code, _ in SCRIPTS if code != "cyrillic"), "fa", "ur")
+WORDS_READ, FEWEST = 30, 12  # words whose trigrams are counted; fewer trigrams tell nothing
+LEAST, LEAD = 0.9, 0.6  # of the score a trigram: how good a language has to be, and how much better than English
+CYRILLIC = {"ru", "uk", "bg", "sr", "mk", "be", "kk", "ky", "mn"}
 _SCRIPT = {code: re.compile(f"[{letters}]") for code, letters in SCRIPTS}
 _OTHER = re.compile("[\u0370-\u1fff\u3041-\ud7a3\uf900-\ufefc]")  # any of them
 
@@ -152,12 +129,12 @@ def _weights() -> dict[bytes, tuple[tuple[str, float], ...]]:
     of: dict[str, list[str]] = {}
     for code, words in WORDS.items():
         for word in dict.fromkeys(words.split()):
-            of.setdefault(word, []).append(code)
+            if len(word) > 1 or word in "aeiouyàéèíóúъыяіув":  # not what variables are called
+                of.setdefault(word, []).append(code)
     return {
-        w.encode(): tuple((code, round(1 / len(codes), 2)) for code in codes)
-        for w, codes in of.items()
-        if len(codes) < 4
-    }
+        word.encode(): tuple((code, round(1 / len(codes), 2)) for code in codes)
+        for word, codes in of.items() if len(codes) < 4
+    }  # fmt: skip
 
 
 _WEIGHTS = _weights()
@@ -168,10 +145,6 @@ for _code, _letters in LETTERS.items():
 
 
 _MARKED = frozenset(_MARKS)
-_ENDINGS: dict[str, tuple[str, ...]] = {}
-for _code, _endings in ENDINGS.items():
-    for _ending in _endings.split():
-        _ENDINGS[_ending] = (*_ENDINGS.get(_ending, ()), _code)
 
 
 def language_of(text: str, words: Sequence[bytes] | None = None) -> str:
@@ -184,7 +157,7 @@ def language_of(text: str, words: Sequence[bytes] | None = None) -> str:
             script, _ = _script_of(text)
             if script and script != "cyrillic":
                 return script
-            among = _CYRILLIC if script else None
+            among = CYRILLIC if script else None
             words = None
     if words is None:
         words = text[:LONGEST].lower().encode("utf-8", "surrogatepass").translate(APART).split()
@@ -213,30 +186,74 @@ def _by_words(words: Sequence[bytes], letters: str | None, among: set[str] | Non
             for code in _MARKS[letter]:
                 scores[code] = scores.get(code, 0.0) + 0.4
     get, scored = _WEIGHTS.get, scores.get
-    most = min(len(words), MOST)
+    different = list(dict.fromkeys(words[:MOST]))  # what is said often is told once
+    most = len(different)
     for start in range(0, most, TOGETHER):
-        for told in [told for word in words[start : start + TOGETHER] if (told := get(word)) is not None]:
+        for told in [told for word in different[start : start + TOGETHER] if (told := get(word)) is not None]:
             for code, weight in told:
                 scores[code] = scored(code, 0.0) + weight
         if (sure := _surest(scores, min(most, start + TOGETHER), among, 2.5, 2.5)) != UNKNOWN:
             return sure
     if (sure := _surest(scores, most, among, 1.2, 1.25)) != UNKNOWN:
         return sure
-    for word in {word.decode("utf-8", "replace") for word in words[:most]}:
-        for length in (2, 3, 4):
-            codes = _ENDINGS.get(word[-length:], ()) if len(word) > length + 1 else ()
-            for code in codes:
-                scores[code] = scored(code, 0.0) + 0.6 / len(codes)
-    if among is not None and most > 3:  # the others show letters or words of their own in any sentence
-        scores["ru"] = scored("ru", 0.0) + 0.8
-    return _surest(scores, most, among, 1.2, 1.25)
+    return by_trigrams(different, among is not None)
+
+
+@lru_cache(maxsize=1)
+def _profiles() -> tuple[dict[str, tuple[tuple[int, float], ...]], list[str]]:
+    """Each trigram's languages and what it counts for them: the logarithm of how far it stands before the last."""
+    codes: list[str] = []
+    of: dict[str, list[tuple[int, float]]] = {}
+    for line in files(__package__).joinpath("trigrams.txt").read_text(encoding="utf-8").splitlines():
+        code, *trigrams = line.split(" ")
+        for rank, trigram in enumerate(trigrams):
+            of.setdefault(trigram, []).append((len(codes), math.log((len(trigrams) + 1) / (rank + 1)) + 1))
+        codes.append(code)
+    return {trigram: tuple(told) for trigram, told in of.items()}, codes
+
+
+def by_trigrams(words: Sequence[bytes], cyrillic: bool) -> str:
+    """The language whose frequent trigrams of letters a text is made of (Cavnar and Trenkle, 1994), where one leads."""
+    told, codes = _profiles()
+    scores, count = [0.0] * len(codes), 0
+    for word in words[:WORDS_READ]:
+        text = word.decode("utf-8", "replace").strip("'-")
+        if not text.isalpha():
+            continue
+        padded = f"_{text}_"
+        for start in range(len(padded) - 2):
+            count += 1
+            for code, weight in told.get(padded[start : start + 3], ()):
+                scores[code] += weight
+    if count < FEWEST:
+        return UNKNOWN
+    among = _cyrillic(b" ".join(words).decode("utf-8", "replace")) if cyrillic else set(codes) - CYRILLIC
+    favoured = {"ru": 0.35} if cyrillic else {}  # the others have letters of their own, but Bulgarian
+    ranked = sorted(
+        ((score / count + favoured.get(code, 0.0), code) for score, code in zip(scores, codes) if code in among),
+        reverse=True,
+    )
+    (first, best), (second, _) = ranked[:2]
+    english = next((score for score, code in ranked if code == "en"), 0.0)
+    if first < LEAST or (best != "en" and first - english < LEAD):
+        return UNKNOWN
+    return best if first - second > 0.02 or best == "en" else UNKNOWN
+
+
+_OWN = {"uk": "іїєґ", "be": "ўі", "sr": "ђћљњџј", "mk": "ѓќѕљњџј", "kk": "әғқңұһі", "ky": "ңөү", "mn": "өү"}
+
+
+def _cyrillic(text: str) -> set[str]:
+    """The languages in Cyrillic that a text may have, by the letters that it has."""
+    there = set(text)
+    return {"ru", "bg"} | {code for code, letters in _OWN.items() if not there.isdisjoint(letters)}
 
 
 def _surest(scores: dict[str, float], words: int, among: set[str] | None, least: float, lead: float) -> str:
     """The language that leads clearly and has enough of the words."""
     best, first, second = UNKNOWN, 0.0, 0.0
     for code, score in scores.items():
-        if (code in among) if among else (code not in _CYRILLIC):
+        if (code in among) if among else (code not in CYRILLIC):
             if score > first:
                 best, first, second = code, score, first
             elif score > second:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from .. import _Parser
 
-ACTIONS = ("inspect", "audit", "clean")
+ACTIONS = ("inspect", "audit", "clean", "augment")
 
 
 def add(verbs: argparse._SubParsersAction) -> None:

@@ -6,11 +6,15 @@ from .encoding import Encoding
 from .exact_duplicates import ExactDuplicates
 from .language import Language
 from .length import Length
+from .near_duplicates import NearDuplicates
+from .overlap import Overlap
 from .personal_data import PersonalData
 from .secrets import Secrets
 from .structure import Structure
 
 CHECKS: dict[str, type[Check]] = {
     check.model_fields["kind"].default: check
-    for check in (Structure, Encoding, Secrets, PersonalData, Boilerplate, Language, Length, ExactDuplicates)
+    for check in (
+        Structure, Encoding, Secrets, PersonalData, Boilerplate, Language, Length, Overlap, ExactDuplicates, NearDuplicates,
+    )
 }  # fmt: skip

@@ -21,9 +21,9 @@ _DO = (
 # searches for a word.
 _REFUSALS = (
     rf"(?:\A|\n|[.!] )(?:oh,? |well,? |unfortunately,? |thank you[^.\n]{{0,60}}[.,] (?:but )?)?"
-    rf"(?:(?:i'm|i am|we are|we're) (?:so |very |really |truly )?sorry|i apologi[sz]e|sorry|my apologies|apologies)\b"
+    rf"(?:(?:i'm|i am|we are|we're) (?:so |very |really |truly )?sorry|i (?:do )?apologi[sz]e|sorry|my apologies|apologies)\b"
     rf"[^.\n]{{0,80}}?(?:\bi|\bwe)(?: am| {_CANNOT}|{_CANNOT}|'m| do not| don't| simply {_CANNOT})[^.\n]{{0,60}}",
-    rf"\A(?:unfortunately,? )?i (?:simply )?{_CANNOT} (?:\w+ ){{0,3}}{_DO}\b[^.\n]{{0,60}}",
+    rf"\A(?:unfortunately,? )?i ?(?:simply )?{_CANNOT} (?:\w+ ){{0,3}}{_DO}\b[^.\n]{{0,60}}",
     rf"\A(?:as|since i am|because i am|being) an? [^.\n]{{0,60}}?(?:ai|model|assistant)\b[^.\n]{{0,60}}?\bi {_CANNOT}",
     r"\b(?:this|your|that) request (?:goes against|violates|is against)\b",
     r"\bi (?:cannot|can't|can not) (?:fulfil|fulfill|comply with|assist with|help with) (?:this|that|your|such)\b",

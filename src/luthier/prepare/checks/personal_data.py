@@ -21,6 +21,7 @@ _NOBODY = re.compile(  # names that RFC 2606 and RFC 6761 keep for examples, and
     re.I,
 )
 _DIGITS = bytes(i for i in range(256) if not 48 <= i <= 57)  # what is deleted to count digits
+_PASSWORD = re.compile(r"://[^\s/]*:\Z")  # of an address of a server, which has a name and a password before its @
 BEFORE, AFTER = 8, 24  # characters around a run of digits that a pattern may take in or look at
 MASKS = {
     "email": "[EMAIL]", "phone": "[PHONE]", "credit_card": "[CREDIT_CARD]", "iban": "[IBAN]", "ip": "[IP_ADDRESS]",
@@ -71,8 +72,9 @@ def personal(text: str) -> list[Found]:
     found: list[Found] = []
     if at:
         found += [
-            ("email", m.start(), m.end(), _shortened(m[0])) for m in EMAIL.finditer(text) if not _NOBODY.search(m[0])
-        ]
+            ("email", m.start(), m.end(), _shortened(m[0])) for m in EMAIL.finditer(text)
+            if not _NOBODY.search(m[0]) and not _PASSWORD.search(text, max(0, m.start() - 80), m.start())
+        ]  # fmt: skip
     if digits >= 4:
         taken = bytearray(len(text))
         for _, start, stop, _ in found:
@@ -108,16 +110,17 @@ def _numbers(text: str, digits: int) -> Iterator[Found]:
 
 def _run(text: str, start: int, stop: int) -> Iterator[Found]:
     """What a run of digits is part of."""
-    for m in ids.CARD.finditer(text, start, stop):
-        if ids.card(m[0]):
-            yield "credit_card", m.start(), m.end(), f"card, {sum(map(str.isdigit, m[0]))} digits"
+    for pattern in ids.CARDS:
+        for m in pattern.finditer(text, start, stop):
+            if ids.card(m[0]):
+                yield "credit_card", m.start(), m.end(), f"card, {sum(map(str.isdigit, m[0]))} digits"
     for country, pattern, holds in ids.NATIONAL:
         for m in pattern.finditer(text, start, stop):
             if holds(m[0]):
                 yield "national_id", m.start(), m.end(), country
     for m in ids.PHONE.finditer(text, start, stop):
-        if ids.phone(m[0]):
-            yield "phone", m.start(), m.end(), f"{len(m[0])} characters"
+        if told := ids.phone(m[0]):
+            yield "phone", m.start(), m.start() + len(told), f"{len(told)} characters"
     for m in ids.CALLED.finditer(text, start, stop):
         if ids.called(m[0], text[max(0, m.start() - 40) : m.start()]):
             yield "phone", m.start(), m.end(), f"{len(m[0])} characters"

@@ -127,7 +127,7 @@ def _mixed(secret: str) -> bool:
     """Letters and digits, and no word of a program or a path."""
     kinds = sum(any(test(c) for c in secret) for test in (str.isdigit, str.islower, str.isupper))
     digits = sum(c.isdigit() for c in secret)
-    return kinds >= 2 and digits >= 2 and not re.fullmatch(r"[a-z]+(?:[_/-][a-z0-9]+)*|[A-Z]+(?:_[A-Z0-9]+)*", secret)
+    return kinds >= 2 and digits >= (1 if kinds == 3 and len(secret) >= 24 else 2) and not re.fullmatch(r"[a-z]+(?:[_/-][a-z0-9]+)*|[A-Z]+(?:_[A-Z0-9]+)*", secret)
 
 
 def entropy(text: str) -> float:
