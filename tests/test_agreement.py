@@ -17,7 +17,9 @@ def test_cohen_is_that_of_scikit_learn(weights):
     for labels in (2, 3, 5):
         first = [rng.randrange(labels) for _ in range(200)]
         second = [a if rng.random() < 0.6 else rng.randrange(labels) for a in first]
-        assert cohen(first, second, weights) == pytest.approx(cohen_kappa_score(first, second, weights=weights), abs=1e-12)
+        assert cohen(first, second, weights) == pytest.approx(
+            cohen_kappa_score(first, second, weights=weights), abs=1e-12
+        )
 
 
 def test_cohen_by_hand():

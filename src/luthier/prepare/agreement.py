@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,9 @@ def cohen(
 ) -> float:  # fmt: skip
     """Of two annotators who both labelled each row. With weights, labels have an `order`, by default the sorted one."""
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} labels of the one and {len(second)} of the other; there is one of each for a row")
+        raise ValueError(
+            f"{len(first)} labels of the one and {len(second)} of the other; there is one of each for a row"
+        )
     if not first:
         return math.nan
     names = list(order) if order is not None else _sorted({*first, *second})
@@ -53,20 +55,29 @@ def fleiss(rows: Sequence[Sequence[Hashable]]) -> float:
     return _beyond_chance(1 - agreed, 1 - chance)
 
 
-def krippendorff(rows: Sequence[Sequence[Hashable]], level: Level = "nominal", order: Sequence[Hashable] | None = None) -> float:
+def krippendorff(
+    rows: Sequence[Sequence[Hashable]], level: Level = "nominal", order: Sequence[Hashable] | None = None
+) -> float:
     """Of rows with any numbers of labels; one with a single label says nothing. `interval` takes numbers as labels,
     `ordinal` an `order`, by default the sorted one."""
-    pairable = [row for row in rows if len(row) > 1]
+    return krippendorff_of(((row, 1) for row in rows), level, order)
+
+
+def krippendorff_of(
+    rows: Iterable[tuple[Sequence[Hashable], int]], level: Level = "nominal", order: Sequence[Hashable] | None = None
+) -> float:
+    """Of labels that several rows have alike: (labels, how many rows have them)."""
+    pairable = [(row, times) for row, times in rows if len(row) > 1]
     if not pairable:
         return math.nan
-    names = list(order) if order is not None else _sorted({label for row in pairable for label in row})
+    names = list(order) if order is not None else _sorted({label for row, _ in pairable for label in row})
     places = {name: i for i, name in enumerate(names)}
     together = np.zeros((len(names), len(names)))  # [L, L] the table of coincidences
-    for row in pairable:
+    for row, times in pairable:
         counts = np.zeros(len(names))
         for label in row:
             counts[places[label]] += 1
-        together += (np.outer(counts, counts) - np.diag(counts)) / (len(row) - 1)
+        together += times * (np.outer(counts, counts) - np.diag(counts)) / (len(row) - 1)
     margins = together.sum(1)
     cost = _distances(level, names, margins)
     expected = (np.outer(margins, margins) - np.diag(margins)) / (margins.sum() - 1)
@@ -94,9 +105,9 @@ def _sorted(names: set) -> list:
         return sorted(names, key=str)
 
 
-def summary(votes: Mapping[str, Mapping[int, Hashable]]) -> dict:
+def summary(votes: Mapping[str, Mapping[Any, Hashable]]) -> dict:
     """What annotators' labels, by name and row, amount to: JSON. A figure that cannot be told is None."""
-    by_row: dict[int, list[Hashable]] = {}
+    by_row: dict[Any, list[Hashable]] = {}
     for labels in votes.values():
         for row, label in labels.items():
             by_row.setdefault(row, []).append(label)

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from .. import _Parser
 
-ACTIONS = ("inspect", "audit", "clean", "augment")
+ACTIONS = ("inspect", "audit", "clean", "augment", "label")
 
 
 def add(verbs: argparse._SubParsersAction) -> None:

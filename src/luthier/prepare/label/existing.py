@@ -18,7 +18,9 @@ def settled(task: Task, row: Row, existing: str) -> tuple[dict, Label | None, st
         return values, None, None
     if existing == "refuse":
         named = " and ".join(task.adds)
-        raise DataError(f"{row.place}: the row has {named} already; with `existing: replace` or `existing: keep` it may")
+        raise DataError(
+            f"{row.place}: the row has {named} already; with `existing: replace` or `existing: keep` it may"
+        )
     label = task.before(values)
     if label is None and existing == "keep":
         return values, None, f"unfit: it has a label that the task does not know ({task.adds[0]})"

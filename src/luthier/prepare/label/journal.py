@@ -108,7 +108,9 @@ class Journal:
 
     def labels(self) -> dict[str, dict[int, Said]]:
         """What each annotator said, without rows that were passed over."""
-        return {by: {row: said for row, said in rows.items() if said.label is not None} for by, rows in self.said.items()}
+        return {
+            by: {row: said for row, said in rows.items() if said.label is not None} for by, rows in self.said.items()
+        }
 
 
 def _lock(file: Any, path: Path) -> None:

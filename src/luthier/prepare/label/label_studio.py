@@ -20,7 +20,7 @@ from ..encoded import dumps
 from ..outputs import Written, assembled, beside, shard_names, suffix_of, writer
 from ..views import view
 from .rules import ASIDE, names_in
-from .tasks import TIE, Classes, Edit, Label, Preference, Spans, Task, answer_text
+from .tasks import TIE, AnyTask, Classes, Edit, Label, Preference, Spans, answer_text
 from .words import Span, snapped, words_of
 
 TYPES = {"classes": "choices", "spans": "labels", "preference": "pairwise", "edit": "textarea"}
@@ -35,9 +35,9 @@ NAME = "label"  # of the control that is written
 class Reading:
     """A task of Label Studio as a row and the labels that annotators gave it."""
 
-    def __init__(self, task: Task, control: str | None = None, predictions: bool = False):
+    def __init__(self, task: AnyTask, control: str | None = None, predictions: bool = False):
         self.task, self.control, self.predictions = task, control, predictions
-        self.type = TYPES[task.kind]  # type: ignore[attr-defined]
+        self.type = TYPES[task.kind]
         self.controls: set[str] = set()
 
     def values(self, told: Mapping) -> dict:
@@ -64,7 +64,9 @@ class Reading:
         mine = [r for r in results if r.get("type") == self.type and self.control in (None, r.get("from_name"))]
         self.controls |= {str(r.get("from_name")) for r in mine}
         if self.control is None and len(self.controls) > 1:
-            raise ConfigError(f"--control: several controls of type {self.type}: {', '.join(sorted(self.controls))}; name one")
+            raise ConfigError(
+                f"--control: several controls of type {self.type}: {', '.join(sorted(self.controls))}; name one"
+            )
         found = [r.get("value") or {} for r in mine]
         if isinstance(self.task, Spans):
             return [self._span(value, values) for value in found]
@@ -73,7 +75,9 @@ class Reading:
             if self.task.several:
                 return named
             if len(named) > 1:
-                raise ValueError(f"several choices ({', '.join(map(str, named))}), and the task is of one: task.several=true")
+                raise ValueError(
+                    f"several choices ({', '.join(map(str, named))}), and the task is of one: task.several=true"
+                )
             return named[0] if named else None
         if not found:
             return None
@@ -88,10 +92,9 @@ class Reading:
         if len(labels) != 1:
             raise ValueError(f"a span has the labels {labels}; one of them is expected")
         text, said = words_of(values).text, value.get("text")
-        borders = (value.get("start"), value.get("end"))
-        if not all(type(b) is int for b in borders):
-            raise ValueError(f"a span from {borders[0]!r} to {borders[1]!r}: expected characters of a text")
-        start, end = borders
+        start, end = value.get("start"), value.get("end")
+        if not isinstance(start, int) or not isinstance(end, int):
+            raise ValueError(f"a span from {start!r} to {end!r}: expected characters of a text")
         if said is None or text[start:end] == said:
             return [start, end, labels[0]]
         wide = text.encode("utf-16-le", "surrogatepass")
@@ -99,7 +102,9 @@ class Reading:
         if inside.decode("utf-16-le", "surrogatepass") == said:
             from_start = len(before.decode("utf-16-le", "surrogatepass"))
             return [from_start, from_start + len(said), labels[0]]
-        raise ValueError(f"a span from {start} to {end} is {text[start:end]!r} in the row, and {said!r} in the annotation")
+        raise ValueError(
+            f"a span from {start} to {end} is {text[start:end]!r} in the row, and {said!r} in the annotation"
+        )
 
 
 def _by(one: Mapping, place: int) -> str:
@@ -109,7 +114,9 @@ def _by(one: Mapping, place: int) -> str:
     return str(who) if who is not None else f"annotation {place + 1}"
 
 
-def read(source: str | Sequence[str], out: Path, task: Task, *, control: str | None = None, predictions: bool = False) -> dict:
+def read(
+    source: str | Sequence[str], out: Path, task: AnyTask, *, control: str | None = None, predictions: bool = False
+) -> dict:
     """Rows with what the annotators of a project agree on; the others aside. What was read, as JSON."""
     suffix = suffix_of(out)
     if suffix is None:
@@ -169,7 +176,7 @@ def _imported(reading: Reading, row: Row, told: dict, votes: dict[str, dict]) ->
 # ---------------------------------------------------------------------------- writing
 
 
-def told(task: Task, number: int, values: Mapping, labels: Mapping[str, Label]) -> dict:
+def told(task: AnyTask, number: int, values: Mapping, labels: Mapping[str, Label]) -> dict:
     """A row as a task of Label Studio, with an annotation of each annotator."""
     values = _two_answers(task, values)
     made = [
@@ -182,19 +189,23 @@ def told(task: Task, number: int, values: Mapping, labels: Mapping[str, Label]) 
     return {"id": number + 1, "data": _data(task, values), "annotations": made}
 
 
-def _two_answers(task: Task, values: Mapping) -> dict:
+def _two_answers(task: AnyTask, values: Mapping) -> dict:
     """A row that has its chosen and rejected answers only: they are the two that were compared."""
     if isinstance(task, Preference) and task.answers[0] not in values and "chosen" in values:
         return {**values, task.answers[0]: values["chosen"], task.answers[1]: values["rejected"]}
     return dict(values)
 
 
-def _data(task: Task, values: dict) -> dict:
+def _data(task: AnyTask, values: dict) -> dict:
     if isinstance(task, Spans):
         return {**{k: v for k, v in values.items() if k != "tags"}, "text": words_of(values).text}
     if isinstance(task, Preference):
         plain = {key: answer_text(values[key]) for key in task.answers}
-        return {**values, **plain, SHOWN: _shown({k: v for k, v in values.items() if k not in (*task.answers, *task.adds)})}
+        return {
+            **values,
+            **plain,
+            SHOWN: _shown({k: v for k, v in values.items() if k not in (*task.answers, *task.adds)}),
+        }
     return {**values, SHOWN: _shown(values)}
 
 
@@ -203,9 +214,9 @@ def _shown(values: dict) -> str:
     return texts[0].text if len(texts) == 1 else "\n\n".join(f"{t.role}: {t.text}" for t in texts)
 
 
-def _result(task: Task, values: Mapping, label: Label, name: str) -> list[dict]:
+def _result(task: AnyTask, values: Mapping, label: Label, name: str) -> list[dict]:
     def one(place: int, value: dict, to: str = "text") -> dict:
-        return {"id": f"{name}-{place}", "from_name": NAME, "to_name": to, "type": TYPES[task.kind], "value": value}  # type: ignore[attr-defined]
+        return {"id": f"{name}-{place}", "from_name": NAME, "to_name": to, "type": TYPES[task.kind], "value": value}
 
     if isinstance(task, Spans):
         text = words_of(values).text
@@ -219,7 +230,7 @@ def _result(task: Task, values: Mapping, label: Label, name: str) -> list[dict]:
     return [one(0, {"text": [label]})]
 
 
-def interface(task: Task) -> str:
+def interface(task: AnyTask) -> str:
     """The labelling configuration that the tasks are for, to be pasted into the settings of a project."""
     text = '<Text name="text" value="$text"/>' if isinstance(task, Spans) else f'<Text name="text" value="${SHOWN}"/>'
     if isinstance(task, Preference):
@@ -237,7 +248,7 @@ def interface(task: Task) -> str:
     return "<View>\n  " + "\n  ".join(inner) + "\n</View>\n"
 
 
-def write(tasks: Iterator[dict], out: Path, task: Task) -> dict:
+def write(tasks: Iterator[dict], out: Path, task: AnyTask) -> dict:
     """A list of tasks as one file of JSON, and the labelling configuration beside it."""
     beside_it = out.with_suffix(".xml")
     for path in (out, beside_it):
@@ -263,7 +274,7 @@ def write(tasks: Iterator[dict], out: Path, task: Task) -> dict:
     return {"tasks": count, "annotations": annotations, "out": str(out), "interface": str(beside_it)}
 
 
-def from_rows(source: str | Sequence[str], task: Task) -> Iterator[dict]:
+def from_rows(source: str | Sequence[str], task: AnyTask) -> Iterator[dict]:
     """Tasks of rows, with the labels that these have already as annotations."""
     for row in sources.read(source if isinstance(source, str) else list(source)):
         if row.fault is not None:
@@ -273,5 +284,3 @@ def from_rows(source: str | Sequence[str], task: Task) -> Iterator[dict]:
             raise DataError(f"{row.place}: {fault}")
         known = None if isinstance(task, Edit) else task.before(values)
         yield told(task, row.number, values, {} if known is None else {"luthier": known})
-
-

@@ -74,7 +74,9 @@ def _explained(fault: Any) -> str:
             parts.append(part)
             owners = [inner for field in fields for inner in _nested(field.annotation)]
         else:  # the tag of a union
-            owners = [owner for owner in owners if "kind" in owner.model_fields and owner.model_fields["kind"].default == part]
+            owners = [
+                owner for owner in owners if "kind" in owner.model_fields and owner.model_fields["kind"].default == part
+            ]
     where = ".".join(parts)
     if fault["type"] == "extra_forbidden":
         known = sorted({name for owner in owners for name in owner.model_fields})

@@ -6,7 +6,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..outputs import Written, assembled, beside, shard_names, suffix_of, writer
 from ..pieces import Say, inputs_of, journal_of, pieces_of, rows_of
 from .journal import Journal, Said
 from .plan import Plan
-from .rules import ASIDE
+from .rules import ASIDE, names_in
 from .tasks import Label
 
 KEY, ROWS, SAID, STARTS = "key.json", "rows.jsonl", "said.jsonl", "starts.bin"
@@ -34,7 +34,9 @@ class Project:
     that changes under the annotators changes nothing.
     """
 
-    def __init__(self, source: str | list[str], out: Path, plan: Plan, say: Say = lambda text: None, split: str = "train"):
+    def __init__(
+        self, source: str | list[str], out: Path, plan: Plan, say: Say = lambda text: None, split: str = "train"
+    ):
         self.out, self.plan, self.task = out, plan, plan.task
         self.folder = journal_of(out)
         self.suffix = suffix_of(out)
@@ -126,7 +128,13 @@ class Project:
         """Rows with what annotators agree on, in order, and the others of which something was said aside."""
         said = self.journal.labels()
         side = beside(self.out, ASIDE)
-        told: dict[str, Any] = {"rows": len(self), "labelled": 0, "out": str(self.out), "labels": Counter(), "aside": Counter()}
+        told: dict[str, Any] = {
+            "rows": len(self),
+            "labelled": 0,
+            "out": str(self.out),
+            "labels": Counter(),
+            "aside": Counter(),
+        }
         with writer(self.folder, 0, ["", ASIDE], self.suffix or "") as write:
             for stream, row in self._rows_out(said, told):
                 write(stream, row)
@@ -139,8 +147,6 @@ class Project:
         return told | ({"aside_rows": str(side)} if ASIDE in write.rows else {}) | {"agreement": self.agreement(said)}
 
     def _rows_out(self, said: Mapping[str, Mapping[int, Said]], told: dict) -> Iterator[tuple[str, dict]]:
-        from .rules import names_in
-
         by_row: dict[int, dict[str, Label]] = {}
         for by in sorted(said):
             for row, one in said[by].items():
@@ -153,12 +159,24 @@ class Project:
             if row is None:
                 why = "tie" if label is not None else "disagreed"
                 told["aside"][why] += 1
-                yield ASIDE, {"row": entry["row"], "place": entry["place"], "why": why, "labels": labels, "values": values}
+                yield (
+                    ASIDE,
+                    {"row": entry["row"], "place": entry["place"], "why": why, "labels": labels, "values": values},
+                )
                 continue
             told["labelled"] += 1
             if self.task.kind != "edit":
                 told["labels"].update(names_in(self.task, label))
             yield "", row
+
+    def for_label_studio(self) -> Iterator[dict]:
+        """All rows as tasks of Label Studio, with what each annotator said."""
+        from .label_studio import told
+
+        said = self.journal.labels()
+        for number in range(len(self)):
+            labels = {by: rows[number].label for by, rows in sorted(said.items()) if number in rows}
+            yield told(self.task, number, self.values(number), labels)
 
     def agreement(self, said: Mapping[str, Mapping[int, Said]]) -> dict:
         """Between annotators; of spans by words, of several classes by class."""
@@ -171,7 +189,7 @@ class Project:
                     made = self.task.votes(rows[row].label, self.values(row))
                     mine.update({(row, i): vote for i, vote in enumerate(made)})
         made = agreement.summary(votes)
-        made["of"] = {"spans": "words", "classes": "rows and classes" if len(self.task.adds) and self.task.adds[0] == "labels" else "rows"}.get(self.task.kind, "rows")
+        made["of"] = "words" if self.task.kind == "spans" else "rows"
         made["annotators"] = {by: len(rows) for by, rows in sorted(said.items())}
         return made
 
@@ -189,5 +207,3 @@ def _read_key(folder: Path) -> dict | None:
         return None
     except ValueError:
         raise CheckpointError(f"{folder / KEY} is damaged; without it nobody can say what the labels are of") from None
-
-

@@ -95,15 +95,17 @@ class Rule(Settings):
     @cached_property
     def words(self) -> re.Pattern | None:
         flags = re.IGNORECASE if self.ignore_case else 0
-        listed = "|".join(r"\s+".join(map(re.escape, word.split())) for word in sorted(self.keywords or (), key=len, reverse=True))
+        listed = "|".join(
+            r"\s+".join(map(re.escape, word.split())) for word in sorted(self.keywords or (), key=len, reverse=True)
+        )
         return re.compile(rf"(?<!\w)(?:{listed})(?!\w)", flags) if listed else None
 
     @cached_property
     def allows(self) -> Any:
         import jsonschema
 
-        made = jsonschema.validators.validator_for(self.json_schema)(self.json_schema)
-        return made.is_valid
+        schema = self.json_schema or {}
+        return jsonschema.validators.validator_for(schema)(schema).is_valid
 
     def holds(self, texts: Sequence[Text]) -> bool:
         told = [text.text for text in texts if not self.roles or text.role in self.roles]
@@ -284,10 +286,14 @@ class Ruling(Work):
     def _count(self, made: Ruled, before: Label | None, values: dict) -> None:
         """Of each rule the rows it spoke of, those that another spoke of, too, and where it was contradicted."""
         for i in made.fired:
-            self.of_rule[i].update({"rows": 1, "overlaps": int(len(made.fired) > 1), "conflicts": int(i in made.against)})
+            self.of_rule[i].update(
+                {"rows": 1, "overlaps": int(len(made.fired) > 1), "conflicts": int(i in made.against)}
+            )
             if before is not None and isinstance(self.task, Classes):
                 says = self.rules.rules[i].label
-                self.of_rule[i].update({"known": 1, "right": int(says in before if self.task.several else says == before)})
+                self.of_rule[i].update(
+                    {"known": 1, "right": int(says in before if self.task.several else says == before)}
+                )
         if before is not None and made.label is not None:
             self.counts.update({"known": 1, "right": int(made.label == before)})
 

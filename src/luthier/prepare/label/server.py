@@ -144,7 +144,10 @@ class Desk:
     def _shown(self, by: str, row: int | None) -> dict:
         said = self.project.journal.said.get(by, {})
         labelled = sum(one.label is not None for one in said.values())
-        told = {"row": row, "progress": {"rows": len(self.project), "labelled": labelled, "skipped": len(said) - labelled}}
+        told = {
+            "row": row,
+            "progress": {"rows": len(self.project), "labelled": labelled, "skipped": len(said) - labelled},
+        }
         if row is None:
             self.handed.pop(by, None)
             return told
@@ -225,7 +228,7 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Server
+    server: Server  # type: ignore[bad-override]
     timeout = PATIENCE
     server_version, sys_version = "luthier", ""
 
@@ -268,7 +271,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _inner(self) -> str:
         """The path after the token; whoever does not know it is told nothing."""
         _, token, *rest = [*self.path.split("/", 2), ""][:3]
-        if not hmac.compare_digest(token.encode("utf-8", "replace"), self.server.token.encode()) or self.path.count("/") < 2:
+        if (
+            not hmac.compare_digest(token.encode("utf-8", "replace"), self.server.token.encode())
+            or self.path.count("/") < 2
+        ):
             raise Refused(404, "there is nothing here")
         return rest[0]
 

@@ -97,7 +97,11 @@ class Classes(Task):
     def before(self, values: Mapping) -> Label | None:
         found = values.get(self.adds[0])
         try:
-            return None if found is None else self.checked([*map(called, found)] if self.several else called(found), values)
+            return (
+                None
+                if found is None
+                else self.checked([*map(called, found)] if self.several else called(found), values)
+            )
         except (ValueError, TypeError):
             return None
 
@@ -310,4 +314,3 @@ class Edit(Task):
 
 AnyTask = Annotated[Classes | Spans | Preference | Edit, Field(discriminator="kind")]
 TASKS = {task.model_fields["kind"].default: task for task in (Classes, Spans, Preference, Edit)}
-

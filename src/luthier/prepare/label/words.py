@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from ...labels import OUTSIDE
@@ -48,9 +49,11 @@ def snapped(words: Words, spans: Sequence[Span]) -> list[Span]:
         if inside:
             made.append(Span(inside[0][0], inside[-1][1], span.label))
     made.sort()
-    for one, other in zip(made, made[1:]):
+    for one, other in pairwise(made):
         if other.start < one.end:
-            raise ValueError(f"spans overlap: {words.text[one.start : one.end]!r} and {words.text[other.start : other.end]!r}")
+            raise ValueError(
+                f"spans overlap: {words.text[one.start : one.end]!r} and {words.text[other.start : other.end]!r}"
+            )
     return made
 
 
