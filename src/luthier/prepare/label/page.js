@@ -137,21 +137,32 @@ function move(step, extend) {
   $("words").querySelector(".at").scrollIntoView({block: "nearest"});
 }
 
-function selected() { // what the mouse chose, as words
-  const selection = getSelection();
-  if (!row || task.kind !== "spans" || !selection.rangeCount) return;
-  const range = selection.getRangeAt(0);
-  const inside = [...$("words").querySelectorAll(".word[data-at]")].filter((one) => range.intersectsNode(one) && (range.collapsed || !edge(range, one)));
-  if (!inside.length) return;
-  from = Number(inside[0].dataset.at); at = Number(inside[inside.length - 1].dataset.at);
-  selection.removeAllRanges();
+function nearest(event) { // the word under the mouse, else the one closest to it
+  let found = 0, least = Infinity;
+  for (const one of $("words").querySelectorAll(".word[data-at]")) {
+    for (const box of one.getClientRects()) {
+      const beside = Math.max(box.left - event.clientX, 0, event.clientX - box.right);
+      const above = Math.max(box.top - event.clientY, 0, event.clientY - box.bottom);
+      const distance = 1000 * above + beside; // of the same line first
+      if (distance < least) [found, least] = [Number(one.dataset.at), distance];
+    }
+  }
+  return found;
+}
+
+function grab(event) {
+  if (event.button !== 0 || !row) return;
+  event.preventDefault(); // the browser's own selection would stand beside ours
+  if (document.activeElement) document.activeElement.blur();
+  at = nearest(event);
+  if (!event.shiftKey) from = at;
   drawWords();
 }
 
-function edge(range, one) { // it touches the word's border and none of its characters
-  const whole = document.createRange();
-  whole.selectNodeContents(one);
-  return range.compareBoundaryPoints(Range.END_TO_START, whole) >= 0 || range.compareBoundaryPoints(Range.START_TO_END, whole) <= 0;
+function drag(event) {
+  if (!(event.buttons & 1) || !row) return;
+  const now = nearest(event);
+  if (now !== at) { at = now; drawWords(); }
 }
 
 // ------------------------------------------------------------------------ actions and keys
@@ -234,7 +245,8 @@ const HELP = {
   $("name").onsubmit = begin;
   $("save").onclick = save; $("skip").onclick = skip; $("undo").onclick = undo; $("undo2").onclick = undo; $("write").onclick = write;
   $("again").onclick = () => { again = true; act("next", {}); };
-  $("words").onmouseup = () => setTimeout(selected);
+  $("words").onmousedown = grab;
+  $("words").onmousemove = drag;
   document.addEventListener("keydown", pressed);
   $("by").select();
   document.body.dataset.ready = "0";
