@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from array import array
@@ -49,13 +50,14 @@ class Project:
         self.journal = Journal(self.folder / SAID)
 
     def __enter__(self) -> Project:
-        self._opened = self.journal.open()
-        self._opened.__enter__()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.rows.close)
+            stack.enter_context(self.journal.open())
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.rows.close()
-        self._opened.__exit__(*error)
+        self._open.close()
 
     def __len__(self) -> int:
         return len(self.starts)
