@@ -211,7 +211,7 @@ TOLD: dict[str, Told] = {  # by column; what a format reads and is not here is n
     "sentence2": "text", "premise": "text", "hypothesis": "text", "question": "text", "question1": "text",
     "question2": "text", "tokens": _words,
 }  # fmt: skip
-NO_TEXT = ("tools", "label", "labels", "input_ids", "ner_tags", "tags", "_source")
+NO_TEXT = ("tools", "label", "labels", "input_ids", "ner_tags", "tags", "_source", "_parent")
 
 
 def format_of(keys: Sequence[str]) -> Format | None:
