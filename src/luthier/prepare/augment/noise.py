@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from ..views import Text, put
-from .way import NO_QUESTIONS, Draw, Given, Refused, Steps, Tools, Way
+from .way import Draw, Given, Refused, Way
 
 WORD = re.compile(r"\S+")
 INNER = re.compile(r"\w(?:.*\w)?", re.S)  # a word without the marks around it
@@ -74,8 +74,7 @@ class Noise(Way):
         """The changes of a text; of its `words` [W] those that are `free` may be changed. Perhaps none."""
         raise NotImplementedError
 
-    def made(self, given: Given, draw: Draw, tools: Tools) -> Steps:
-        yield from NO_QUESTIONS
+    def changed(self, given: Given, draw: Draw) -> dict:
         texts = given.asked()
         answer = self._answer(given)
         found = [self._edits(given, text, answer, draw) for text in texts]

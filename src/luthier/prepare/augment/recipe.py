@@ -31,7 +31,9 @@ class Augmentation(Settings):
     given: bool | None = None
     """Write the given rows, too, each before its new ones. By default yes, but for pairs, which are other rows."""
     validation: list[str] = []
-    """Rows that are held out: given rows whose input is theirs are refused, and new ones are."""
+    """Rows that are held out: a given row with the input of one is neither copied nor augmented, a new one is refused."""
+    overlap: float = Field(0.8, gt=0.0, le=1.0)
+    """From which share of a held-out row's runs of 13 words a row counts as having its input."""
     seed: int = Field(0, ge=0)
     """Another one makes other rows."""
     cache: str | None = None
@@ -65,6 +67,7 @@ class Augmentation(Settings):
         return {
             "ways": {kind: way.told() | judges.get(kind, {}) for kind, way in self.ways.items()}, "order": list(self.ways),
             "model": asked, "columns": self.columns, "given": self.writes_given, "seed": self.seed,
+            "overlap": self.overlap,
         }  # fmt: skip
 
     def problems(self) -> list[str]:

@@ -88,9 +88,6 @@ Steps = Generator[list[Question], list[Answer], dict]
 """Yields what a model is asked, all at once, is sent the answers, and returns the new row's values."""
 
 
-NO_QUESTIONS: tuple[list[Question], ...] = ()
-
-
 def nothing(place: str, key: object, make: Callable[[], Any]) -> Any:
     """Makes a value anew each time it is asked for."""
     return make()
@@ -130,6 +127,10 @@ class Way(Settings):
         """What is wrong with the settings beyond their form, such as a table that is not there."""
         return None
 
+    def changed(self, given: Given, draw: Draw) -> dict:
+        """The values of a new row, by a way that asks nothing; Refused where none can be made."""
+        raise NotImplementedError
+
     def made(self, given: Given, draw: Draw, tools: Tools) -> Steps:
-        """The values of a new row; Refused where none can be made."""
+        """The same by a way that asks."""
         raise NotImplementedError
