@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given as given_by
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from test_augment import read, write
 
@@ -244,7 +245,7 @@ def test_a_kill_costs_no_answer(serve, tmp_path):
     process.wait()
     go.set()
     ran = subprocess.run(command, env=environment, capture_output=True, check=True)
-    assert max(Counter(served).values()) <= 2 and len(served) <= 40 + 8  # at most what was on its way twice
+    assert max(Counter(served).values()) <= 2 and len(served) <= 40 + 4  # at most what was on its way twice
     augment(str(source), tmp_path / "whole.jsonl", augmentation(of_server(server, ["paraphrase"])))
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     for path in [*tmp_path.rglob("*")]:
@@ -276,14 +277,14 @@ def writer(body: dict) -> str:
 
 def test_self_instruct_makes_new_rows_like_the_given_ones(serve, tmp_path):
     server = serve(writer)
-    ways = {"self_instruct": {"count": 12, "requests": 2, "shown": 4}}
+    ways = {"self_instruct": {"count": 8, "requests": 2, "shown": 4}}
     held = write(tmp_path / "v.jsonl", [{"instruction": "compose a riddle concerning OWLS, quickly", "output": "y"}])
     recipe = augmentation(of_server(server, ways), {"validation": str(held), "seed": 4})
     source = write(tmp_path / "in.jsonl", SEEDS)
     done = augment(str(source), tmp_path / "out.jsonl", recipe)
     rows = read(tmp_path / "out.jsonl")
     new = [row for row in rows if "_parent" in row]
-    assert rows[:5] == SEEDS and done["new"] == len(new) == 12 and done["ways"] == {"self_instruct": 12}
+    assert rows[:5] == SEEDS and done["new"] == len(new) == 8 and done["ways"] == {"self_instruct": 8}
     for row in new:
         assert row["instruction"].startswith("Compose") and row["output"] == f"An answer to: {row['instruction']}"
         parents = [row["_parent"], *row["_parent"]["others"]]
@@ -325,6 +326,7 @@ def test_the_longest_common_subsequence(a, b):
     assert rouge.common(a, b) == table[-1][-1]
 
 
+@hypothesis_settings(deadline=None)
 @given_by(st.text("ab c,1", max_size=40), st.text("ab c,1", max_size=40))
 def test_rouge_l_is_that_of_rouge_score(a, b):
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
@@ -416,8 +418,7 @@ def test_our_own_model_answers_the_same_after_a_kill(tiny_model, tmp_path, monke
     from luthier.prepare.augment import answering
 
     source = write(tmp_path / "in.jsonl", [{"prompt": f"say {n}"} for n in range(6)])
-    length = {"kind": "length", "target": 20} if False else {"kind": "regex", "pattern": "[a-m]"}
-    ways = {"preferences": {"samples": 3, "rewards": [length], "margin": 0.0}}
+    ways = {"preferences": {"samples": 3, "rewards": [{"kind": "regex", "pattern": "[a-m]"}]}}
     recipe = augmentation(of_ours(tiny_model, ways, max_new_tokens=8))
     with monkeypatch.context() as patch:
         patch.setattr(answering.Answerer, "__call__", _uncut(answering.Answerer.__call__))

@@ -64,18 +64,21 @@ class ChatClient:
     def answers(
         self, questions: Sequence[Question], keep: Callable[[int, Answer], None] = lambda place, answer: None
     ) -> list[Answer]:
-        """One for each, in order; `keep` is called with each as it comes, from this thread."""
+        """One for each, in order; `keep` is called with each as it comes, from the thread that asked."""
         made: list[Answer | None] = [None] * len(questions)
         if not questions:
             return []
         stopped = threading.Event()
+
+        def one(place: int) -> None:
+            made[place] = answer = self._asked(questions[place], stopped)
+            keep(place, answer)
+
         with ThreadPoolExecutor(min(self.parallel, len(questions))) as threads:
-            waiting = {threads.submit(self._asked, q, stopped): place for place, q in enumerate(questions)}
+            waiting = [threads.submit(one, place) for place in range(len(questions))]
             try:
                 for done in as_completed(waiting):
-                    place = waiting[done]
-                    made[place] = answer = done.result()
-                    keep(place, answer)
+                    done.result()
             except BaseException:
                 stopped.set()
                 threads.shutdown(wait=False, cancel_futures=True)

@@ -145,6 +145,11 @@ class Answerer:
         self.identity = settings.identity()
 
     def __call__(self, questions: Sequence[Question]) -> list[Answer]:
+        different = list(dict.fromkeys(questions))
+        found = dict(zip(different, self._answers(different)))
+        return [found[question] for question in questions]
+
+    def _answers(self, questions: Sequence[Question]) -> list[Answer]:
         keys = [["answer", self.identity, question.told()] for question in questions]
         made = [self.store.get(key) for key in keys]
         missing = [place for place, found in enumerate(made) if found is None]
