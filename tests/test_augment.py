@@ -28,7 +28,23 @@ from luthier.prepare.augment.words import Words
 from luthier.prepare.augment.writing import augment
 from luthier.prepare.views import view
 
-WORDS = "stone river lantern garden window yellow silver winter market bridge thunder pocket candle meadow harbour".split()
+WORDS = (
+    "stone",
+    "river",
+    "lantern",
+    "garden",
+    "window",
+    "yellow",
+    "silver",
+    "winter",
+    "market",
+    "bridge",
+    "thunder",
+    "pocket",
+    "candle",
+    "meadow",
+    "harbour",
+)
 
 
 def write(path: Path, rows) -> Path:
@@ -57,9 +73,15 @@ def changed(way, values: dict, *names, columns=None) -> dict:
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=0, max_size=80)
-ways = st.sampled_from([
-    Characters(rate=0.3), Characters(rate=1.0), Words(rate=0.5), Words(rate=1.0, kinds=["delete"]), Words(kinds=["swap"]),
-])  # fmt: skip
+ways = st.sampled_from(
+    [
+        Characters(rate=0.3),
+        Characters(rate=1.0),
+        Words(rate=0.5),
+        Words(rate=1.0, kinds=["delete"]),
+        Words(kinds=["swap"]),
+    ]
+)
 
 
 # ---------------------------------------------------------------------------- what stays
@@ -69,16 +91,25 @@ ways = st.sampled_from([
 @given_by(texts, texts, texts, ways, st.integers(0, 9))
 def test_only_the_users_side_changes(user, answer, system, way, seed):
     row = {
-        "messages": [{"role": "system", "content": system}, {"role": "user", "content": user},
-                     {"role": "assistant", "content": answer}, {"role": "user", "content": user[::-1]}],
-        "tools": [], "id": 7,
-    }  # fmt: skip
+        "messages": [
+            {"role": "system", "content": system},
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": user[::-1]},
+        ],
+        "tools": [],
+        "id": 7,
+    }
     try:
         new = changed(way, row, seed)
     except Refused:
         return
     assert [new["messages"][i] for i in (0, 2)] == [row["messages"][i] for i in (0, 2)]
-    assert (new["tools"], new["id"], [m["role"] for m in new["messages"]]) == ([], 7, ["system", "user", "assistant", "user"])
+    assert (new["tools"], new["id"], [m["role"] for m in new["messages"]]) == (
+        [],
+        7,
+        ["system", "user", "assistant", "user"],
+    )
     assert row["messages"][1]["content"] == user  # what is given is not changed in place
 
 
@@ -107,7 +138,9 @@ def test_rows_that_are_refused_say_why(values, why):
 
 
 def test_numbers_negations_markup_and_words_of_the_answer_stay():
-    text = "Do not move the 24 yellow boxes from https://a.example/yellow to {place}, as `boxes` can't be stacked in kitchen"
+    text = (
+        "Do not move 24 yellow boxes from https://a.example/yellow to {place}, as `boxes` can't be stacked in kitchen"
+    )
     row = {"prompt": text, "completion": "Kitchen: boxes"}
     for seed in range(40):
         for way in (Characters(rate=1.0), Words(rate=1.0, kinds=["delete"]), Words(rate=1.0, kinds=["repeat"])):
@@ -137,9 +170,14 @@ def test_so_many_letters_change_as_asked(kind, rate):
     assert abs(len(edits) - rate * may) < 5 * (may * rate * (1 - rate)) ** 0.5
     for edit in edits[:500]:
         letter, new = text[edit.start], edit.text
-        expected = {"keyboard": new in neighbours("qwerty")[letter] if new else False, "drop": new == "",
-                    "ocr": new in MISREAD.get(letter, ()), "case": new == letter.upper()}  # fmt: skip
-        assert edit.stop == edit.start + 1 and expected[kind]
+        expected = {
+            "keyboard": new in neighbours("qwerty")[letter] if new else False,
+            "drop": new == "",
+            "ocr": new in MISREAD.get(letter, ()),
+            "case": new == letter.upper(),
+        }
+        assert edit.stop == edit.start + 1
+        assert expected[kind]
 
 
 def test_swaps_are_of_neighbours_in_a_word():
@@ -168,8 +206,10 @@ def test_the_least_rate_changes_something_in_every_row():
     for seed in range(50):
         assert changed(Characters(rate=1e-9), {"text": "a small text", "label": 0}, seed)["text"] != "a small text"
         assert changed(Words(rate=1e-9, kinds=["delete"]), {"text": "a small text", "label": 0}, seed)["text"] in (
-            "small text", "a text", "a small"
-        )  # fmt: skip
+            "small text",
+            "a text",
+            "a small",
+        )
 
 
 def test_keys_that_are_neighbours():
@@ -186,10 +226,14 @@ def test_keys_that_are_neighbours():
 def test_where_a_stretch_is_after_edits():
     text = "we flew to New York today"
     cases = [
-        ([Edit(0, 3, "")], "New York"), ([Edit(11, 15, "")], "York"), ([Edit(12, 13, "")], "Nw York"),
-        ([Edit(8, 10, "into"), Edit(18, 19, "kk"), Edit(20, 25, "now")], "New Yorkk"), ([Edit(19, 19, " York")], "New York"),
-        ([Edit(10, 12, "n")], "new York"), ([Edit(17, 21, "")], "New Yo"),
-    ]  # fmt: skip
+        ([Edit(0, 3, "")], "New York"),
+        ([Edit(11, 15, "")], "York"),
+        ([Edit(12, 13, "")], "Nw York"),
+        ([Edit(8, 10, "into"), Edit(18, 19, "kk"), Edit(20, 25, "now")], "New Yorkk"),
+        ([Edit(19, 19, " York")], "New York"),
+        ([Edit(10, 12, "n")], "new York"),
+        ([Edit(17, 21, "")], "New Yo"),
+    ]
     for edits, expected in cases:
         first, last = moved(edits, 11, 19)
         assert edited(text, edits)[first:last].strip() == expected
@@ -214,8 +258,8 @@ def test_stretches_stay_on_their_words(data):
 
 
 def test_tags_go_with_their_words():
-    words = "Anna flew from New York to Rome on a cold winter day".split()
-    tags = "B-PER O O B-LOC I-LOC O B-LOC O O O O O".split()
+    words = ["Anna", "flew", "from", "New", "York", "to", "Rome", "on", "a", "cold", "winter", "day"]
+    tags = ["B-PER", "O", "O", "B-LOC", "I-LOC", "O", "B-LOC", "O", "O", "O", "O", "O"]
     own = dict(zip(words, tags))
     entities = [(w, t) for w, t in zip(words, tags) if t != "O"]
     for seed in range(60):
@@ -223,7 +267,9 @@ def test_tags_go_with_their_words():
         assert [own[word] for word in new["tokens"]] == new["ner_tags"]
         assert [(w, t) for w, t in zip(new["tokens"], new["ner_tags"]) if t != "O"] == entities
         noised = changed(Characters(rate=0.3), {"tokens": words, "ner_tags": tags}, seed)
-        assert noised["ner_tags"] == tags and len(noised["tokens"]) == len(words) and all(noised["tokens"])
+        assert noised["ner_tags"] == tags
+        assert len(noised["tokens"]) == len(words)
+        assert all(noised["tokens"])
     with pytest.raises(Refused, match="its tags are numbers"):
         changed(Words(), {"tokens": words, "ner_tags": [0] * len(words)})
     assert len(changed(Characters(rate=0.3), {"tokens": words, "ner_tags": [0] * len(words)})["ner_tags"]) == len(words)
@@ -235,10 +281,12 @@ def test_tags_go_with_their_words():
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("s.yaml", "big: [large, huge]\ncar: automobile\n"), ("s.json", '{"big": ["large", "huge"], "car": ["automobile"]}'),
-        ("s.tsv", "big\tlarge\thuge\ncar\tautomobile\n"), ("s.csv", 'big,large,huge\n"car",automobile\n'),
+        ("s.yaml", "big: [large, huge]\ncar: automobile\n"),
+        ("s.json", '{"big": ["large", "huge"], "car": ["automobile"]}'),
+        ("s.tsv", "big\tlarge\thuge\ncar\tautomobile\n"),
+        ("s.csv", 'big,large,huge\n"car",automobile\n'),
     ],
-)  # fmt: skip
+)
 def test_synonyms_of_a_table(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     way = Synonyms(rate=1.0, table=str(tmp_path / name))
@@ -250,18 +298,23 @@ def test_synonyms_of_a_table(tmp_path, name, content):
 def test_a_synonym_of_several_words_has_no_tag(tmp_path):
     (tmp_path / "s.json").write_text('{"fast": ["at speed", "quick"]}')
     way = Synonyms(rate=1.0, table=str(tmp_path / "s.json"))
-    made = [changed(way, {"tokens": ["a", "fast", "car"], "tags": ["O", "O", "O"]}, seed)["tokens"] for seed in range(20)]
+    made = [
+        changed(way, {"tokens": ["a", "fast", "car"], "tags": ["O", "O", "O"]}, seed)["tokens"] for seed in range(20)
+    ]
     assert made == [["a", "quick", "car"]] * 20
 
 
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("s.yaml", "big: [1]\n", "expected one word and its synonyms"), ("s.json", "[1]", "expected words with lists"),
-        ("s.json", "{", "Expecting"), ("s.tsv", "two words\tlarge\n", "'two words'"), ("s.tsv", "", "empty"),
+        ("s.yaml", "big: [1]\n", "expected one word and its synonyms"),
+        ("s.json", "[1]", "expected words with lists"),
+        ("s.json", "{", "Expecting"),
+        ("s.tsv", "two words\tlarge\n", "'two words'"),
+        ("s.tsv", "", "empty"),
         ("s.xml", "", "known are"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_are_none(tmp_path, name, content, problem):
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=problem):
@@ -318,10 +371,13 @@ def test_new_rows_stand_behind_their_parents_and_name_them(tmp_path):
         assert json.loads(lines[parent["row"]]) == last
         assert parent["sha256"] == sha256(lines[parent["row"]].encode()).hexdigest()
         assert (parent["file"], parent["seed"]) == (str(source), 7)
-        assert row["label"] == last["label"] and row["text"] != last["text"]
+        assert row["label"] == last["label"]
+        assert row["text"] != last["text"]
         counts[parent["way"], parent["copy"]] += 1
-    assert counts["characters", 0] == counts["characters", 1] == 60 and 15 < counts["words", 0] < 45
-    assert done["ways"] == {"characters": 120, "words": counts["words", 0]} and done["given"] == 60
+    assert counts["characters", 0] == counts["characters", 1] == 60
+    assert 15 < counts["words", 0] < 45
+    assert done["ways"] == {"characters": 120, "words": counts["words", 0]}
+    assert done["given"] == 60
 
 
 def test_training_reads_what_comes_out(tmp_path):
@@ -347,14 +403,19 @@ def test_the_same_bytes_for_any_number_of_workers_and_pieces(tmp_path, monkeypat
     cut.parent.mkdir()
     augment(str(whole), cut, augmentation(RECIPE), workers=2)
     assert read(cut) == read(once)
-    assert len(list(cut.glob("*.jsonl"))) > 3 if cut.is_dir() else cut.read_bytes() == once.read_bytes() or name.endswith("gz")
+    assert (
+        len(list(cut.glob("*.jsonl"))) > 3
+        if cut.is_dir()
+        else cut.read_bytes() == once.read_bytes() or name.endswith("gz")
+    )
 
 
 def test_augmenting_again_adds_nothing(tmp_path):
     augment(str(write(tmp_path / "in.jsonl", labelled(30))), tmp_path / "one.jsonl", augmentation(RECIPE), workers=1)
     done = augment(str(tmp_path / "one.jsonl"), tmp_path / "two.jsonl", augmentation(RECIPE), workers=1)
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-    assert done["new"] == 0 and done["new_before"] > 60
+    assert done["new"] == 0
+    assert done["new_before"] > 60
     refused = read(tmp_path / "two.refused.jsonl")
     assert {row["reason"] for row in refused} == {"the same input as a given row"}
 
@@ -369,8 +430,12 @@ def test_another_seed_makes_other_rows(tmp_path):
 
 def test_new_rows_that_are_given_or_made_twice_are_dropped(tmp_path):
     rows = [{"text": "one two", "label": 1}, {"text": "two one", "label": 0}, {"text": "one  two", "label": 1}]
-    done = augment(str(write(tmp_path / "in.jsonl", rows)), tmp_path / "out.jsonl",
-                   augmentation({"ways": {"words": {"kinds": ["repeat", "swap"], "copies": 20}}}), workers=1)  # fmt: skip
+    done = augment(
+        str(write(tmp_path / "in.jsonl", rows)),
+        tmp_path / "out.jsonl",
+        augmentation({"ways": {"words": {"kinds": ["repeat", "swap"], "copies": 20}}}),
+        workers=1,
+    )
     made = [" ".join(row["text"].split()) for row in read(tmp_path / "out.jsonl") if "_parent" in row]
     assert len(set(made)) == len(made) == done["new"]
     assert not {"one two", "two one"} & set(made)
@@ -384,20 +449,29 @@ def test_held_out_rows_are_neither_copied_nor_augmented_nor_made(tmp_path):
     held.append({"text": "lantern", "label": "good"})
     rows.append({"text": "the lantern", "label": "bad"})
     out = tmp_path / "out.jsonl"
-    recipe = augmentation({"ways": {"words": {"kinds": ["delete"], "copies": 8}}},
-                          {"validation": str(write(tmp_path / "val.jsonl", held))})  # fmt: skip
+    recipe = augmentation(
+        {"ways": {"words": {"kinds": ["delete"], "copies": 8}}},
+        {"validation": str(write(tmp_path / "val.jsonl", held))},
+    )
     done = augment(str(write(tmp_path / "in.jsonl", rows)), out, recipe, workers=1)
     made = read(out)
-    assert done["held_out"] == 2 and not [r for r in made if r["text"] in (rows[3]["text"], rows[8]["text"])]
+    assert done["held_out"] == 2
+    assert not [r for r in made if r["text"] in (rows[3]["text"], rows[8]["text"])]
     assert not [row for row in made if row.get("_parent", {}).get("row") in (3, 8)]
-    assert "lantern" not in {row["text"] for row in made} and "the" in {row["text"] for row in made}
+    assert "lantern" not in {row["text"] for row in made}
+    assert "the" in {row["text"] for row in made}
     refused = read(tmp_path / "out.refused.jsonl")
     assert [row["row"] for row in refused if not row["way"]] == [3, 8]
     dropped = [row["values"]["text"] for row in refused if row["way"] and "validation" in row["reason"]]
-    assert dropped and set(dropped) == {"lantern"}
+    assert dropped
+    assert set(dropped) == {"lantern"}
     with pytest.raises(DataError, match="nothing to augment"):
-        augment(str(tmp_path / "in.jsonl"), tmp_path / "none.jsonl",
-                augmentation(RECIPE, {"validation": str(tmp_path / "in.jsonl")}), workers=1)  # fmt: skip
+        augment(
+            str(tmp_path / "in.jsonl"),
+            tmp_path / "none.jsonl",
+            augmentation(RECIPE, {"validation": str(tmp_path / "in.jsonl")}),
+            workers=1,
+        )
 
 
 def test_a_long_row_that_holds_a_held_out_one_is_held_out(tmp_path):
@@ -413,8 +487,21 @@ def test_a_long_row_that_holds_a_held_out_one_is_held_out(tmp_path):
 
 
 def _command(source: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "luthier", "data", "augment", str(source), "--out", str(out), "--way", "characters",
-            "--way", "words", *more]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "luthier",
+        "data",
+        "augment",
+        str(source),
+        "--out",
+        str(out),
+        "--way",
+        "characters",
+        "--way",
+        "words",
+        *more,
+    ]
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path):
@@ -426,7 +513,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path):
     subprocess.run(_command(folder, whole, "--workers", "1"), env=environment, capture_output=True, check=True)
     out = tmp_path / "out.jsonl"
     for last in (["first pass", "2 of 6"], ["second pass", "2 of 6"]):
-        process = subprocess.Popen(_command(folder, out, "--workers", "1"), env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            _command(folder, out, "--workers", "1"), env=environment, stderr=subprocess.PIPE, text=True
+        )
         assert process.stderr is not None
         for text in last:
             assert any(line.startswith(text) for line in iter(process.stderr.readline, ""))
@@ -473,22 +562,36 @@ def test_unreadable_and_missing_rows(tmp_path):
         ({"ways": ["words"], "sed": 1}, "sed: unknown; did you mean 'seed'"),
         ({"ways": ["words"], "columns": {"txt": "a"}}, "columns: no format has a key 'txt'"),
         ({"ways": ["paraphrase"]}, "model: paraphrase asks one"),
-        ({"ways": ["words"], "model": {"kind": "openai", "base_url": "http://localhost:1", "name": "m"}}, "none of the ways"),
-        ({"ways": ["paraphrase"], "model": {"kind": "openai", "base_url": "localhost:1", "name": "m"}}, "is no address"),
+        (
+            {"ways": ["words"], "model": {"kind": "openai", "base_url": "http://localhost:1", "name": "m"}},
+            "none of the ways",
+        ),
+        (
+            {"ways": ["paraphrase"], "model": {"kind": "openai", "base_url": "localhost:1", "name": "m"}},
+            "is no address",
+        ),
         ({"ways": ["paraphrase"], "model": {"kind": "openai", "base_url": "http://a:b@c", "name": "m"}}, "environment"),
-        ({"ways": ["paraphrase"], "model": {"kind": "openai", "base_url": "http://c", "name": "m", "key": "x"}}, "key: unknown"),
+        (
+            {"ways": ["paraphrase"], "model": {"kind": "openai", "base_url": "http://c", "name": "m", "key": "x"}},
+            "key: unknown",
+        ),
         ({"ways": ["paraphrase"], "model": {"kind": "luthier", "name": "./nowhere"}}, "does not exist"),
         ({"ways": {"paraphrase": {"instruction": "say it"}}}, "it needs {text}"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_recipe(given, problem):
     with pytest.raises(ConfigError, match=problem):
         augmentation(given)
 
 
 def test_a_recipe_that_was_written_is_read_as_the_same(tmp_path):
-    made = augmentation({"ways": {"words": {"rate": 0.3}, "paraphrase": None}, "seed": 3,
-                         "model": {"kind": "openai", "base_url": "http://localhost:1/v1/", "name": "m"}})  # fmt: skip
+    made = augmentation(
+        {
+            "ways": {"words": {"rate": 0.3}, "paraphrase": None},
+            "seed": 3,
+            "model": {"kind": "openai", "base_url": "http://localhost:1/v1/", "name": "m"},
+        }
+    )
     (tmp_path / "r.yaml").write_text(made.dump())
     assert augmentation(tmp_path / "r.yaml") == made
 
@@ -496,15 +599,46 @@ def test_a_recipe_that_was_written_is_read_as_the_same(tmp_path):
 def test_the_command_line(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", labelled(5))
     (tmp_path / "r.yaml").write_text("ways:\n  characters: {rate: 0.2}\n")
-    arguments = ["data", "augment", str(source), "--out", str(tmp_path / "o.jsonl"), "--recipe", str(tmp_path / "r.yaml"),
-                 "--set", "ways.words.rate=0.4", "--seed", "5", "--new-only", "--json", "--quiet", "--workers", "1"]  # fmt: skip
+    arguments = [
+        "data",
+        "augment",
+        str(source),
+        "--out",
+        str(tmp_path / "o.jsonl"),
+        "--recipe",
+        str(tmp_path / "r.yaml"),
+        "--set",
+        "ways.words.rate=0.4",
+        "--seed",
+        "5",
+        "--new-only",
+        "--json",
+        "--quiet",
+        "--workers",
+        "1",
+    ]
     assert main(arguments) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["ways"] == {"characters": 5, "words": 5} and told["new"] == len(read(tmp_path / "o.jsonl")) == 10
+    assert told["ways"] == {"characters": 5, "words": 5}
+    assert told["new"] == len(read(tmp_path / "o.jsonl")) == 10
     assert main(["data", "augment", str(source), "--out", str(tmp_path / "p.jsonl"), "--way", "word"]) == 2
     assert "did you mean 'words'" in capsys.readouterr().err
     assert main(["data", "augment", str(source), "--out", str(tmp_path / "o.json"), "--way", "words"]) == 2
     assert "written as .jsonl" in capsys.readouterr().err
-    assert main(["data", "augment", str(source), "--out", str(tmp_path / "q.jsonl"), "--way", "words",
-                 "--validation", str(tmp_path / "gone.jsonl")]) == 2  # fmt: skip
+    assert (
+        main(
+            [
+                "data",
+                "augment",
+                str(source),
+                "--out",
+                str(tmp_path / "q.jsonl"),
+                "--way",
+                "words",
+                "--validation",
+                str(tmp_path / "gone.jsonl"),
+            ]
+        )
+        == 2
+    )
     assert "does not exist" in capsys.readouterr().err

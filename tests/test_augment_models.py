@@ -113,11 +113,19 @@ def test_what_is_sent_and_what_comes_back(serve, monkeypatch):
     answers = client(server, api_key_env="MY_KEY", body={"seed": None, "top_k": 5}).answers(
         [question(f"q{i}", temperature=0.5, seed=i) for i in range(20)]
     )
-    assert [answer.text for answer in answers] == [f"q{i}!" for i in range(20)] and not any(a.cut for a in answers)
-    assert set(server.keys) == {f"Bearer {KEY}"} and set(server.paths) == {"/v1/chat/completions"}
+    assert [answer.text for answer in answers] == [f"q{i}!" for i in range(20)]
+    assert not any(a.cut for a in answers)
+    assert set(server.keys) == {f"Bearer {KEY}"}
+    assert set(server.paths) == {"/v1/chat/completions"}
     assert server.asked[0] | {"messages": None} == {
-        "model": "small", "messages": None, "temperature": 0.5, "top_p": 1.0, "max_tokens": 512, "stream": False, "top_k": 5,
-    }  # fmt: skip
+        "model": "small",
+        "messages": None,
+        "temperature": 0.5,
+        "top_p": 1.0,
+        "max_tokens": 512,
+        "stream": False,
+        "top_k": 5,
+    }
 
 
 def test_what_may_pass_is_tried_again(serve):
@@ -125,7 +133,8 @@ def test_what_may_pass_is_tried_again(serve):
     waited: list[float] = []
     server = serve(lambda body: next(states))
     assert ChatClient(server.url, "small", sleep=waited.append).answer(question("x")).text == "done"
-    assert waited[0] == 7.0 and 1.0 <= waited[1] <= 2.0
+    assert waited[0] == 7.0
+    assert 1.0 <= waited[1] <= 2.0
 
 
 def test_an_answer_that_is_cut_says_so(serve):
@@ -137,27 +146,37 @@ def test_an_answer_that_is_cut_says_so(serve):
     ("answer", "problem", "times"),
     [
         ((401, {}, f"Incorrect key {KEY}".encode()), r"401 .*Incorrect key \*\*\*", 1),
-        ((500, {}, b"broken"), "500 .*broken", 3), ((200, {}, b"<html>"), "no chat completion", 1),
+        ((500, {}, b"broken"), "500 .*broken", 3),
+        ((200, {}, b"<html>"), "no chat completion", 1),
         ((200, {}, b'{"choices": []}'), "no chat completion", 1),
         ((302, {"Location": "http://127.0.0.1:9/elsewhere"}, b"moved"), "302", 1),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_pass_is_an_error_without_the_key(serve, monkeypatch, answer, problem, times):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server = serve(lambda body: answer)
     with pytest.raises(ServerError, match=problem) as found:
         client(server, retries=2).answers([question("x")])
-    assert KEY not in str(found.value) and len(server.asked) == times
+    assert KEY not in str(found.value)
+    assert len(server.asked) == times
 
 
 def test_addresses():
     with pytest.raises(ServerError, match="cannot be reached"):
         ChatClient("http://127.0.0.1:9/v1", "m", retries=1, sleep=lambda seconds: None).answer(question("x"))
-    assert wrong_address("https://api.example.com/v1") is None and wrong_address("http://localhost:8000/v1") is None
+    assert wrong_address("https://api.example.com/v1") is None
+    assert wrong_address("http://localhost:8000/v1") is None
     for wrong in ("api.example.com", "ftp://a", "http://", "http://a?key=1", "http://user:word@a/v1", "http://[::1"):
         assert wrong_address(wrong), wrong
-    assert unsafe("http://api.example.com/v1") and unsafe("http://8.8.8.8/v1")
-    for near in ("https://api.example.com", "http://localhost:1", "http://10.1.2.3", "http://gpu-box:8000", "http://[::1]:1"):
+    assert unsafe("http://api.example.com/v1")
+    assert unsafe("http://8.8.8.8/v1")
+    for near in (
+        "https://api.example.com",
+        "http://localhost:1",
+        "http://10.1.2.3",
+        "http://gpu-box:8000",
+        "http://[::1]:1",
+    ):
         assert unsafe(near) is None, near
 
 
@@ -170,7 +189,7 @@ def of_server(server: Fake, ways, **more) -> dict:
 
 def reversed_words(body: dict) -> str:
     text = asked(body).rpartition("Text:\n")[2]
-    return "Here is the new text:\n\n\"" + " ".join(reversed(text.split())) + '"'
+    return 'Here is the new text:\n\n"' + " ".join(reversed(text.split())) + '"'
 
 
 PROMPTS = [{"prompt": f"please add {n} and {n + 1} up for me", "completion": str(2 * n + 1)} for n in range(40)]
@@ -181,31 +200,45 @@ def test_paraphrases_keep_their_answers(serve, tmp_path):
     source = write(tmp_path / "in.jsonl", PROMPTS)
     done = augment(str(source), tmp_path / "out.jsonl", augmentation(of_server(server, ["paraphrase"])))
     rows = read(tmp_path / "out.jsonl")
-    assert done["new"] == 40 and len(rows) == 80 and len(server.asked) == 40
+    assert done["new"] == 40
+    assert len(rows) == 80
+    assert len(server.asked) == 40
     for given, new in zip(rows[::2], rows[1::2]):
         assert new["prompt"] == " ".join(reversed(given["prompt"].split()))
-        assert new["completion"] == given["completion"] and new["_parent"]["way"] == "paraphrase"
-    assert {body["temperature"] for body in server.asked} == {0.7} and len({body["seed"] for body in server.asked}) == 40
-    again = augment(str(source), tmp_path / "again.jsonl",
-                    augmentation(of_server(server, ["paraphrase"]), {"cache": str(tmp_path / ".out.jsonl.luthier.answers")}))
-    assert again["new"] == 40 and len(server.asked) == 40  # nothing was asked
+        assert new["completion"] == given["completion"]
+        assert new["_parent"]["way"] == "paraphrase"
+    assert {body["temperature"] for body in server.asked} == {0.7}
+    assert len({body["seed"] for body in server.asked}) == 40
+    again = augment(
+        str(source),
+        tmp_path / "again.jsonl",
+        augmentation(of_server(server, ["paraphrase"]), {"cache": str(tmp_path / ".out.jsonl.luthier.answers")}),
+    )
+    assert again["new"] == 40
+    assert len(server.asked) == 40
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
 
 
 def test_paraphrases_that_are_none_are_refused(serve, tmp_path):
     answers = {
-        "a cold day in may": "", "the same words here": "The same, words HERE!", "take 3 of them": "take four of them",
-        "say this in short": "no", "a fine text that is cut": (200, {}, completion("a fine", "length")),
+        "a cold day in may": "",
+        "the same words here": "The same, words HERE!",
+        "take 3 of them": "take four of them",
+        "say this in short": "no",
+        "a fine text that is cut": (200, {}, completion("a fine", "length")),
         "a good one": "one that is good",
-    }  # fmt: skip
+    }
     server = serve(lambda body: answers[asked(body).rpartition("Text:\n")[2]])
     rows = [{"text": text, "label": 1} for text in answers]
     rows.append({"tokens": ["a", "b"], "ner_tags": ["O", "O"]})
-    done = augment(str(write(tmp_path / "in.jsonl", rows)), tmp_path / "out.jsonl",
-                   augmentation(of_server(server, ["paraphrase"])))  # fmt: skip
+    done = augment(
+        str(write(tmp_path / "in.jsonl", rows)), tmp_path / "out.jsonl", augmentation(of_server(server, ["paraphrase"]))
+    )
     assert [r["text"] for r in read(tmp_path / "out.jsonl") if "_parent" in r] == ["one that is good"]
     reasons = [row["reason"] for row in read(tmp_path / "out.refused.jsonl")]
-    for reason, part in zip(reasons, ("no text", "same words", "other numbers", "shorter", "cut", "words would move"), strict=True):
+    for reason, part in zip(
+        reasons, ("no text", "same words", "other numbers", "shorter", "cut", "words would move"), strict=True
+    ):
         assert part in reason
     assert done["refused"]["paraphrase"] == Counter(reasons)
 
@@ -221,7 +254,7 @@ COMMAND = [sys.executable, "-m", "luthier", "data", "augment"]
 
 
 def test_a_kill_costs_no_answer(serve, tmp_path):
-    """Killed in the midst of asking, it asks only what was not answered, and ends with the bytes of a run that was not."""
+    """Killed in the midst of asking, it asks only what was not answered, and ends with the same bytes."""
     source = write(tmp_path / "in.jsonl", PROMPTS)
     halfway, go = threading.Event(), threading.Event()
     lock, served = threading.Lock(), []
@@ -237,20 +270,34 @@ def test_a_kill_costs_no_answer(serve, tmp_path):
 
     server = serve(slow)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENAI_API_KEY": KEY}
-    command = [*COMMAND, str(source), "--out", str(tmp_path / "out.jsonl"), "--way", "paraphrase", "--base-url", server.url,
-               "--model", "small", "--set", "model.parallel=4"]  # fmt: skip
+    command = [
+        *COMMAND,
+        str(source),
+        "--out",
+        str(tmp_path / "out.jsonl"),
+        "--way",
+        "paraphrase",
+        "--base-url",
+        server.url,
+        "--model",
+        "small",
+        "--set",
+        "model.parallel=4",
+    ]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     assert halfway.wait(60)
     process.kill()
     process.wait()
     go.set()
     ran = subprocess.run(command, env=environment, capture_output=True, check=True)
-    assert max(Counter(served).values()) <= 2 and len(served) <= 40 + 4  # at most what was on its way twice
+    assert max(Counter(served).values()) <= 2
+    assert len(served) <= 40 + 4
     augment(str(source), tmp_path / "whole.jsonl", augmentation(of_server(server, ["paraphrase"])))
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     for path in [*tmp_path.rglob("*")]:
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
-    assert KEY.encode() not in ran.stdout + ran.stderr and f"Bearer {KEY}" in server.keys
+    assert KEY.encode() not in ran.stdout + ran.stderr
+    assert f"Bearer {KEY}" in server.keys
 
 
 # ---------------------------------------------------------------------------- self-instruct
@@ -258,11 +305,16 @@ def test_a_kill_costs_no_answer(serve, tmp_path):
 
 SEEDS = [
     {"instruction": text, "input": "", "output": "x"}
-    for text in ("Name three colours of autumn leaves", "Write a rhyme about the sea", "Explain why bread rises",
-                 "Translate good morning into Dutch", "Sort these words by length")
-]  # fmt: skip
-KINDS = "recipe riddle letter poem slogan proverb limerick dialogue speech toast".split()
-THINGS = "owls rivers lamps clocks tunnels kites castles gardens comets bakers".split()
+    for text in (
+        "Name three colours of autumn leaves",
+        "Write a rhyme about the sea",
+        "Explain why bread rises",
+        "Translate good morning into Dutch",
+        "Sort these words by length",
+    )
+]
+KINDS = ["recipe", "riddle", "letter", "poem", "slogan", "proverb", "limerick", "dialogue", "speech", "toast"]
+THINGS = ["owls", "rivers", "lamps", "clocks", "tunnels", "kites", "castles", "gardens", "comets", "bakers"]
 
 
 def writer(body: dict) -> str:
@@ -270,7 +322,9 @@ def writer(body: dict) -> str:
     if not text.startswith("Below are tasks"):
         return f"An answer to: {text}"
     start = body["seed"]
-    lines = [f"Compose a {KINDS[(start + i) % 10]} concerning {THINGS[(start // 10 + i) % 10]} quickly" for i in range(5)]
+    lines = [
+        f"Compose a {KINDS[(start + i) % 10]} concerning {THINGS[(start // 10 + i) % 10]} quickly" for i in range(5)
+    ]
     lines += ["Draw a picture of a cat", "Too short", re.findall(r"^1\. (.*)$", text, re.M)[0]]
     return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
 
@@ -284,11 +338,15 @@ def test_self_instruct_makes_new_rows_like_the_given_ones(serve, tmp_path):
     done = augment(str(source), tmp_path / "out.jsonl", recipe)
     rows = read(tmp_path / "out.jsonl")
     new = [row for row in rows if "_parent" in row]
-    assert rows[:5] == SEEDS and done["new"] == len(new) == 8 and done["ways"] == {"self_instruct": 8}
+    assert rows[:5] == SEEDS
+    assert done["new"] == len(new) == 8
+    assert done["ways"] == {"self_instruct": 8}
     for row in new:
-        assert row["instruction"].startswith("Compose") and row["output"] == f"An answer to: {row['instruction']}"
+        assert row["instruction"].startswith("Compose")
+        assert row["output"] == f"An answer to: {row['instruction']}"
         parents = [row["_parent"], *row["_parent"]["others"]]
-        assert {p["row"] for p in parents} <= set(range(5)) and all(p["file"] == str(source) for p in parents)
+        assert {p["row"] for p in parents} <= set(range(5))
+        assert all(p["file"] == str(source) for p in parents)
         assert row["instruction"] != "Compose a riddle concerning owls quickly"
     every = [row["instruction"] for row in rows]
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
@@ -297,17 +355,24 @@ def test_self_instruct_makes_new_rows_like_the_given_ones(serve, tmp_path):
     shown = asked(server.asked[0])
     assert sum(seed["instruction"] in shown for seed in SEEDS) == 4
     count = len(server.asked)
-    assert augment(str(source), tmp_path / "out.jsonl", recipe) == done and len(server.asked) == count
+    assert augment(str(source), tmp_path / "out.jsonl", recipe) == done
+    assert len(server.asked) == count
 
 
 def test_self_instruct_ends_where_nothing_new_comes(serve, tmp_path):
     server = serve(lambda body: "1. Write a rhyme about the sea" if "Below" in asked(body) else "x")
     way = {"self_instruct": {"count": 12, "requests": 2, "patience": 3}}
-    done = augment(str(write(tmp_path / "in.jsonl", SEEDS)), tmp_path / "out.jsonl", augmentation(of_server(server, way)))
-    assert done["new"] == 0 and len(server.asked) == 6
+    done = augment(
+        str(write(tmp_path / "in.jsonl", SEEDS)), tmp_path / "out.jsonl", augmentation(of_server(server, way))
+    )
+    assert done["new"] == 0
+    assert len(server.asked) == 6
     with pytest.raises(DataError, match="no row is of a format with answers"):
-        augment(str(write(tmp_path / "l.jsonl", [{"text": "a", "label": 1}])), tmp_path / "o.jsonl",
-                augmentation(of_server(server, way)))  # fmt: skip
+        augment(
+            str(write(tmp_path / "l.jsonl", [{"text": "a", "label": 1}])),
+            tmp_path / "o.jsonl",
+            augmentation(of_server(server, way)),
+        )
 
 
 def test_lines_that_may_be_instructions():
@@ -353,12 +418,17 @@ def sums(body: dict) -> str:
 @pytest.mark.parametrize("judge", [False, True])
 def test_pairs_of_the_best_and_the_worst_answer(serve, tmp_path, judge):
     server = serve(sums)
-    ranked = {"judge": {"kind": "openai", "base_url": server.url, "name": "judge"}} if judge else {"rewards": ["exact_match"]}
+    ranked = (
+        {"judge": {"kind": "openai", "base_url": server.url, "name": "judge"}}
+        if judge
+        else {"rewards": ["exact_match"]}
+    )
     source = write(tmp_path / "in.jsonl", PROMPTS[:12])
     recipe = augmentation(of_server(server, {"preferences": {"samples": 6, **ranked}}, temperature=1.0))
     done = augment(str(source), tmp_path / "out.jsonl", recipe)
     rows = read(tmp_path / "out.jsonl")
-    assert done["new"] == len(rows) >= 9 and all("_parent" in row for row in rows)
+    assert done["new"] == len(rows) >= 9
+    assert all("_parent" in row for row in rows)
     for row in rows:
         assert set(row) == {"prompt", "chosen", "rejected", "score_chosen", "score_rejected", "_parent"}
         given = PROMPTS[row["_parent"]["row"]]
@@ -378,11 +448,16 @@ def test_what_cannot_be_ranked(serve, tmp_path):
     source = write(tmp_path / "in.jsonl", [{"prompt": "a b c"}, {"text": "x y", "label": 1}])
     recipe = augmentation(of_server(server, {"preferences": {"rewards": ["exact_match"]}}))
     done = augment(str(source), tmp_path / "out.jsonl", recipe)
-    assert done["new"] == 0 and sum(done["refused"]["preferences"].values()) == 2
+    assert done["new"] == 0
+    assert sum(done["refused"]["preferences"].values()) == 2
     assert {reason.split(" ")[0] for reason in done["refused"]["preferences"]} == {"the", "it"}
     other = serve(lambda body: f"answer {body['seed']}")
     with pytest.raises(RewardError, match=r"in.jsonl:1: .*no column 'answer'"):
-        augment(str(source), tmp_path / "out2.jsonl", augmentation(of_server(other, {"preferences": {"rewards": ["exact_match"]}})))
+        augment(
+            str(source),
+            tmp_path / "out2.jsonl",
+            augmentation(of_server(other, {"preferences": {"rewards": ["exact_match"]}})),
+        )
 
 
 @pytest.mark.parametrize(
@@ -395,7 +470,7 @@ def test_what_cannot_be_ranked(serve, tmp_path):
         ({"preferences": {"rewards": [{"kind": "function", "name": "f"}]}}, {}, "in Python"),
         ({"self_instruct": {"copies": 2}}, {}, "leave out copies"),
     ],
-)  # fmt: skip
+)
 def test_recipes_that_contradict_themselves(ways, more, problem):
     model = {"kind": "openai", "base_url": "http://localhost:1", "name": "m"}
     with pytest.raises(ConfigError, match=problem):
@@ -403,7 +478,15 @@ def test_recipes_that_contradict_themselves(ways, more, problem):
 
 
 def test_grades():
-    for text, found in [("8", 8), ("Grade: 7.5", 7.5), ("9/10", 9), ("**10**", 10), ("0", None), ("none", None), ("100%", None)]:
+    for text, found in [
+        ("8", 8),
+        ("Grade: 7.5", 7.5),
+        ("9/10", 9),
+        ("**10**", 10),
+        ("0", None),
+        ("none", None),
+        ("100%", None),
+    ]:
         assert grade(text) == found, text
 
 
@@ -411,7 +494,10 @@ def test_grades():
 
 
 def of_ours(folder: Path, ways, **more) -> dict:
-    return {"ways": ways, "model": {"kind": "luthier", "name": str(folder), "max_new_tokens": 12, "temperature": 1.0, **more}}
+    return {
+        "ways": ways,
+        "model": {"kind": "luthier", "name": str(folder), "max_new_tokens": 12, "temperature": 1.0, **more},
+    }
 
 
 def test_our_own_model_answers_the_same_after_a_kill(tiny_model, tmp_path, monkeypatch):

@@ -101,7 +101,8 @@ def _files(folder: Path) -> list:
         return [[folder.stat().st_size, folder.stat().st_mtime_ns]]
     if not folder.is_dir():  # on the hub
         return []
-    found = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".gguf", ".json", ".yaml") and p.is_file())
+    kinds = (".safetensors", ".gguf", ".json", ".yaml")
+    found = sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
     return [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in found]
 
 
@@ -173,8 +174,8 @@ class Answerer:
 def model(settings: Server | Own) -> Callable[[Sequence[Question], Keep], Any]:
     if isinstance(settings, Server):
         return ChatClient(
-            settings.base_url, settings.name, settings.api_key_env, settings.parallel, settings.timeout, settings.retries,
-            settings.body,
+            settings.base_url, settings.name, settings.api_key_env, settings.parallel, settings.timeout,
+            settings.retries, settings.body,
         ).answers  # fmt: skip
     return _opened(settings.name, settings.batch_size)
 
@@ -229,7 +230,7 @@ def _network(name: str) -> tuple[Any, Any]:
     resolved = names.resolved(Model(name=name))  # type: ignore[call-arg]
     tokenizer = load.load_tokenizer(resolved)
     if not tokenizer.chat_template:
-        raise ConfigError(f"model.name={name!r} has no chat template, and cannot be asked: give a model for conversations")
+        raise ConfigError(f"model.name={name!r} has no chat template: give a model for conversations")
     device = Ranks(Parallel()).device  # type: ignore[call-arg]
     net = network.Network(load.load_model(resolved, AsLoaded().resolve(device), device))
     network.check_head(net)

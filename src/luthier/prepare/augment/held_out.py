@@ -53,7 +53,7 @@ def _inputs(paths: Sequence[str], columns: Mapping[str, str]) -> Iterator[list[s
 
 
 def state(paths: Sequence[str]) -> list:
-    """What held-out rows are known by: their files, with sizes and times of change. ConfigError where one is missing."""
+    """What held-out rows are known by: their files, with sizes and times of change. ConfigError of a missing one."""
     made: list = []
     for path in paths:
         if problem := sources.missing(path):

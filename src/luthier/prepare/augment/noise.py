@@ -1,4 +1,4 @@
-"""Noise: the base of ways that change a row's user-side texts in place; labels, answers and the rest stay as they are."""
+"""Noise: the base of ways that change a row's user-side texts in place; all the rest stays as it is."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from .way import Draw, Given, Refused, Way
 WORD = re.compile(r"\S+")
 INNER = re.compile(r"\w(?:.*\w)?", re.S)  # a word without the marks around it
 MARKUP = re.compile(  # what programs read: code, addresses, places to fill in, tags
-    r"```.*?```|`[^`\n]+`|https?://\S+|www\.\S+|\S+@\S+|\$?\{[^{}\s]*\}|\[[A-Z_]+\]|<[^<>\s][^<>]*>|%\w\b|\S*[/\\_]\S*", re.S
+    r"```.*?```|`[^`\n]+`|https?://\S+|www\.\S+|\S+@\S+|\$?\{[^{}\s]*\}|\[[A-Z_]+\]|<[^<>\s][^<>]*>|%\w\b|"
+    r"\S*[/\\_]\S*",
+    re.S,
 )
-NEGATIONS = frozenset(
-    "not no never none nothing nobody nowhere neither nor without cannot nicht kein keine keinen keinem nie niemals ohne "
-    "ne pas jamais rien sans aucun nunca nada sin ni nem sem non mai senza nie geen niet".split()
-)
+NEGATIONS = frozenset((
+    "not", "no", "never", "none", "nothing", "nobody", "nowhere", "neither", "nor", "without", "cannot",
+    "nicht", "kein", "keine", "keinen", "keinem", "nie", "niemals", "ohne", "ne", "pas", "jamais", "rien", "sans",
+    "aucun", "nunca", "nada", "sin", "ni", "nem", "sem", "non", "mai", "senza", "niet", "geen", "nooit", "zonder",
+))  # fmt: skip
 PLACES = ("answer_start", "start", "end", "start_char", "end_char", "start_offset", "end_offset")  # of no known form
 
 

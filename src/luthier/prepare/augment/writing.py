@@ -1,4 +1,4 @@
-"""Augmentation: given rows and new ones in two passes; nothing twice, nothing that is held out, everything with its parent."""
+"""Augmentation in two passes: given rows and new ones, none twice, none held out, each with its parent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..encoded import line
 from ..journal import difference, finished, refuse_existing
 from ..looking import gathered_file, load, save
 from ..outputs import beside
-from ..pieces import Done, Piece, Say, Work, journal_of, pieces_of, rows_of, run
+from ..pieces import Done, Piece, Say, Work, inputs_of, journal_of, pieces_of, rows_of, run
 from ..views import View, view
 from . import held_out
 from .answering import Own, Server
@@ -124,7 +124,8 @@ class Surveying(Rows):
         self._made()
         arrays = {
             "given": np.frombuffer(self.given_hashes, np.uint64).reshape(-1, 2),
-            "new": np.frombuffer(self.new_hashes, np.uint64).reshape(-1, 2), "leaks": np.frombuffer(self.leaks, np.uint8),
+            "new": np.frombuffer(self.new_hashes, np.uint64).reshape(-1, 2),
+            "leaks": np.frombuffer(self.leaks, np.uint8),
         }  # fmt: skip
         save(gathered_file(self.folder, "inputs", self.number), arrays)
         return {"given": len(self.given_hashes) // held_out.BYTES}
@@ -165,8 +166,10 @@ class Augmenting(Rows):
             if new.values is None:
                 yield self._refusal(row, new, new.reason, None)
             else:
-                parent = {"file": str(self.piece.hub or self.piece.path), "row": self.offsets[self.number] + row.number,
-                          "sha256": given.sha256, "way": new.way, "seed": self.recipe.seed, "copy": new.copy}  # fmt: skip
+                parent = {
+                    "file": str(self.piece.hub or self.piece.path), "row": self.offsets[self.number] + row.number,
+                    "sha256": given.sha256, "way": new.way, "seed": self.recipe.seed, "copy": new.copy,
+                }  # fmt: skip
                 yield from self._new(row, new._replace(values=new.values | {PARENT: parent}))
 
     def _new(self, row: Row, new: New) -> Iterator[tuple[str, dict]]:
@@ -186,7 +189,8 @@ class Augmenting(Rows):
 
     def end(self) -> dict:
         assert self.at == len(self.codes), "both passes make the same rows"
-        return {"counts": dict(self.counts), "new": dict(self.new), "refused": [[*k, n] for k, n in self.refused.items()]}
+        refused = [[*key, count] for key, count in self.refused.items()]
+        return {"counts": dict(self.counts), "new": dict(self.new), "refused": refused}
 
 
 def joined(seen: View) -> str:
@@ -276,9 +280,9 @@ def _told(done: Sequence[Done], out: Path, refused: Path) -> dict:
         for way, reason, count in d.end["refused"]:
             reasons.setdefault(way, Counter())[reason] += count
     told: dict[str, Any] = {
-        "given": counts["given"] + counts["held_out"], "held_out": counts["held_out"], "new_before": counts["new_before"],
-        "new": sum(new.values()), "ways": dict(new), "refused": {way: dict(why) for way, why in reasons.items()},
-        "out": str(out),
+        "given": counts["given"] + counts["held_out"], "held_out": counts["held_out"],
+        "new_before": counts["new_before"], "new": sum(new.values()), "ways": dict(new),
+        "refused": {way: dict(why) for way, why in reasons.items()}, "out": str(out),
     }  # fmt: skip
     return told | ({"refused_rows": str(refused)} if refused.exists() else {})
 
@@ -306,8 +310,8 @@ def _instructed(
     way: SelfInstruct, pieces: Sequence[Piece], recipe: Augmentation, places: Places, settings: Mapping, say: Say
 ) -> Path:  # fmt: skip
     """A file of the rows that self-instruct makes; written whole, once."""
-    known = sha256(json.dumps([settings, [str(piece.path) for piece in pieces]], sort_keys=True).encode()).hexdigest()[:16]
-    path = places.written / f"{way.kind}-{known}.jsonl"
+    told = json.dumps([settings, [inputs_of(piece) for piece in pieces]], sort_keys=True)
+    path = places.written / f"{way.kind}-{sha256(told.encode()).hexdigest()[:16]}.jsonl"
     if path.exists():
         return path
     rows = Rows(recipe, places)
