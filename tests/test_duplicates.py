@@ -116,7 +116,7 @@ def test_clusters_are_those_of_all_pairs_and_of_datasketch():
     """Datasketch (https://ekzhu.com/datasketch/) on the same shingles, with its own hashes; and every pair compared."""
     datasketch = pytest.importorskip("datasketch")
     texts, _ = planted(1)
-    made = decided(NearDuplicates(), text_rows(texts))
+    made = decided(NearDuplicates(threshold=0.6), text_rows(texts))
     sets = [{t[i : i + 5].encode() for i in range(len(t) - 4)} for t in map(normal, texts)]
 
     def clusters(pairs: Iterable[tuple[int, int]]) -> set[frozenset[int]]:
@@ -202,9 +202,9 @@ def test_units(unit):
 
 
 def test_settings_that_cannot_find_anything_are_refused():
-    with pytest.raises(ConfigError, match=r"hashes=16 do not find pairs at threshold=0\.1"):
-        recipe({"checks": {"near_duplicates": {"threshold": 0.1, "hashes": 16}}})
-    wrong = ("threshold", 0.0), ("threshold", 1.5), ("size", 0), ("unit", "tokens"), ("keep", "last"), ("recall", 1.0)
+    with pytest.raises(ConfigError, match=r"hashes=64 do not find pairs at threshold=0\.01"):
+        recipe({"checks": {"near_duplicates": {"threshold": 0.01, "hashes": 64}}})
+    wrong = ("threshold", 0.0), ("threshold", 1.5), ("size", 0), ("unit", "tokens"), ("keep", "last"), ("hashes", 100)
     for key, value in wrong:
         with pytest.raises(ConfigError, match=rf"checks\.near_duplicates\.{key}"):
             recipe({"checks": {"near_duplicates": {key: value}}})
