@@ -218,7 +218,7 @@ def _network(name: str) -> tuple[Any, Any]:
     """The network of a run or a model, and what renders conversations for it."""
     from ...assemble import restore
     from ...data.masks import Renderer
-    from ...models import Model, load, names, network
+    from ...models import Model, load, names, network, trials
     from ...parallel import Parallel
     from ...parallel.ranks import Ranks
     from ...precision import AsLoaded
@@ -233,7 +233,7 @@ def _network(name: str) -> tuple[Any, Any]:
         raise ConfigError(f"model.name={name!r} has no chat template: give a model for conversations")
     device = Ranks(Parallel()).device  # type: ignore[call-arg]
     net = network.Network(load.load_model(resolved, AsLoaded().resolve(device), device))
-    network.check_head(net)
+    trials.check_head(net)
     net.requires_grad_(False).eval()
     return net, Renderer(tokenizer, "all", 1 << 30)
 
