@@ -359,6 +359,32 @@ def test_self_instruct_makes_new_rows_like_the_given_ones(serve, tmp_path):
     assert len(server.asked) == count
 
 
+def test_self_instruct_goes_on_after_an_error(serve, tmp_path):
+    broken = threading.Event()
+    lock, served = threading.Lock(), []
+
+    def answer(body):
+        with lock:
+            served.append(json.dumps(body))
+            if len(served) > 7 and not broken.is_set():
+                return 401, {}, b"no more money"
+        return writer(body)
+
+    server = serve(answer)
+    source = str(write(tmp_path / "in.jsonl", SEEDS))
+    recipe = augmentation(of_server(server, {"self_instruct": {"count": 8, "requests": 2}}, parallel=1))
+    with pytest.raises(ServerError, match="no more money"):
+        augment(source, tmp_path / "out", recipe)
+    broken.set()
+    done = augment(source, tmp_path / "out", recipe)
+    assert done["new"] == 8
+    assert sorted(Counter(served).values())[-2:] == [1, 2]  # only what failed was asked again
+    augment(source, tmp_path / "whole", recipe)
+    for path in (tmp_path / "whole").glob("*.jsonl"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "whole").glob("*.jsonl"))) == 2
+
+
 def test_self_instruct_ends_where_nothing_new_comes(serve, tmp_path):
     server = serve(lambda body: "1. Write a rhyme about the sea" if "Below" in asked(body) else "x")
     way = {"self_instruct": {"count": 12, "requests": 2, "patience": 3}}
