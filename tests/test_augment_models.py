@@ -226,6 +226,8 @@ def test_paraphrases_that_are_none_are_refused(serve, tmp_path):
         "take 3 of them": "take four of them",
         "say this in short": "no",
         "a fine text that is cut": (200, {}, completion("a fine", "length")),
+        "is it cold today?": "it is cold on this day",
+        "the film is not good": "the film is a fine one",
         "a good one": "one that is good",
     }
     server = serve(lambda body: answers[asked(body).rpartition("Text:\n")[2]])
@@ -237,7 +239,9 @@ def test_paraphrases_that_are_none_are_refused(serve, tmp_path):
     assert [r["text"] for r in read(tmp_path / "out.jsonl") if "_parent" in r] == ["one that is good"]
     reasons = [row["reason"] for row in read(tmp_path / "out.refused.jsonl")]
     for reason, part in zip(
-        reasons, ("no text", "same words", "other numbers", "shorter", "cut", "words would move"), strict=True
+        reasons,
+        ("no text", "same words", "other numbers", "shorter", "cut", "question", "negates", "words would move"),
+        strict=True,
     ):
         assert part in reason
     assert done["refused"]["paraphrase"] == Counter(reasons)
