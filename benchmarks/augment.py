@@ -4,11 +4,12 @@
     pip download --no-binary :all: --no-deps vaderSentiment==3.3.2
     python benchmarks/augment.py vaderSentiment-3.3.2.tar.gz               # 200 rows, 400 held out, 2 arms
     python benchmarks/augment.py vaderSentiment-3.3.2.tar.gz --repeats 3   # other rows and seeds, too
+    python benchmarks/augment.py vaderSentiment-3.3.2.tar.gz --passes 10 --noise 0.2
 
 Model, rows and settings are those of benchmarks/classify.py. One arm learns the given rows, the other those and three
 noised copies of each (`luthier data augment`: characters twice, words once, default rates), held-out rows kept out by
-`validation`. Both take the same number of steps: the first passes four times over its rows. Each is asked the held-out
-rows as they are, and with a noise that neither has seen: another seed, and twice the rate. Prints a Markdown table:
+`validation`. Both take the same number of steps: the first passes four times (`--passes`) over its rows. Each is asked
+the held-out rows as they are, and with a noise that neither has seen: another seed, and `--noise` as the rate. Prints a Markdown table:
 accuracies, and for the noisy rows the difference with its 95% interval, of the same rows in both arms (bootstrap).
 """
 
@@ -27,7 +28,6 @@ from typing import Any
 from classify import BATCH, LONGEST, RATE, model_folder, rows_of
 
 COPIES = {"characters": {"copies": 2}, "words": {}}
-TESTED = {"characters": {"rate": 0.1}}
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -35,7 +35,7 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def prepared(rows: list[dict], train: int, test: int, repeat: int, folder: Path) -> dict[str, str]:
+def prepared(rows: list[dict], train: int, test: int, rate: float, repeat: int, folder: Path) -> dict[str, str]:
     """The files of one repeat: other rows are learnt in each, the same are held out."""
     from luthier.prepare.augment.recipe import augmentation
     from luthier.prepare.augment.writing import augment
@@ -45,7 +45,7 @@ def prepared(rows: list[dict], train: int, test: int, repeat: int, folder: Path)
             "clean": write(folder / "clean.jsonl", rows[-test:])}  # fmt: skip
     more = augmentation({"ways": COPIES, "validation": made["clean"], "seed": repeat})
     told = augment(made["given"], folder / "augmented.jsonl", more, workers=1)
-    noise = augmentation({"ways": TESTED, "given": False, "seed": 1000 + repeat})
+    noise = augmentation({"ways": {"characters": {"rate": rate}}, "given": False, "seed": 1000 + repeat})
     augment(made["clean"], folder / "noisy.jsonl", noise, workers=1)
     print(f"repeat {repeat}: {told['given']} given rows, {told['new']} new", file=sys.stderr)
     return made | {"augmented": str(folder / "augmented.jsonl"), "noisy": str(folder / "noisy.jsonl")}
@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=200, metavar="N")
     parser.add_argument("--test", type=int, default=400, metavar="N")
     parser.add_argument("--repeats", type=int, default=1, metavar="N")
+    parser.add_argument("--passes", type=int, default=4, metavar="N")
+    parser.add_argument("--noise", type=float, default=0.1, metavar="RATE", help="of letters of the held-out rows")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
@@ -116,8 +118,8 @@ def main() -> None:
     seconds = dict.fromkeys(("given", "augmented"), 0.0)
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(options.repeats):
-            files = prepared(rows, options.train, options.test, repeat, Path(folder) / str(repeat))
-            steps = 4 * -(-options.train // BATCH)
+            files = prepared(rows, options.train, options.test, options.noise, repeat, Path(folder) / str(repeat))
+            steps = options.passes * -(-options.train // BATCH)
             for name in seconds:
                 job = {"train": files[name], "clean": files["clean"], "noisy": files["noisy"], "model": model,
                        "steps": steps, "seed": repeat, "out": str(Path(folder) / f"{repeat}-{name}")}  # fmt: skip

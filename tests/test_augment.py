@@ -130,6 +130,7 @@ def test_both_answers_of_a_pair_stay(way):
         ({"prompt": "", "completion": "x"}, "no user's side"),
         ({"text": "2 + 2", "label": 4}, "nothing in it may be changed"),
         ({"text": "a fine day", "label": 1, "answers": {"answer_start": [2]}}, "a form that is not known"),
+        ({"tokens": ["to", "New York"], "ner_tags": ["O", "B-LOC"]}, "blanks in them"),
     ],
 )
 def test_rows_that_are_refused_say_why(values, why):

@@ -226,6 +226,8 @@ def test_paraphrases_that_are_none_are_refused(serve, tmp_path):
         "take 3 of them": "take four of them",
         "say this in short": "no",
         "a fine text that is cut": (200, {}, completion("a fine", "length")),
+        "is it cold today?": "it is cold on this day",
+        "the film is not good": "the film is a fine one",
         "a good one": "one that is good",
     }
     server = serve(lambda body: answers[asked(body).rpartition("Text:\n")[2]])
@@ -237,7 +239,9 @@ def test_paraphrases_that_are_none_are_refused(serve, tmp_path):
     assert [r["text"] for r in read(tmp_path / "out.jsonl") if "_parent" in r] == ["one that is good"]
     reasons = [row["reason"] for row in read(tmp_path / "out.refused.jsonl")]
     for reason, part in zip(
-        reasons, ("no text", "same words", "other numbers", "shorter", "cut", "words would move"), strict=True
+        reasons,
+        ("no text", "same words", "other numbers", "shorter", "cut", "question", "negates", "words would move"),
+        strict=True,
     ):
         assert part in reason
     assert done["refused"]["paraphrase"] == Counter(reasons)
@@ -357,6 +361,32 @@ def test_self_instruct_makes_new_rows_like_the_given_ones(serve, tmp_path):
     count = len(server.asked)
     assert augment(str(source), tmp_path / "out.jsonl", recipe) == done
     assert len(server.asked) == count
+
+
+def test_self_instruct_goes_on_after_an_error(serve, tmp_path):
+    broken = threading.Event()
+    lock, served = threading.Lock(), []
+
+    def answer(body):
+        with lock:
+            served.append(json.dumps(body))
+            if len(served) > 7 and not broken.is_set():
+                return 401, {}, b"no more money"
+        return writer(body)
+
+    server = serve(answer)
+    source = str(write(tmp_path / "in.jsonl", SEEDS))
+    recipe = augmentation(of_server(server, {"self_instruct": {"count": 8, "requests": 2}}, parallel=1))
+    with pytest.raises(ServerError, match="no more money"):
+        augment(source, tmp_path / "out", recipe)
+    broken.set()
+    done = augment(source, tmp_path / "out", recipe)
+    assert done["new"] == 8
+    assert sorted(Counter(served).values())[-2:] == [1, 2]  # only what failed was asked again
+    augment(source, tmp_path / "whole", recipe)
+    for path in (tmp_path / "whole").glob("*.jsonl"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "whole").glob("*.jsonl"))) == 2
 
 
 def test_self_instruct_ends_where_nothing_new_comes(serve, tmp_path):

@@ -87,7 +87,10 @@ class Noise(Way):
         for text, edits in zip(texts, found):
             if edits:
                 path = (given.column(text.path[0]), *text.path[1:])
-                values = put(values, path, edited(text.text, edits))
+                try:
+                    values = put(values, path, edited(text.text, edits))
+                except ValueError:
+                    raise Refused("its words have blanks in them, and would get others' tags") from None
         return moved_spans(given, values, texts, found)
 
     def _edits(self, given: Given, text: Text, answer: frozenset[str], draw: Draw) -> list[Edit]:

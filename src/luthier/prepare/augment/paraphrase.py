@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from ..chat_client import Question
 from ..views import put
-from .noise import is_tagged, spans_of
+from .noise import NEGATIONS, is_tagged, spans_of
 from .way import Draw, Given, Refused, Steps, Tools, Way
 
 INSTRUCTION = (
@@ -32,6 +32,8 @@ class Paraphrase(Way):
     """Paraphrases of less than this share of the text's characters are refused."""
     longest: float = Field(2.5, gt=0.0)
     """And those of more than this."""
+    strict: bool = True
+    """Refuse those that are a question, or negate, where the text does not, or the other way round."""
 
     @field_validator("instruction")
     @classmethod
@@ -68,6 +70,10 @@ class Paraphrase(Way):
             raise Refused("the paraphrase is much shorter or longer")
         if _numbers(new) != _numbers(text):
             raise Refused("the paraphrase has other numbers")
+        if self.strict and _asks(new) != _asks(text):
+            raise Refused("one of text and paraphrase is a question, the other not")
+        if self.strict and _negates(new) != _negates(text):
+            raise Refused("one of text and paraphrase negates, the other not")
         return new
 
 
@@ -83,6 +89,14 @@ def bare(answer: str, text: str) -> str:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
+
+
+def _asks(text: str) -> bool:
+    return text.rstrip("\"'”») \n").endswith(("?", "？", "؟"))
+
+
+def _negates(text: str) -> bool:
+    return bool(NEGATIONS.intersection(_words(text))) or re.search(r"n['’]t\b", text, re.I) is not None
 
 
 def _numbers(text: str) -> list[str]:
