@@ -377,7 +377,8 @@ def test_evaluation_sets_that_cannot_be_read(sets, tmp_path):
 def test_an_audit_begun_against_other_rows_is_another(sets, tmp_path):
     train, held = sets
     made = recipe({"checks": {"overlap": {"against": {"held": str(held)}}}})
-    audit(str(train), tmp_path / "audit", made, workers=1)
+    first = audit(str(train), tmp_path / "audit", made, workers=1)
+    assert audit(str(train), tmp_path / "audit", made, workers=1) == first
     with open(held, "a") as file:
         file.write(json.dumps({"question": TEXTS[0], "answer": ""}) + "\n")
     with pytest.raises(CheckpointError, match=r"settings\.recipe\.read\.overlap"):
