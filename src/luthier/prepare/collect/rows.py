@@ -13,6 +13,7 @@ from ..encoded import dumps
 from .base import File, How, Ready, opened
 from .stream import Stream
 
+
 def read(file: File, how: How) -> Iterator[Ready]:
     for values, at in _rows(file):
         if file.kind == "sharegpt":

@@ -10,7 +10,7 @@ from ...data.readers import DECODER
 from .base import Unreadable
 
 BLOCK = 1 << 20
-LONGEST = 256 << 20  # characters of one value
+LONGEST = 64 << 20  # characters of one value
 BLANK = " \t\n\r"
 
 
