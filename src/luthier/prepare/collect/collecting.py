@@ -13,7 +13,7 @@ from typing import Any
 
 from ...data.readers import shown
 from ...data.sources import Row
-from ...errors import ConfigError, DataError
+from ...errors import CheckpointError, ConfigError, DataError
 from ...files import write_atomically
 from ..card import sha256
 from ..journal import Journal, refuse_existing
@@ -170,14 +170,16 @@ def collect(
     report, journal = report_of(out), journal_of(out)
     refuse_existing(journal, [out])
     found = find(names, how.kind, [out, report, journal])
+    if not found.units and journal.exists():
+        raise CheckpointError(f"{out} was begun otherwise, with documents: give another output, or remove it and {journal}")
     if any(unit.kind == "pdf" for unit in found.units):
         pdf.needed()
     say(f"{len(found.units):,} documents found, {len(found.left):,} other files")
     done: list[Done] = []
     if found.units:
         settings = {"collect": VERSION, **asdict(how), "inputs": found.inputs()}
-        done = run([*batches(found.units)], out, partial(Collect, how), settings=settings, workers=workers, say=say,
-                   read=units_of)  # type: ignore[arg-type]  # fmt: skip
+        pieces: Any = [*batches(found.units)]
+        done = run(pieces, out, partial(Collect, how), settings=settings, workers=workers, say=say, read=units_of)
     told = Report(_told(found, done, out, report, strict))
     if not told["rows"]:
         _unwritten(out, journal)

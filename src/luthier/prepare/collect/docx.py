@@ -131,7 +131,7 @@ class _Body(_Handler):
             "ilvl": lambda a: self._item(_value(a)), "outlineLvl": self._outline, "t": lambda a: self._texts(True),
             "tab": lambda a: self._tab(a), "br": lambda a: self.said.append("\n"),
             "cr": lambda a: self.said.append("\n"), "noBreakHyphen": lambda a: self.said.append("-"),
-            "tr": lambda a: self.cells.append([]), "tc": lambda a: self.cells and self.cells[-1].append(""),
+            "tr": lambda a: self.cells.append([]), "tc": self._cell,
         }  # fmt: skip
 
     def start(self, tag: str, attrs: dict) -> None:
@@ -173,6 +173,10 @@ class _Body(_Handler):
 
     def _item(self, level: str) -> None:
         self.depth = min(8, int(level)) if level.isdigit() else 0
+
+    def _cell(self, attrs: dict) -> None:
+        if self.cells:
+            self.cells[-1].append("")
 
     def _texts(self, inside: bool) -> None:
         self.in_text = inside

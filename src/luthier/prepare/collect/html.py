@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
@@ -67,7 +68,7 @@ class _Text(HTMLParser):
         if tag in PARAGRAPHS:
             self.pieces.append("\n\n")
         elif tag in LINES:
-            self.pieces.append("\n")
+            self.pieces.append("\ue003")  # a line ends here, if it has not ended yet
 
     def handle_data(self, data: str) -> None:
         if self.in_title:
@@ -78,17 +79,23 @@ class _Text(HTMLParser):
                                if self.pre else re.sub(r"[ \t\n\r\f]+", " ", data))  # fmt: skip
 
     def text(self) -> str:
-        text = re.sub(r"[ ]*\t[ \t]*(?=\n|$)", "", "".join(self.pieces))  # no mark after a row's last cell
-        text = re.sub(r" *\t *", " | ", text)
+        lines = re.split(r"([\n\ue003])", "".join(self.pieces))
+        text = "".join(line.rstrip(" \t").replace("\t", " | ") if line not in "\n\ue003" else line for line in lines)
         text = re.sub(r" {2,}", " ", text)
-        text = re.sub(r" ?\n ?", "\n", text)
-        text = re.sub(r"\n{3,}", "\n\n", text)
+        text = re.sub(r"[ \n\ue003]*[\n\ue003][ \n\ue003]*", _border, text)
+        text = re.sub(r"(?m)^- *\n+", "- ", text)  # a paragraph in an item
         return text.strip(" \n").replace("\ue000", "\n").replace("\ue001", " ").replace("\ue002", "\t")
 
 
-def text_of(source: str) -> tuple[str, str]:
-    """(text, title) of a page."""
+def _border(found: re.Match) -> str:
+    return "\n\n" if found[0].count("\n") > 1 else "\n"
+
+
+def text_of(source: str, warnings: Counter[str] | None = None) -> tuple[str, str]:
+    """(text, title) of a page; `warnings` counts what was odd."""
     made = _parsed(source, False)
+    if made.rawdata and warnings is not None:
+        warnings["a tag or a comment without an end, and what stands behind it left out"] += 1
     if AROUND & set(made.silent):  # a nav without an end would take the rest of the page along
         made = _parsed(source, True)
     return made.text(), " ".join("".join(made.title).split())
@@ -96,13 +103,16 @@ def text_of(source: str) -> tuple[str, str]:
 
 def _parsed(source: str, around: bool) -> _Text:
     made = _Text(around)
-    made.feed(re.sub("[\ue000-\ue002]", "", source))
-    made.close()
+    made.feed(re.sub("[\ue000-\ue003]", "", source))
+    if not made.rawdata.startswith("<"):
+        # What is left else is a comment or a tag without an end, which takes the rest of the page along, as in browsers;
+        # the parser would look through that rest once for every `<` in it.
+        made.close()
     return made
 
 
 def read(file: File, how: How) -> Iterator[Document]:
     data = contents(file.path)
     declared = CHARSET.search(data[:4096])
-    text, title = text_of(file.decoded(data, declared[1].decode() if declared else None))
+    text, title = text_of(file.decoded(data, declared[1].decode() if declared else None), file.warnings)
     yield Document([Part(text, {})], {"title": title} if title else {})

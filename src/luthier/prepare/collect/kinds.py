@@ -26,7 +26,7 @@ MORE_BINARY = (
     (b"GGUF", "the weights of a model"), (b"\x00asm", "a program"), (b"wOF", "a font"),
 )  # fmt: skip
 NEEDS_ZERO = (b"BM", b"MZ", b"RIFF", b"ID3", b"II*\0", b"MM\0*")  # marks with which a text may begin, too
-HTML = re.compile(r"\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
+HTML = re.compile(r"\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
 FIELD = re.compile(r"(?:From|To|Subject|Date|Message-ID|Received|Return-Path|MIME-Version|Delivered-To|X-[\w-]+|"
                    r"Content-Type|DKIM-Signature|Reply-To):\s", re.I)  # fmt: skip
 SHAREGPT = re.compile(r'"(?:conversations?|items)"\s*:\s*\[\s*\{[^{}]*"(?:from|value)"\s*:')
@@ -102,7 +102,7 @@ def _of_text(head: bytes, suffix: str) -> str:
         return _of_json(text, start)
     if suffix in NAMED:
         return NAMED[suffix]
-    if BORDER.match(head) and len(text.split("\n", 2)) > 1 and FIELD.match(text.split("\n", 2)[1]):
+    if BORDER.match(head[:300]) and len(text.split("\n", 2)) > 1 and FIELD.match(text.split("\n", 2)[1]):
         return "mbox"
     if HTML.match(text):
         return "html"

@@ -46,7 +46,7 @@ def _messages(file: File) -> Iterator[tuple[int, bytes | None]]:
         number = 0
         while line := source.readline(LONGEST_LINE):
             number += 1
-            if blank and BORDER.match(line):
+            if blank and BORDER.match(line[:300]):
                 if first:
                     yield first, None if lines is None else b"".join(lines)
                 lines, first, size = [], number, 0
@@ -95,7 +95,7 @@ def _text(message: EmailMessage, file: File) -> str:
             pages.append(text)
     if any(text.strip() for text in plain):
         return "\n\n".join(plain)
-    return "\n\n".join(html.text_of(page)[0] for page in pages)
+    return "\n\n".join(html.text_of(page, file.warnings)[0] for page in pages)
 
 
 def _head(message: EmailMessage, name: str) -> str:

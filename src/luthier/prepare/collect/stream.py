@@ -12,20 +12,22 @@ from .base import Unreadable
 BLOCK = 1 << 20
 LONGEST = 64 << 20  # characters of one value
 BLANK = " \t\n\r"
+AFTER = {*BLANK, ",", "]", "}"}  # what tells that a number is whole: 0 may be the beginning of 0.5
 
 
 class Stream:
     """A place in a text of JSON. Values are asked for whole, or lists and objects are stepped into."""
 
-    def __init__(self, file: Any):
+    def __init__(self, file: Any, block: int = BLOCK):
+        self.block = block  # bytes that are read at a time
         self.file, self.text, self.at, self.ended = file, "", 0, False
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
-    def _more(self, size: int = BLOCK) -> bool:
+    def _more(self, times: int = 1) -> bool:
         """Read on; False at the end."""
         if self.ended:
             return False
-        block = self.file.read(size)
+        block = self.file.read(self.block * times)
         self.ended = not block
         try:
             self.text = self.text[self.at :] + self.decoder.decode(block, self.ended)
@@ -55,11 +57,11 @@ class Stream:
     def value(self) -> Any:
         """The next value as a whole."""
         self.peek()
-        size = BLOCK
+        times = 1
         while True:
             try:
                 made, end = DECODER.raw_decode(self.text, self.at)
-                if end < len(self.text) or self.ended or self.text[end - 1] in '"]}':  # a number might go on
+                if self.ended or self.text[end - 1] in '"]}' or self.text[end : end + 1] in AFTER:
                     self.at = end
                     return made
             except RecursionError:
@@ -69,8 +71,8 @@ class Stream:
                     raise Unreadable(f"not JSON: {error}") from None
             if len(self.text) - self.at > LONGEST:
                 raise Unreadable(f"one value of JSON is longer than {LONGEST >> 20} MiB, or not JSON")
-            self._more(size)
-            size *= 2  # so that a long value is looked through a few times only
+            self._more(times)
+            times *= 2  # so that a long value is looked through a few times only
 
     def items(self) -> Iterator[int]:
         """Steps into a list: the number of each item, which the caller then takes."""
