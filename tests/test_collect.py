@@ -25,7 +25,7 @@ from luthier.data import formats
 from luthier.data.sources import Row
 from luthier.errors import CheckpointError, ConfigError, DataError
 from luthier.prepare.card import sha256
-from luthier.prepare.collect import base, collecting, docx, html, mail, pdf, stream, whatsapp
+from luthier.prepare.collect import base, docx, html, mail, pdf, stream
 from luthier.prepare.collect.base import Document, How, Part
 from luthier.prepare.collect.collecting import collect, texts_of
 from luthier.prepare.collect.encodings import decoded
@@ -98,7 +98,8 @@ def test_a_guessed_encoding_is_counted(tmp_path):
 @settings(max_examples=300, deadline=None)
 def test_parts_hold_all_but_blanks_and_say_where_they_are(text, most):
     parts = list(parted(text, most))
-    assert all(0 < len(part) <= most and text[at : at + len(part)] == part for at, part in parts)
+    assert all(0 < len(part) <= most
+    assert text[at : at + len(part)] == part for at, part in parts)
     assert "".join("".join(part for _, part in parts).split()) == "".join(text.split())
 
 
@@ -107,7 +108,8 @@ def test_long_texts_part_at_headings_and_paragraphs(tmp_path):
     rows, _ = one(tmp_path, "a.md", text, max_chars=180)
     assert [row["text"].split("\n")[0] for row in rows] == ["# One", "## Two"]
     at = rows[1]["_source"]["at"]
-    assert text[at["char"] :].startswith("## Two") and text.split("\n")[at["line"] - 1] == "## Two"
+    assert text[at["char"] :].startswith("## Two")
+    assert text.split("\n")[at["line"] - 1] == "## Two"
 
 
 def test_parts_of_pages_say_the_page():
@@ -279,7 +281,8 @@ def test_rows_stay_as_they_are_and_training_reads_them(tmp_path):
         {"line": 1}, {"line": 3}, {"line": 2}, {"row": 0}, {"row": 2}, {"row": 0},
     ]  # fmt: skip
     assert rows[1]["_source"]["source"] == "before"
-    assert report["damaged"] == 4 and len(report["entries"]) == 4
+    assert report["damaged"] == 4
+    assert len(report["entries"]) == 4
     for r in rows:
         found = formats.recognise(r, "here", {})
         assert found.name == "prompt_completion"
@@ -295,7 +298,8 @@ def test_sharegpt_becomes_messages(tmp_path):
     assert rows[0]["messages"] == [
         {"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"},
     ]  # fmt: skip
-    assert rows[0]["id"] == "1" and rows[1]["conversations"] == tool
+    assert rows[0]["id"] == "1"
+    assert rows[1]["conversations"] == tool
     assert report["warnings"] == {"a conversation with tools or unknown speakers, left as it is": 1}
 
 
@@ -306,12 +310,14 @@ def test_the_stream_gives_what_json_gives(value):
     text = json.dumps([value, {"key": value}], indent=1, ensure_ascii=_half(value)).encode()
     for block in (1, 3, 1 << 20):  # borders of blocks lie inside of everything
         made = stream.Stream(io.BytesIO(text), block)
-        found = [made.value() if not number else {key: made.value() for key in made.keys()} for number in made.items()]
+        found = [made.value() if not number else {key: made.value() for key in made.fields()} for number in made.items()]
         assert found == [value, {"key": value}]
         made.end()
 
 
-@pytest.mark.parametrize("text", ['[1 2]', '[{"a" 1}]', '[{a: 1}]', "[1,", "[tru", "[1] x", '["a', "[,]", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["[1 2]", '[{"a" 1}]', "[{a: 1}]", "[1,", "[tru", "[1] x", '["a', "[,]", "[" * 100_000]
+)
 def test_the_stream_refuses_what_is_no_json(text):
     made = stream.Stream(io.BytesIO(text.encode()), 2)
     with pytest.raises(base.Unreadable, match="JSON"):
@@ -397,7 +403,8 @@ def test_chatgpt_follows_the_branch_that_was_shown(tmp_path):
     rows, report = one(tmp_path, "conversations.json", json.dumps([talk, loop]))
     source = rows[0].pop("_source")
     assert rows == [{
-        "messages": [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "New answer\n\nand more"}],
+        "messages": [{"role": "user", "content": "Question"},
+                     {"role": "assistant", "content": "New answer\n\nand more"}],
         "title": "T", "date": "1970-01-01T00:00:00+00:00",
     }]  # fmt: skip
     assert source["at"] == {"message": "c1"}
@@ -469,7 +476,8 @@ def test_telegram_one_chat_and_all(tmp_path):
 
 def slack_of(folder):
     (folder / "general").mkdir(parents=True)
-    users = [{"id": "U1", "name": "ann", "profile": {"display_name": "Ann"}}, {"id": "U2", "name": "bob", "profile": {}}]
+    users = [{"id": "U1", "name": "ann", "profile": {"display_name": "Ann"}},
+             {"id": "U2", "name": "bob", "profile": {}}]  # fmt: skip
     (folder / "users.json").write_text(json.dumps(users))
     (folder / "channels.json").write_text("[]")
 
@@ -530,15 +538,19 @@ def test_links_that_turn_in_circles_end(tmp_path):
     (folder / "inner" / "a.txt").write_text("text")
     (folder / "inner" / "loop").symlink_to(folder)
     (folder / "lost").symlink_to(folder / "nothing")
+    (folder / "a.txt").symlink_to(folder / "inner" / "a.txt")  # found before what it leads to
     (folder / "z.txt").symlink_to(folder / "inner" / "a.txt")
     (folder / ".hidden").write_text("secret")
     os.mkfifo(folder / "pipe")
     rows, report = collected(tmp_path, folder, folder / "inner")
     assert len(rows) == 1
     reasons = {Path(entry["file"]).name: entry["reason"] for entry in report["entries"]}
-    assert reasons["loop"].startswith("the same as") and reasons["z.txt"].startswith("the same as")
-    assert reasons["lost"] == "a link to nothing" and reasons["pipe"] == "neither a file nor a folder"
-    assert reasons[".hidden"].startswith("hidden") and reasons["inner"].startswith("the same as")
+    assert reasons["loop"].startswith("the same as")
+    assert reasons["z.txt"].startswith("the same as")
+    assert reasons["lost"] == "a link to nothing"
+    assert reasons["pipe"] == "neither a file nor a folder"
+    assert reasons[".hidden"].startswith("hidden")
+    assert reasons["inner"].startswith("the same as")
 
 
 def test_our_own_outputs_are_no_documents(tmp_path):
@@ -580,7 +592,8 @@ def test_processes_and_shards_change_nothing(tmp_path):
     assert whole.count(b"\n") == 300
     assert (tmp_path / "two.jsonl").read_bytes() == whole
     shards = sorted((tmp_path / "shards").glob("*.jsonl"))
-    assert len(shards) == 3 and b"".join(shard.read_bytes() for shard in shards) == whole
+    assert len(shards) == 3
+    assert b"".join(shard.read_bytes() for shard in shards) == whole
     assert (tmp_path / "shards.report.json").is_file()
 
 
@@ -636,7 +649,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main(["data", "collect", str(tmp_path / "in" / "bad.bin"), "c.jsonl", "--quiet"]) == 3
     assert "nothing was collected" in capsys.readouterr().err
     assert main(["data", "collect", "nowhere", "d.jsonl"]) == 3
-    assert not (tmp_path / "c.jsonl").exists() and not (tmp_path / "d.jsonl").exists()
+    assert not (tmp_path / "c.jsonl").exists()
+    assert not (tmp_path / "d.jsonl").exists()
     for bad in (["--kind", "word"], ["--per", "day"], ["--max-chars", "0"], ["--me", " "], ["--workers", "0"]):
         assert main(["data", "collect", source, "e.jsonl", *bad]) == 2
     with pytest.raises(ConfigError, match="known are text"):

@@ -1,4 +1,4 @@
-"""What the readers of raw documents share: a file with what was left out of it, texts with places, rows that are ready."""
+"""What readers of raw documents share: a file with what was left out of it, texts with places, rows that are ready."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class Document(NamedTuple):
 
     parts: Sequence[Part]
     more: Mapping[str, Any] = {}
+    path: Path | None = None  # where it is not the file itself
 
 
 class Ready(NamedTuple):

@@ -113,7 +113,7 @@ def _rows(file: File, how: How) -> Iterator[tuple[dict, dict, Path]]:
             yield found.values, found.at, found.path or file.path
         else:
             for text, at in texts_of(found, how.max_chars):
-                yield {"text": text, **found.more}, at, file.path
+                yield {"text": text, **found.more}, at, found.path or file.path
 
 
 def texts_of(document: Document, most: int | None) -> Iterator[tuple[str, dict]]:
@@ -171,7 +171,7 @@ def collect(
     refuse_existing(journal, [out])
     found = find(names, how.kind, [out, report, journal])
     if not found.units and journal.exists():
-        raise CheckpointError(f"{out} was begun otherwise, with documents: give another output, or remove it and {journal}")
+        raise CheckpointError(f"{out} was begun with other documents: give another output, or remove it and {journal}")
     if any(unit.kind == "pdf" for unit in found.units):
         pdf.needed()
     say(f"{len(found.units):,} documents found, {len(found.left):,} other files")

@@ -50,7 +50,7 @@ def _walk(archive: zipfile.ZipFile, name: str, to: Any) -> None:
             while block := stream.read(BLOCK):
                 size += len(block)
                 if size > LONGEST or (size > 1 << 20 and size > RATIO * max(1, told.compress_size)):
-                    raise Unreadable(f"{name} unpacks to over {size >> 20} MiB from {told.compress_size:,} bytes: refused")
+                    raise Unreadable(f"{name} unpacks to over {size >> 20} MiB from {told.compress_size:,} bytes")
                 parser.Parse(block)
         parser.Parse(b"", True)
     except expat.ExpatError as error:

@@ -8,7 +8,7 @@ MARKS = (  # the longer first: UTF-32's mark begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
-SEVEN_BITS = ("iso2022", "iso-2022", "hz", "utf-7", "utf7")  # encodings whose bytes are all valid UTF-8, of other letters
+SEVEN_BITS = ("iso2022", "iso-2022", "hz", "utf-7", "utf7")  # encodings whose bytes are valid UTF-8, of other letters
 
 
 def decoded(data: bytes, declared: str | None = None) -> tuple[str, str | None]:
@@ -26,7 +26,8 @@ def decoded(data: bytes, declared: str | None = None) -> tuple[str, str | None]:
     if declared and (text := _by(data, declared)) is not None:
         return text, None
     lost = "" if (text := _by(data, "cp1252")) is not None else ", with damaged characters"
-    return data.decode("cp1252", "replace") if text is None else text, f"neither UTF-8 nor declared: read as cp1252{lost}"
+    text = data.decode("cp1252", "replace") if text is None else text
+    return text, f"neither UTF-8 nor declared: read as cp1252{lost}"
 
 
 def _by(data: bytes, name: str) -> str | None:

@@ -72,18 +72,19 @@ class _Search:
         if path.absolute() in self.without:
             return
         if path.name.startswith(".") and not named:
-            return self.leave(path, "hidden; name it on the command line")
+            self.leave(path, "hidden; name it on the command line")
+            return
         try:
             told = path.stat()
-            if (key := (told.st_dev, told.st_ino)) in self.seen and (stat.S_ISDIR(told.st_mode) or path.is_symlink()
-                                                                     or named):  # fmt: skip
-                return self.leave(path, f"the same as {self.seen[key]}")
-            self.seen.setdefault(key, shown(path))
+            if (key := (told.st_dev, told.st_ino)) in self.seen:  # a link, a circle of them, or named twice
+                raise Unreadable(f"the same as {self.seen[key]}")
+            self.seen[key] = shown(path)
             if stat.S_ISDIR(told.st_mode):
-                return self.folder(path)
-            if not stat.S_ISREG(told.st_mode):
+                self.folder(path)
+            elif stat.S_ISREG(told.st_mode):
+                self.file(path, told)
+            else:
                 raise Unreadable("neither a file nor a folder")
-            self.file(path, told)
         except FileNotFoundError:
             self.leave(path, "a link to nothing")
         except Exception as error:  # whatever a damaged file makes its reader raise

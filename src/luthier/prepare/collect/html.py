@@ -105,8 +105,8 @@ def _parsed(source: str, around: bool) -> _Text:
     made = _Text(around)
     made.feed(re.sub("[\ue000-\ue003]", "", source))
     if not made.rawdata.startswith("<"):
-        # What is left else is a comment or a tag without an end, which takes the rest of the page along, as in browsers;
-        # the parser would look through that rest once for every `<` in it.
+        # What is left else is a comment or a tag without an end, which takes the rest of the page along, as in
+        # browsers; the parser would look through that rest once for every `<` in it.
         made.close()
     return made
 

@@ -26,10 +26,11 @@ MORE_BINARY = (
     (b"GGUF", "the weights of a model"), (b"\x00asm", "a program"), (b"wOF", "a font"),
 )  # fmt: skip
 NEEDS_ZERO = (b"BM", b"MZ", b"RIFF", b"ID3", b"II*\0", b"MM\0*")  # marks with which a text may begin, too
-HTML = re.compile(r"\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
+HTML = re.compile(r"\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html|head|body)\b",
+                  re.I | re.S)  # fmt: skip
 FIELD = re.compile(r"(?:From|To|Subject|Date|Message-ID|Received|Return-Path|MIME-Version|Delivered-To|X-[\w-]+|"
                    r"Content-Type|DKIM-Signature|Reply-To):\s", re.I)  # fmt: skip
-SHAREGPT = re.compile(r'"(?:conversations?|items)"\s*:\s*\[\s*\{[^{}]*"(?:from|value)"\s*:')
+SHAREGPT = re.compile(r'"(?:conversations?|items)"\s*:\s*\[\s*\{[^{}]*"from"\s*:')
 SLACK = re.compile(r'\s*\[\s*\{.*"ts"\s*:\s*"\d+\.\d+"', re.S)
 NAMED = {".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html", ".xhtml": "html", ".eml": "eml",
          ".mbox": "mbox"}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 
 BORDERS = (  # (what a part may end before, how much of it must be there at least)
@@ -27,9 +28,8 @@ def parted(text: str, most: int | None) -> Iterator[tuple[int, str]]:
 def _border(text: str, start: int, most: int) -> int:
     """Where the part that begins at `start` ends: at the last border of the best kind."""
     for border, least in BORDERS:
-        last = None
-        for last in border.finditer(text, start + max(1, int(most * least)), start + most + 1):
-            pass
-        if last is not None:
+        found = deque(border.finditer(text, start + max(1, int(most * least)), start + most + 1), maxlen=1)
+        if found:
+            last = found[0]
             return min(last.end() if last.end() > last.start() else last.start(), start + most)
     return start + most

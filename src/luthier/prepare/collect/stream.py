@@ -87,7 +87,7 @@ class Stream:
             if self.take(",]") == "]":
                 return
 
-    def keys(self) -> Iterator[str]:
+    def fields(self) -> Iterator[str]:
         """Steps into an object: each key, whose value the caller then takes."""
         self.take("{")
         if self.peek() == "}":

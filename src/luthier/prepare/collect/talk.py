@@ -31,7 +31,7 @@ def row(said: list[Said], more: dict, file: File, how: How, path: Any = None) ->
     at = said[0].at
     more = {**more, "date": said[0].day}
     if how.me is None:
-        yield _lines(said, more, at, path)
+        yield Document([Part("\n".join(f"{one.name}: {one.text}" for one in said), at)], more, path)
         return
     mine = [how.me in (one.name, *one.names) for one in said]
     if not any(mine) or all(mine):
@@ -41,11 +41,6 @@ def row(said: list[Said], more: dict, file: File, how: How, path: Any = None) ->
     turns = [("assistant", one.text) if me else ("user", f"{one.name}: {one.text}" if several else one.text)
              for one, me in zip(said, mine)]  # fmt: skip
     yield Ready({"messages": merged(turns), **more}, at, path)
-
-
-def _lines(said: list[Said], more: dict, at: dict, path: Any) -> Ready | Document:
-    text = "\n".join(f"{one.name}: {one.text}" for one in said)
-    return Document([Part(text, at)], more) if path is None else Ready({"text": text, **more}, at, path)
 
 
 def merged(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

@@ -15,9 +15,9 @@ def read(file: File, how: How) -> Iterator[Ready | Document]:
     names: Counter[str] = Counter()
     with opened(file.path) as raw:
         stream = Stream(raw)
-        for key in stream.keys():
+        for key in stream.fields():
             if key in ("chats", "left_chats") and stream.peek() == "{":
-                for inner in stream.keys():
+                for inner in stream.fields():
                     if inner == "list" and stream.peek() == "[":
                         for _ in stream.items():
                             yield from _chat(stream, names, file, how)
@@ -34,7 +34,7 @@ def read(file: File, how: How) -> Iterator[Ready | Document]:
 def _chat(stream: Stream, names: Counter[str], file: File, how: How) -> Iterator[Ready | Document]:
     """One of several chats, whose name stands before what was said."""
     about: dict[str, str] = {}
-    for key in stream.keys():
+    for key in stream.fields():
         if key == "messages" and stream.peek() == "[":
             yield from _messages(stream, about, names, file, how)
         else:
