@@ -98,8 +98,7 @@ def test_a_guessed_encoding_is_counted(tmp_path):
 @settings(max_examples=300, deadline=None)
 def test_parts_hold_all_but_blanks_and_say_where_they_are(text, most):
     parts = list(parted(text, most))
-    assert all(0 < len(part) <= most
-    assert text[at : at + len(part)] == part for at, part in parts)
+    assert all(0 < len(part) <= most and text[at : at + len(part)] == part for at, part in parts)
     assert "".join("".join(part for _, part in parts).split()) == "".join(text.split())
 
 
@@ -310,7 +309,7 @@ def test_the_stream_gives_what_json_gives(value):
     text = json.dumps([value, {"key": value}], indent=1, ensure_ascii=_half(value)).encode()
     for block in (1, 3, 1 << 20):  # borders of blocks lie inside of everything
         made = stream.Stream(io.BytesIO(text), block)
-        found = [made.value() if not number else {key: made.value() for key in made.fields()} for number in made.items()]
+        found = [{key: made.value() for key in made.fields()} if n else made.value() for n in made.items()]
         assert found == [value, {"key": value}]
         made.end()
 
@@ -667,6 +666,6 @@ def test_a_kind_can_be_forced(tmp_path):
 def test_nothing_found_leaves_what_was_made_before(tmp_path):
     one(tmp_path, "a.txt", "text")
     (tmp_path / "b.bin").write_bytes(b"\0")
-    with pytest.raises(CheckpointError, match="begun otherwise"):
+    with pytest.raises(CheckpointError, match="with other documents"):
         collected(tmp_path, tmp_path / "b.bin")
     assert len(rows_of(tmp_path / "out.jsonl")) == 1
