@@ -6,7 +6,10 @@ import io
 import json
 import mailbox
 import os
+import random
 import signal
+import subprocess
+import sys
 import time
 import zipfile
 from collections import Counter
@@ -18,12 +21,14 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import killed
+from test_train import QUIET, config_of, killed
 
+from luthier import train
 from luthier.cli import main
 from luthier.data import formats
 from luthier.data.sources import Row
 from luthier.errors import CheckpointError, ConfigError, DataError
+from luthier.monitor import records
 from luthier.prepare.card import sha256
 from luthier.prepare.collect import base, docx, html, mail, pdf, stream
 from luthier.prepare.collect.base import Document, How, Part
@@ -669,3 +674,59 @@ def test_nothing_found_leaves_what_was_made_before(tmp_path):
     with pytest.raises(CheckpointError, match="with other documents"):
         collected(tmp_path, tmp_path / "b.bin")
     assert len(rows_of(tmp_path / "out.jsonl")) == 1
+
+
+def test_training_on_collected_rows_is_that_on_the_rows_themselves(tmp_path, settings):
+    losses = []
+    source = settings["data"]["train"]
+    collect([source], tmp_path / "out.jsonl", How(), workers=1)
+    for name in (source, str(tmp_path / "out.jsonl")):
+        data = {**settings["data"], "train": name}
+        config = config_of(settings | {"data": data, "max_steps": 2, "output_dir": str(tmp_path / Path(name).stem)})
+        run = train(config, QUIET)
+        losses.append([r["loss"] for r in records(run.folder / "metrics.jsonl") if r["kind"] == "train"])
+    assert "_source" in (tmp_path / "out.jsonl").read_text()
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.eml", "a.json", "a.html", "a.txt"])
+def test_documents_damaged_at_random_never_end_the_run(tmp_path, name):
+    telegram = {"name": "x", "messages": [{"id": 1, "type": "message", "from_id": "u", "date": "2026", "text": "x"}]}
+    whole = {
+        "a.pdf": lambda: pdf_of(tmp_path / "whole", ["One", "Two"]).read_bytes(),
+        "a.docx": lambda: docx_of(paragraph("hello") * 20),
+        "a.eml": lambda: bytes(message("Hi\n", "<p>x</p>")),
+        "a.json": lambda: json.dumps(telegram).encode(),
+        "a.html": lambda: b"<html><body><p>x<b>y</b><table><tr><td>1</table>",
+        "a.txt": lambda: ANDROID.encode(),
+    }[name]()
+    chance = random.Random(0)
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 3, 10))):
+            at = chance.randrange(len(data))
+            data[at : at + chance.randrange(12)] = chance.randbytes(chance.randrange(3))
+        (tmp_path / "in" / f"{number:02}{name}").write_bytes(data)
+    (tmp_path / "in" / "good.txt").write_text("good")
+    rows, report = collected(tmp_path, tmp_path / "in", max_chars=10, quotes=False)
+    from_files = {row["_source"]["file"] for row in rows}
+    told = {entry["file"] for entry in report["entries"]}
+    assert from_files | told == {str(path) for path in (tmp_path / "in").iterdir()}
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_process_of_several_that_is_killed_goes_on(tmp_path, lines):
+    """SIGKILL of the whole command, from outside, at another moment each time."""
+    source = folder_of_many(tmp_path / "in")
+    collect([source], tmp_path / "whole.jsonl", How(), workers=1)
+    command = [sys.executable, "-m", "luthier", "data", "collect", source, str(tmp_path / "out.jsonl"),
+               "--workers", "2"]  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for _ in range(lines):
+        child.stderr.readline()  # documents found; then a piece done
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert subprocess.run([*command, "--quiet"], stdout=subprocess.DEVNULL, check=True).returncode == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
