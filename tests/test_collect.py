@@ -362,6 +362,16 @@ def test_mail_of_html_alone_is_its_text(tmp_path):
     assert rows[0]["text"] == "Page x"
 
 
+def test_mail_of_html_with_a_plain_foot_keeps_both(tmp_path):
+    made = message(None, "<p>Page</p>")
+    made.make_mixed()
+    foot = EmailMessage()
+    foot.set_content("The list's foot\n")
+    made.attach(foot)
+    rows, _ = one(tmp_path, "a.eml", bytes(made))
+    assert rows[0]["text"] == "Page\n\nThe list's foot"
+
+
 def test_an_mbox_is_read_as_the_standard_library_reads_it(tmp_path):
     box = mailbox.mbox(tmp_path / "a.mbox")
     for number in range(5):

@@ -6,7 +6,7 @@ import email
 import email.policy
 import re
 from collections.abc import Iterator
-from email.message import EmailMessage
+from email.message import EmailMessage, Message
 from email.utils import parsedate_to_datetime
 
 from . import html
@@ -77,25 +77,21 @@ def _document(data: bytes, at: dict, file: File, how: How) -> Document:
     return Document([Part(text.strip("\n"), place)], {key: value for key, value in more.items() if value})
 
 
-def _text(message: EmailMessage, file: File) -> str:
-    plain: list[str] = []
-    pages: list[str] = []
-    for part in message.walk():
-        if part.is_multipart():
-            continue
-        kind = part.get_content_type()
-        if part.get_content_disposition() == "attachment" or kind not in ("text/plain", "text/html"):
-            file.left["an attachment"] += 1
-            continue
-        data = part.get_payload(decode=True)
-        text = file.decoded(data if isinstance(data, bytes) else b"", part.get_content_charset())
-        if kind == "text/plain":
-            plain.append(text)
-        else:
-            pages.append(text)
-    if any(text.strip() for text in plain):
-        return "\n\n".join(plain)
-    return "\n\n".join(html.text_of(page, file.warnings)[0] for page in pages)
+def _text(part: Message, file: File) -> str:
+    """What a part says: of alternatives the plain one, else the first with a text; of other parts all, in order."""
+    if part.is_multipart():
+        inner = [one for one in part.get_payload() if isinstance(one, Message)]
+        if part.get_content_type() != "multipart/alternative":
+            return "\n\n".join(text for one in inner if (text := _text(one, file)).strip())
+        inner.sort(key=lambda one: one.get_content_type() != "text/plain")
+        return next((text for one in inner if (text := _text(one, file)).strip()), "")
+    kind = part.get_content_type()
+    if part.get_content_disposition() == "attachment" or kind not in ("text/plain", "text/html"):
+        file.left["an attachment"] += 1
+        return ""
+    data = part.get_payload(decode=True)
+    text = file.decoded(data if isinstance(data, bytes) else b"", part.get_content_charset())
+    return text if kind == "text/plain" else html.text_of(text, file.warnings)[0]
 
 
 def _head(message: EmailMessage, name: str) -> str:
