@@ -47,8 +47,9 @@ def rows_of(rows: str) -> list[dict]:
     }[rows]
 
 
-def configuration(base, tmp_path, objective, trainable="lora", precision="as_loaded", **extra):  # noqa: F811
-    name = next(m.name for m in METHODS.values() if m.kinds["objective"] == kind(objective))
+def configuration(base, tmp_path, objective, /, trainable="lora", precision="as_loaded", **extra):  # noqa: F811
+    point = {"objective": kind(objective), "trainable": trainable, "precision": precision}
+    name = next(m.name for m in METHODS.values() if m.fixed.items() <= point.items())
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(objective.rows)))
     settings = {

@@ -37,6 +37,7 @@ class Monitor:
             kept = [line for line, (_, step) in zip(lines, places) if step <= resumed_at]
             write_atomically(self.path, "".join(line + "\n" for line in kept) if resumed_at else "")
             sent = set(places) if resumed_at else set()
+        self.path.touch()  # a run whose steps are all passed over has records, too: none
         finished = (folder / "report.json").exists()
         about = About(folder, project, run_name or folder.resolve().name, resumed_at, flat(settings or {}))
         self.trackers = Trackers([] if finished else report_to, about, console.warn, sent)

@@ -1,0 +1,210 @@
+"""Every choice of every objective learns the same however its rows are cut, packed and shared among processes.
+
+The choices are read from the settings of the objectives: each value of a literal, each switch turned, each number in
+another place, each part that may be left out put in. A new objective or choice is tried without a line here; one that
+goes only with others is tried with the first of the objective's choices that it goes with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pytest
+from test_matrix import base, kind, members  # noqa: F401
+from test_objective_matrix import FORKS, configuration, rows_of
+from test_train import QUIET
+
+from luthier import configure
+from luthier.config import Config
+from luthier.errors import ConfigError
+from luthier.objectives import Objective
+from luthier.rollouts import CLOCKS
+from luthier.settings import Settings
+from luthier.shared import Shared
+from luthier.train import Trainer
+
+OBJECTIVES = members(Objective)
+STEPS = 3
+HERE = {"kind", "teacher", "rewards", "labels", "trust_remote_code", "revision", "trainable", "precision", "dtype"}
+"""Fields that are no choices of how rows are learnt, or other axes."""
+ALWAYS = {  # of the first pass all ratios are 1; some answers are to come to their end
+    "grpo": {"num_iterations": 2, "max_completion_length": 24}, "ppo": {"max_completion_length": 24},
+}  # fmt: skip
+SHORT = {"max_completion_length": 8}  # where parts of an objective have it
+ROWS = {
+    "multi_label_classification": lambda i: list("xyz"[i % 4 :]),
+    "regression": lambda i: i / 7,
+}
+TOGETHER: dict[str, list[dict[str, Any]]] = {
+    "classification": [{"problem_type": "multi_label_classification", "class_weights": "balanced"}],
+    "token_classification": [{"class_weights": "balanced", "label_smoothing_factor": 0.2}],
+    "distillation": [{"top_k": 3, "divergence": "jsd"}, {"on_policy": SHORT, "divergence": "reverse_kl"}],
+    "grpo": [
+        {"loss_type": "dapo", "epsilon_high": 0.28, "max_resamples": 2, "mask_truncated_completions": True},
+        {"importance_sampling_level": "sequence", "epsilon": 3e-4, "top_k": 20},
+    ],
+}  # fmt: skip
+
+
+def choices(settings: Any, model: str) -> Iterator[dict[str, Any]]:
+    """What may be set in these settings, one field at a time."""
+    for name, field in settings.model_fields.items():
+        if name not in HERE:
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            for value in values(field.annotation, default, model):
+                yield {name: value}
+
+
+def values(annotation: Any, default: Any, model: str) -> Iterator[Any]:
+    """Other values of a field with such a type; of a number several, as not all may be allowed."""
+    parts = _parts(annotation)
+    for part in parts:
+        if get_origin(part) is Literal:
+            yield from (value for value in get_args(part) if value != default)
+        elif part is bool:
+            yield from (value for value in (True, False) if value is not default)
+        elif part in (int, float):
+            near = (2, 3) if part is int else (0.3, 1.5)
+            yield Numbers(near if default is None or not default else (part(0), *near))
+        elif isinstance(part, type) and issubclass(part, Settings):
+            own = {n: model for n, f in part.model_fields.items() if f.is_required()}
+            own |= {"kind": kind(part)} if "kind" in part.model_fields else {}
+            own |= {n: value for n, value in SHORT.items() if n in part.model_fields}
+            yield own
+            yield from (own | choice for choice in choices(part, model))
+
+
+class Numbers(tuple):
+    """Of which the first that is allowed is taken."""
+
+
+def _parts(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _parts(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [part for each in get_args(annotation) for part in _parts(each)]
+    return [annotation] if annotation is not NoneType else []
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+def runs(objective: Any, base: Path, folder: Path) -> dict[str, Config]:  # noqa: F811
+    """A configuration for each choice of an objective, by what is chosen; the first is as it comes."""
+    wanted = [{}, *choices(objective, str(base)), *TOGETHER.get(kind(objective), [])]
+    alone = {str(choice): _allowed(objective, base, folder / str(i), choice) for i, choice in enumerate(wanted)}
+    for i, choice in enumerate(wanted):
+        others = iter(wanted)
+        while alone[str(choice)] is None:
+            other = next(others, None)
+            assert other is not None, f"{kind(objective)}: {choice} goes with no other choice"
+            alone[str(choice)] = _allowed(objective, base, folder / str(i), other | choice)
+    return {name: config for name, config in alone.items() if config is not None}
+
+
+def _allowed(objective: Any, base: Path, folder: Path, choice: dict) -> Config | None:  # noqa: F811
+    """With the first of its numbers that is allowed."""
+    for number in range(3):
+        chosen = ALWAYS.get(kind(objective), {}) | _numbered(choice, number)
+        try:
+            return _configured(objective, base, folder, chosen)
+        except ConfigError as error:
+            told = str(error)
+    assert "objective" in told, told
+    return None
+
+
+def _numbered(choice: Any, number: int) -> Any:
+    if isinstance(choice, dict):
+        return {name: _numbered(value, number) for name, value in choice.items()}
+    return choice[min(number, len(choice) - 1)] if isinstance(choice, Numbers) else choice
+
+
+def _configured(objective: Any, base: Path, folder: Path, chosen: dict) -> Config:  # noqa: F811
+    """Of rows that differ in length, in steps of plain gradients, which make no small difference large."""
+    folder.mkdir(exist_ok=True)
+    changes = {
+        "objective": chosen, "max_steps": STEPS + 1, "optim": {"kind": "sgd", "learning_rate": 0.3},
+        "batch": {"micro_tokens": 512}, "checkpoint": {"every": 2},
+    }  # fmt: skip
+    made = configuration(base, folder, objective, output_dir=str(folder / "one"), **changes)
+    rows = rows_of(objective.rows)
+    for i, row in enumerate(rows):
+        if label := ROWS.get(chosen.get("problem_type", "")):
+            row["label"] = label(i)
+        if objective.rows == "whole_pairs":
+            row["margin"] = i / 10
+        for name in ("completion", "chosen"):
+            if name in row:
+                row[name] += " and" * (i % 4)
+    Path(made.data.train).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def told(config: Config, shared: Shared) -> list[dict[str, float]]:
+    """What the first steps say: the loss, the gradient's norm, and the objective's figures."""
+    found = []
+    for step in Trainer(config, QUIET, shared=shared).loop():
+        figures = {name: float(value) for name, value in step.metrics.items() if name not in CLOCKS}
+        found.append({"loss": step.loss, "grad_norm": step.grad_norm, "tokens": step.tokens} | figures)
+        if len(found) == STEPS:
+            break
+    return found
+
+
+def two_forks(work: Callable[[], None]) -> None:
+    """Two processes that do this work together; forks, which need not import everything again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            try:
+                work()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=kind)
+@FORKS
+def test_two_processes_with_rows_by_themselves_learn_what_one_does_with_all_in_a_row(objective, base, tmp_path):  # noqa: F811
+    """Micro-batches, accumulation, packing and ranks at once: of each choice the first steps say the same."""
+    found, shared = {}, Shared()
+    wanted = runs(objective, base, tmp_path)
+    for name, config in wanted.items():
+        found[name] = told(config, shared)
+
+    def parted() -> None:
+        for name, config in wanted.items():
+            folder = Path(config.output_dir).parent
+            other = {"output_dir": str(folder / "two"), "batch": {"micro_tokens": 64, "packing": False}}
+            said = told(configure(config.model_dump(mode="json", exclude_unset=True), other), shared)
+            if os.environ["RANK"] == "0":
+                (folder / "two.json").write_text(json.dumps(said))
+
+    two_forks(parted)
+    wrong = []
+    for name, config in wanted.items():
+        theirs = json.loads((Path(config.output_dir).parent / "two.json").read_text())
+        assert len(theirs) == len(found[name])
+        for number, (one, two) in enumerate(zip(found[name], theirs), 1):
+            if two != pytest.approx(one, rel=1e-3, abs=1e-4):
+                apart = {n: (one.get(n), two.get(n)) for n in one | two
+                         if two.get(n) != pytest.approx(one.get(n), rel=1e-3, abs=1e-4)}
+                wrong.append((name, number, apart))
+    assert not wrong
