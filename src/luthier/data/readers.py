@@ -69,7 +69,7 @@ def shown(path: object) -> str:
 def parse_json(text: str) -> Any:
     """`json.loads`, but a key given twice and too deep a nesting are a ValueError, too."""
     try:
-        return _DECODER.decode(text)
+        return DECODER.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -81,7 +81,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
     return made
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # made once: `json.loads` makes one for each text
+DECODER = json.JSONDecoder(object_pairs_hook=_object)  # made once: `json.loads` makes one for each text
 
 # ---------------------------------------------------------------------------- bytes and lines
 
