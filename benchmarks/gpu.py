@@ -3,6 +3,7 @@
     python benchmarks/gpu.py check                 # kernels, attention, loss and gradients against plain PyTorch
     python benchmarks/gpu.py resume                # stopped and resumed in another process: the same bytes?
     python benchmarks/gpu.py objectives            # every objective killed and resumed: the same bytes?
+    DTYPE=float32 python benchmarks/gpu.py objectives dpo   # without the kernels that bfloat16 has
     python benchmarks/gpu.py full-1b lora-8b       # tokens per second of optimiser steps, random weights
     python benchmarks/gpu.py qlora-8b              # rows of 4,096 slots, every layer recomputed: memory
     DETERMINISTIC=0 python benchmarks/gpu.py full-1b   # with kernels that may give other bytes every time
@@ -36,7 +37,7 @@ from luthier import train as _train_function  # noqa: F401
 from luthier.batch import Batch, Document
 from luthier.data import dataset as datasets
 from luthier.methods import METHODS
-from luthier.models import network, streaming
+from luthier.models import network, streaming, trials
 from luthier.monitor import Console, memory_gb
 from luthier.objectives import NextToken
 from luthier.parallel import Parallel, layers
@@ -215,8 +216,8 @@ def check_loss(name: str, model, config) -> None:
     model.train()
     net = network.Network(model)
     net.longest = 1024
-    network.check_head(net)
-    assert network.prepare(net, "packed") is None
+    trials.check_head(net)
+    assert trials.prepare(net, "packed") is None
     config.apply(model)
     with torch.no_grad():
         for _, adapter in adapters(model):
@@ -275,7 +276,7 @@ def check_adapters() -> None:
             model.train()
             net = network.Network(model)
             net.longest = 1024
-            assert network.prepare(net, "padded" if way == "padded" else "packed") is None or way == "padded"
+            assert trials.prepare(net, "padded" if way == "padded" else "packed") is None or way == "padded"
             torch.manual_seed(1)
             cls().apply(model)
             moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -372,6 +373,7 @@ def objective_run(method: str, base: str, folder: str):
             "model": base, "data": {"train": str(rows), "max_length": 128}, "max_steps": 6, "objective": given,
             "batch": {"examples": 8, "micro_tokens": 1024}, "monitor": {"report_to": []}, "output_dir": folder,
             "optim": {"learning_rate": 1e-3}, "checkpoint": {"every": 3},
+            "precision": {"dtype": os.environ.get("DTYPE", "auto")},
         },
         method=method,
     )  # fmt: skip

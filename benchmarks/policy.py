@@ -67,8 +67,8 @@ def started(folder: Path, steps: int) -> Path:
         run = {
             "model": {"name": model_path(), "chat_template": "chatml"}, "trainable": {"r": 16},
             "data": {"train": str(folder / "start.jsonl"), "max_length": 96}, "optim": {"learning_rate": 5e-4},
-            "precision": {"dtype": "float32"}, "batch": {"examples": 8, "micro_tokens": 512}, "monitor": {"report_to": []}, "max_steps": steps,
-            "output_dir": str(folder / f"start-{steps}-run"),
+            "precision": {"dtype": "float32"}, "batch": {"examples": 8, "micro_tokens": 512},
+            "monitor": {"report_to": []}, "max_steps": steps, "output_dir": str(folder / f"start-{steps}-run"),
         }  # fmt: skip
         train(configure(run, method="lora"), Console()).export(out, "merged")
     return out

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from luthier.batch import Batch, Document
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.objectives import NextToken
 from luthier.parallel import Parallel, layers
 from luthier.surgery import trainable
@@ -55,7 +55,7 @@ def network_of(device: str, trained: str) -> network.Network:
 
         model = llama("1b")
     net = network.Network(model.train())
-    reason = network.prepare(net, "packed")
+    reason = trials.prepare(net, "packed")
     assert reason is None, reason
     assert net.shares, "the kernel does not take queries as a document's last tokens"
     (LoRA(r=8) if trained == "lora" else Full()).apply(model)

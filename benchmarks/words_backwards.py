@@ -2,6 +2,7 @@
 
     python benchmarks/words_backwards.py                  # 120 batches of rollouts, 2 to 12 minutes on two cores
     python benchmarks/words_backwards.py --method grpo    # or rloo, dr_grpo, dapo, gspo: groups of 8 answers
+    python benchmarks/words_backwards.py --method grpo --trl    # TRL's GRPOTrainer beside it, same start and steps
     python benchmarks/words_backwards.py --rounds 12      # a try of a minute
     python benchmarks/words_backwards.py --critic model   # a copy of the start instead of a head on the policy
 
@@ -16,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -98,6 +101,69 @@ def configuration(folder: Path, start: str, options: argparse.Namespace) -> Conf
     )  # fmt: skip
 
 
+def of_trl(folder: Path, start: str, config: Config, options: argparse.Namespace) -> dict:
+    """GRPOTrainer with its own generation, on the same prompts with the same settings; greedy answers at both ends."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    def rows(name: str) -> list[dict]:
+        read = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        return [{"prompt": [{"role": "user", "content": r["prompt"]}], "answer": r["answer"]} for r in read]
+
+    tokenizer = AutoTokenizer.from_pretrained(start, padding_side="left")
+    network, held_out = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32), rows("held_out")
+
+    @torch.no_grad()
+    def measured(network) -> float:
+        network.eval()
+        given = tokenizer.apply_chat_template(
+            [row["prompt"] for row in held_out], add_generation_prompt=True, return_tensors="pt", padding=True,
+            return_dict=True,
+        )  # fmt: skip
+        given.pop("token_type_ids", None)
+        out = network.generate(**given, do_sample=False, max_new_tokens=12)[:, given["input_ids"].shape[1] :]
+        found = [tokenizer.decode(row, skip_special_tokens=True) for row in out]
+        return sum(a.strip() == row["answer"] for a, row in zip(found, held_out)) / len(held_out)
+
+    def reward(completions, answer, **_) -> list[float]:
+        return [float(c[0]["content"].strip() == a) for c, a in zip(completions, answer)]
+
+    settings = GRPOConfig(
+        output_dir=str(folder / "trl"), per_device_train_batch_size=options.mini_batch, num_generations=GROUP,
+        steps_per_generation=4, num_iterations=2, max_completion_length=12, learning_rate=options.rate,
+        lr_scheduler_type="constant", beta=config.objective.beta, epsilon=0.2, loss_type="grpo", temperature=1.0,
+        max_steps=options.rounds * 8, seed=options.seed, use_cpu=True, bf16=False, report_to=[], logging_steps=8,
+        save_strategy="no", gradient_checkpointing=False, max_grad_norm=1.0, disable_tqdm=True,
+    )  # fmt: skip
+    base = measured(network)
+    data = Dataset.from_list(rows("prompts"))
+    trainer = GRPOTrainer(network, reward, settings, data, processing_class=tokenizer)
+    began = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - began
+    logged = [round(entry["reward"], 3) for entry in trainer.state.log_history if "reward" in entry]
+    return {"base": base, "tuned": measured(trainer.model), "seconds": seconds, "curve": logged,
+            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}  # fmt: skip
+
+
+def beside(folder: Path, start: str, options: argparse.Namespace, ours: dict) -> None:
+    """TRL in a process of its own, as memory is a process's."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", str(folder), start]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        raise SystemExit(ran.stderr[-3000:])
+    theirs = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("RESULT "))[7:])
+    (folder / "trl.json").write_text(json.dumps(theirs))
+    print(
+        f"\nTRL: {theirs['base']:.3f} -> {theirs['tuned']:.3f}, {theirs['seconds']:.0f} s of training, "
+        f"{theirs['memory']:.2f} GB\nrewards of its rounds, every tenth: {theirs['curve'][::10]}\n"
+        f"luthier / TRL: time {ours['seconds'] / theirs['seconds']:.2f} ({ours['seconds']:.0f} s), "
+        f"memory {ours['memory'] / theirs['memory']:.2f} ({ours['memory']:.2f} GB)"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", default="ppo")
@@ -105,13 +171,23 @@ def main() -> None:
     parser.add_argument("--mini-batch", type=int, default=64, help="answers in an optimiser step, a quarter of a batch")
     parser.add_argument("--begin", type=int, default=110, help="steps on examples before")
     parser.add_argument("--rate", type=float, default=1e-4)
-    parser.add_argument("--kl-coef", type=float, default=0.01)
+    parser.add_argument("--kl-coef", type=float, help="or beta, of groups (default: 0.01 of ppo, 0 of groups)")
     parser.add_argument("--critic", choices=("head", "detached", "model"), default="head")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", help="folder of a start that --keep-start kept")
     parser.add_argument("--keep-start", help="keep it in this folder")
     parser.add_argument("--keep", help="keep the run in this folder")
+    parser.add_argument("--trl", action="store_true", help="TRL's GRPOTrainer, too")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.kl_coef = (0.01 if options.method == "ppo" else 0.0) if options.kl_coef is None else options.kl_coef
+    if options.one:
+        folder, start = options.one
+        config = configuration(Path(folder), start, options)
+        print("RESULT " + json.dumps(of_trl(Path(folder), start, config, options)))
+        return
+    if options.trl and options.method != "grpo":
+        parser.error("--trl is for grpo")
     with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as root:
         folder, began = Path(root), time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +201,13 @@ def main() -> None:
         config = configuration(folder, start, options)
         report = train(config, Console(quiet=True)).report
         history = records(folder / "run" / "metrics.jsonl")
-    seconds = time.monotonic() - began
+        show(options, report, history, time.monotonic() - began)
+        if options.trl:
+            memory = max(r["memory_gb"] for r in history if r["kind"] == "train")
+            beside(folder, start, options, {"seconds": report["training_seconds"], "memory": memory})
+
+
+def show(options: argparse.Namespace, report: dict, history: list[dict], seconds: float) -> None:
     print("| step | reward of greedy answers, held out | KL of an answer from the start |\n| --- | --- | --- |")
     taken = [r for r in history if r["kind"] == "train"]
     for record in history:

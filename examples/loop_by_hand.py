@@ -16,7 +16,7 @@ from luthier.batch import Batch
 from luthier.data import Data, dataset, stream
 from luthier.data.masks import Renderer
 from luthier.generate import Chat
-from luthier.models import Model, load, network
+from luthier.models import Model, load, network, trials
 from luthier.objectives import NextToken
 from luthier.optim import AdamW, Linear, schedule
 from luthier.optim.clipping import clip_scale
@@ -44,7 +44,7 @@ plan = stream.plan(
 # 2 model, with packed attention where its family allows it
 model = load.load_model(model_settings, dtype, device)
 net = network.Network(model)
-print("padded:" if (reason := network.prepare(net, "auto")) else "packed", reason or "")
+print("padded:" if (reason := trials.prepare(net, "auto")) else "packed", reason or "")
 
 # 3 and 4 what moves, and what is made small
 lora = LoRA(r=8, lora_alpha=16)

@@ -135,3 +135,9 @@ def settings(tiny_model, rows_file, tmp_path) -> dict:
         "max_steps": 6,
         "output_dir": str(tmp_path / "run"),
     }
+
+
+@pytest.fixture
+def searched(settings) -> dict:
+    """The same, evaluated on the way, for a search over it."""
+    return settings | {"evaluation": {"every": 2}, "max_steps": 4}

@@ -17,7 +17,7 @@ from luthier import adapters, surgery
 from luthier.batch import Batch, Document
 from luthier.errors import AdapterError, ConfigError, ModelError
 from luthier.methods import METHODS
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.trainable import adapter_files, saved
 from luthier.trainable.adapter import BesideLayers
 from luthier.trainable.lora import LoRA
@@ -39,7 +39,7 @@ def logits(model) -> torch.Tensor:
         if not any(isinstance(m, surgery.VirtualTokens) for m in model.modules()):
             return model(input_ids=TOKENS, use_cache=False).logits[:, -TOKENS.shape[1] : -1]
         net = network.Network(model).eval()
-        network.prepare(net, "padded")
+        trials.prepare(net, "padded")
         numbers = TOKENS[0].numpy().astype(np.int32)
         weights = np.r_[0.0, np.ones(len(numbers) - 1)].astype(np.float32)
         return net.head(net.hidden(Batch.pack([Document(numbers, weights, 0)])))[None]

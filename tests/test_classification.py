@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA, SMALL, make_tokenizer, write_rows
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
-from luthier import classes, configure, labels, steps, surgery, train
-from luthier.assemble import assemble, with_labels
+from luthier import classes, configure, labels, resolution, surgery, train
+from luthier.assemble import assemble
 from luthier.batch import Batch
+from luthier.config import read_run
 from luthier.data import Data, dataset, kinds
 from luthier.data.conversations import BadRow
 from luthier.data.formats import FORMATS, first_recognised
@@ -21,8 +22,10 @@ from luthier.data.masks import Renderer
 from luthier.data.sources import Row
 from luthier.document import Document
 from luthier.errors import ConfigError, DataError, ModelError
-from luthier.models import Model, heads, load, network
+from luthier.explain import explain
+from luthier.models import Model, heads, load, network, trials
 from luthier.objectives import classifying
+from luthier.resolution import by_rows
 from luthier.train import Trainer
 
 ONE, SEVERAL, VALUE = labels.PROBLEMS
@@ -347,7 +350,7 @@ def test_labels_of_held_out_rows_are_not_looked_at(classify, tmp_path):
     """They are told from what is learnt; one that only held-out rows have is a bad row."""
     held = write_rows(tmp_path / "held.jsonl", [{"text": "film", "label": "new"}])
     config = classify(data={"validation": str(held)})
-    assert with_labels(config).objective.labels == ["bad", "good", "long"]
+    assert by_rows(config).objective.labels == ["bad", "good", "long"]
     with pytest.raises(DataError, match="'new' is not among the 3 labels"):
         Trainer(config, QUIET)
 
@@ -355,8 +358,8 @@ def test_labels_of_held_out_rows_are_not_looked_at(classify, tmp_path):
 def test_many_labels_are_questioned(classify):
     rows = [{"text": "good", "label": f"{i / 10}"} for i in range(40)]
     with pytest.raises(DataError, match="are they values"):
-        with_labels(classify(rows))
-    assert with_labels(classify(rows, objective={"problem_type": VALUE})).objective.scores == ("value",)
+        by_rows(classify(rows))
+    assert by_rows(classify(rows, objective={"problem_type": VALUE})).objective.scores == ("value",)
 
 
 # ---------------------------------------------------------------------------- settings
@@ -393,12 +396,12 @@ def test_contradictions_are_named(settings, encoder, method, extra, told):
 
 
 def test_what_rows_say_is_in_the_resolved_configuration(classify):
-    config = with_labels(classify(objective={"class_weights": "balanced"}))
+    config = by_rows(classify(objective={"class_weights": "balanced"}))
     assert config.objective.labels == ["bad", "good", "long"]
     assert config.objective.problem_type == ONE
     assert config.objective.class_weights == pytest.approx([1.0, 1.0, 1.0], abs=0.35)
     assert not config.objective.asks_labels, "nothing is read again"
-    given = with_labels(classify(objective={"labels": ["long", "good", "bad"]}))
+    given = by_rows(classify(objective={"labels": ["long", "good", "bad"]}))
     assert given.objective.labels == ["long", "good", "bad"]
 
 
@@ -723,8 +726,8 @@ def test_scores_are_those_of_the_models_own_forward_pass(family, ends_in, tmp_pa
     if model.config.pad_token_id is None:
         model.config.pad_token_id = 0
     net = network.Network(model, ends_in)
-    network.find_scores(net)
-    network.prepare(net, "auto")
+    trials.find_scores(net)
+    trials.prepare(net, "auto")
     net.eval()
     assert net.packed == (packed or (family == "albert" and ends_in == "each"))
     assert net.causal == (family == "llama")
@@ -790,7 +793,7 @@ def test_what_the_base_lacks_is_an_error(encoder, tmp_path):
 
 def test_positions_of_an_encoder_are_limited(classify):
     with pytest.raises(ModelError, match=r"data\.max_length=64"):
-        assemble(with_labels(classify(data={"max_length": 65}, batch={"micro_tokens": 128})))
+        assemble(by_rows(classify(data={"max_length": 65}, batch={"micro_tokens": 128})))
 
 
 # ---------------------------------------------------------------------------- runs
@@ -818,11 +821,7 @@ def test_an_encoder_stopped_and_resumed_ends_with_the_same_bytes(classify, tmp_p
     extra = {"checkpoint": {"every": 2}, "objective": {"class_weights": "balanced", "label_smoothing_factor": 0.1}}
     train(classify(**extra), QUIET)
     parted = classify(**extra, output_dir=str(tmp_path / "parted"))
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
@@ -831,6 +830,22 @@ def test_labels_are_known_without_the_data(classify, tmp_path):
     result = train(classify(max_steps=2), QUIET)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "x", "label": "another"}) + "\n")
     assert set(result.classifier()("good")[0]["probabilities"]) == {"bad", "good", "long"}
+
+
+def test_what_rows_decide_is_the_same_for_training_resuming_and_explaining(classify, tmp_path):
+    config = classify(max_steps=2, objective={"class_weights": "balanced"}, trainable={"kind": "lora"})
+    made = by_rows(config)
+    assert made != config
+    assert by_rows(made) is made
+    assert resolution.settled(made, iter(["another"])) == made, "decided once"
+    train(config, QUIET)
+    assert read_run(tmp_path / "run") == made
+    assert explain(config).config == made
+    assert explain(config, count=False).config.objective.labels == ["0", "1"]
+    Trainer(config, QUIET)  # with the settings as they were typed: its rows decide the same
+    write_rows(tmp_path / "rows.jsonl", [{"text": text, "label": "a" + label} for text, label in TEXTS * 4])
+    with pytest.raises(ConfigError, match=r"other settings.*abad"):
+        Trainer(config, QUIET)
 
 
 def test_a_cut_text_is_warned_of(classify, capsys):
@@ -886,7 +901,7 @@ def test_heads_move_with_everything(classify, tiny_model):
     """Whatever else moves, and they are in no adapter's targets."""
     for kind, model in (("lora", None), ("partial", None), ("prompt", tiny_model), ("bottleneck", tiny_model)):
         extra = {"trainable": {"kind": kind} | ({"biases": True} if kind == "partial" else {})}
-        config = with_labels(classify(**extra, **({"model": str(model)} if model else {})))
+        config = by_rows(classify(**extra, **({"model": str(model)} if model else {})))
         made = assemble(config)
         places = surgery.heads(made.network.model)
         moving = {surgery.base_name(name) for name in made.parameters()}
@@ -895,7 +910,7 @@ def test_heads_move_with_everything(classify, tiny_model):
             assert any(name.startswith(place) for name in moving), (kind, place)
         beside = [n for n, a in surgery.adapters(made.network.model) if n in places]
         assert kind == "partial" or beside == places
-    config = with_labels(classify(trainable={"kind": "lora", "target_modules": ["dense"]}))
+    config = by_rows(classify(trainable={"kind": "lora", "target_modules": ["dense"]}))
     targets = [n for n, a in surgery.adapters(assemble(config).network.model) if "pooler" in n]
     assert targets == ["bert.pooler"], "a copy of it moves in full, and none of it has an update of low rank"
 
@@ -915,7 +930,7 @@ def test_a_classifier_from_a_random_start(classify):
     """Its tokenizer is learnt from the texts of training rows."""
     model = {"name": "", "size": "tiny", "vocab_size": 300}
     config = classify(model=model, max_steps=2)
-    made = with_labels(config)
+    made = by_rows(config)
     assert made.model.tokenizer == "train"
     result = train(config, QUIET)
     assert set(result.classifier()("good")[0]["probabilities"]) == {"bad", "good", "long"}

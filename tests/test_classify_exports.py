@@ -159,9 +159,10 @@ def test_a_saved_adapter_is_gone_on_with_and_laid_beneath(classify, tiny_model, 
     config = classify(
         trainable={"kind": "lora", "init_from": str(tmp_path / "adapter")}, output_dir=str(tmp_path / "on")
     )
-    from luthier.assemble import assemble, with_labels
+    from luthier.assemble import assemble
+    from luthier.resolution import by_rows
 
-    made = assemble(with_labels(config))
+    made = assemble(by_rows(config))
     ids = [2, 5, 6, 9, 3]
     with made.network.natively() as model:
         torch.testing.assert_close(scores(model, ids), ours(first.folder, ids))

@@ -1,15 +1,12 @@
 """Clipping: by norm and value against PyTorch, unit by unit by hand; counted, resumed, refused."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import make_model
 from pydantic import TypeAdapter
+from test_ranks import run_on_two
 
 from luthier import configure, steps, train
 from luthier.errors import ConfigError
@@ -179,29 +176,12 @@ def test_micro_batches_are_clipped_as_one(settings, kind, tmp_path):
     assert [n for n, _ in ends[0]] == pytest.approx([n for n, _ in ends[1]], rel=1e-3)
 
 
-RANK = """
-import json, sys, torch
-torch.set_num_threads(1)
-from luthier import configure, train
-from luthier.monitor import Console
-train(configure(json.loads(sys.argv[1]), method="full"), Console(quiet=True))
-"""
-
-
 def test_two_ranks_clip_what_one_clips(settings, tmp_path):
     extra = {"clipping": CLIPPINGS["adaptive"], "evaluation": {"every": 2}, "max_steps": 4, "optim": {"kind": "muon"},
              "schedule": {"kind": "reduce_lr_on_plateau", "patience": 0, "threshold": 0.9}}  # fmt: skip
     train(configure(settings, extra, method="full"), QUIET)
     both = configure(settings, extra, {"output_dir": str(tmp_path / "two")}, method="full").model_dump(mode="json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", RANK, json.dumps(both)], env=os.environ | ranks | {"RANK": str(r)})
-        for r in range(2)
-    ]
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    assert run_on_two(both) == [0, 0]
     one, two = (
         [r for r in records(tmp_path / name / "metrics.jsonl") if r["kind"] == "train"] for name in ("run", "two")
     )

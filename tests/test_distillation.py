@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import LLAMA, ROWS, make_model, make_tokenizer, save_model
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
 from luthier import checkpoint, configure, explain, steps, surgery, train
 from luthier.assemble import assemble, restore
 from luthier.batch import Batch
+from luthier.cli import main
 from luthier.config import Config
 from luthier.data.dataset import load
 from luthier.errors import ConfigError, DataError, ModelError
@@ -163,11 +164,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(distilled, tmp_path, metho
     whole = distilled(trainable, {"checkpoint": {"every": 3}}, **objective)
     train(whole, QUIET)
     parted = distilled(trainable, {"checkpoint": {"every": 2}, "output_dir": str(tmp_path / "parted")}, **objective)
-    for step in steps(parted, QUIET):
-        if step.step == 3:  # after the checkpoint of step 2
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)  # after the checkpoint of step 2
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
@@ -228,9 +225,11 @@ def test_a_run_with_kept_outputs_resumes_without_its_teacher(distilled, teacher,
     for step in steps(parted, QUIET):
         if step.step == 3:
             break
-    (gone / "model.safetensors").write_bytes(b"")  # would not load
+    shutil.rmtree(gone)
     torch.manual_seed(99)
-    train(parted, QUIET)
+    train(configure(tmp_path / "parted" / "config.yaml"), QUIET)
+    with pytest.raises(ConfigError, match=r"objective\.teacher: .*/gone' does not exist"):
+        distilled({"output_dir": str(tmp_path / "new")}, **settings)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
@@ -301,11 +300,7 @@ def test_stopped_in_a_batch_of_answers_and_resumed_ends_with_the_same_bytes(dist
     settings = {"on_policy": {"lmbda": 0.6, "max_completion_length": 8, "num_mini_batches": 2}}
     train(distilled({"checkpoint": {"every": 3}}, **settings), QUIET)
     parted = distilled({"checkpoint": {"every": 1}, "output_dir": str(tmp_path / "parted")}, **settings)
-    for step in steps(parted, QUIET):
-        if step.step == 4:  # after the checkpoint of step 3, in the middle of the second batch of answers
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 4)  # after the checkpoint of step 3, in the middle of the second batch of answers
     one, other = finished(tmp_path / "run"), finished(tmp_path / "parted")
     assert {n: b for n, b in one.items() if n.endswith(".safetensors")} == {
         n: b for n, b in other.items() if n.endswith(".safetensors")
@@ -596,3 +591,77 @@ def test_it_is_told_beforehand(distilled, settings, teacher):
     plain, stored = (explain(distilled(teacher={"name": run, "precision": p})) for p in (None, "nf4"))
     in_blocks = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 48 * 3)  # 4 bits, scales and codes instead of 32
     assert in_blocks * 2.3 < plain.memory.weights - stored.memory.weights < in_blocks * 3.5
+
+
+# ---------------------------------------------------------------------------- a teacher that has gone
+
+
+@pytest.fixture
+def moved(distilled, teacher, tmp_path):
+    """A finished run whose teacher is no longer where it was; beside it stands one that was stopped."""
+    import shutil
+
+    place = shutil.copytree(teacher, tmp_path / "teacher")
+    result = train(distilled({"checkpoint": {"every": 2}}, teacher=str(place), hidden_states={}), QUIET)
+    parted = distilled({"checkpoint": {"every": 2}, "output_dir": str(tmp_path / "parted")}, teacher=str(place))
+    for step in steps(parted, QUIET):
+        if step.step == 3:
+            break
+    place.rename(tmp_path / "elsewhere")
+    return result
+
+
+def test_a_run_is_asked_and_exported_without_its_teacher(moved, capsys, tmp_path):
+    result = moved
+    assert result.chat().ask("one 1", max_new_tokens=3)
+    assert main(["generate", str(result.folder), "one 1", "--max-new-tokens", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["prompt"] == "one 1"
+    found = result.export(tmp_path / "out", "full")
+    assert found["largest_difference"] < 1e-3
+
+
+def test_a_run_is_measured_without_its_teacher_but_for_figures_beside_it(moved, capsys, tmp_path):
+    """The others are those that were measured with it; what is left out is told once."""
+    result = moved
+    assert main(["evaluate", str(result.folder), "--json"]) == 0
+    told = capsys.readouterr()
+    figures = json.loads(told.out)["figures"]
+    for name in ("loss", "perplexity", "bits_per_byte", "token_accuracy"):
+        for side in ("base", "tuned"):
+            assert figures[name][side] == pytest.approx(result.report["figures"][name][side], rel=1e-5), name
+    assert {"kl", "agreement"} <= result.report["figures"].keys()
+    assert not {"kl", "agreement"} & figures.keys()
+    words = " ".join(told.err.split())
+    assert "objective.teacher cannot be loaded, so there are no figures beside it" in words
+    assert str(tmp_path / "teacher") in words.replace(" ", "")
+    (tmp_path / "elsewhere").rename(tmp_path / "teacher")
+    assert main(["evaluate", str(result.folder), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["figures"]
+    for side in ("base", "tuned"):
+        assert again["kl"][side] == pytest.approx(result.report["figures"]["kl"][side], rel=1e-4)
+
+
+@pytest.mark.usefixtures("moved")
+def test_training_does_not_go_on_without_the_teacher(capsys, tmp_path):
+    """Told from the configuration, before anything is loaded; with the teacher back in its place the run ends."""
+    path = tmp_path / "parted" / "config.yaml"
+    assert main(["train", str(path)]) == ConfigError.exit_code
+    told = " ".join(capsys.readouterr().err.split())
+    assert "objective.teacher: " in told
+    assert "does not exist; training needs it" in told
+    (tmp_path / "elsewhere").rename(tmp_path / "teacher")
+    assert train(configure(path), QUIET).report["steps"] == 6
+
+
+def test_a_run_outlives_the_rows_that_it_learnt(settings, capsys, rows_file):
+    result = train(configure(settings, {"max_steps": 1}, method="lora"), QUIET)
+    rows_file.rename(rows_file.with_name("elsewhere.jsonl"))
+    assert result.chat().ask("one 1", max_new_tokens=2)
+    assert result.export(rows_file.parent / "out", "merged")["largest_difference"] < 1e-3
+    assert main(["evaluate", str(result.folder)]) == ConfigError.exit_code
+    assert "does not exist; name rows to measure on with --data" in " ".join(capsys.readouterr().err.split())
+    elsewhere = str(rows_file.with_name("elsewhere.jsonl"))
+    assert main(["evaluate", str(result.folder), "--data", elsewhere, "--json"]) == 0
+    assert "loss" in json.loads(capsys.readouterr().out)["figures"]
+    with pytest.raises(ConfigError, match=r"data\.train: .*does not exist"):
+        configure(result.folder / "config.yaml")

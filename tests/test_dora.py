@@ -2,15 +2,14 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, make_model
 from test_parity import assert_equal_losses, documents, packed_network
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 from torch import nn
 
-from luthier import configure, steps, train
+from luthier import configure, train
 from luthier.batch import Batch
 from luthier.errors import ModelError
 from luthier.surgery import Adapter, QuantisedLinear, adapters, adapters_off, dense, merged_state, trainable
@@ -298,12 +297,7 @@ def test_stopped_and_resumed_and_exported(settings, tmp_path):
     assert whole.trainable == DoRA(r=4, lora_dropout=0.1, init_lora_weights="pissa_niter_4")
     train(whole, QUIET)
     parted = configure(settings, extra, {"output_dir": str(tmp_path / "parted")}, method="dora")
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    np.random.seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     for kind in ("adapter", "merged"):
         compared = export(tmp_path / "run", tmp_path / kind, kind)

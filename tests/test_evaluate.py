@@ -19,9 +19,10 @@ from luthier.data.dataset import open_rows
 from luthier.data.masks import Renderer
 from luthier.errors import ConfigError, DataError, MetricError
 from luthier.evaluate import held_out, learnt_bytes
+from luthier.intervals import Figure, quotient
 from luthier.logprobs import Head, nll_sum, scored
 from luthier.measured import Documents, Measured, compare, comparison, summary
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.monitor import Console, records
 from luthier.scores import Answer
 from luthier.train import Trainer
@@ -65,6 +66,16 @@ def test_undefined_figures_are_null():
     assert values["bits_per_byte_interval"] is None
     assert "exact_match" not in values
     json.dumps(compare(measured(bytes=[0.0, 0.0]), measured(bytes=[0.0, 0.0], loss=[1e9, 1e9])), allow_nan=False)
+
+
+def test_means_over_few_of_the_rows_have_intervals():
+    """Of n rows k are counted; a resample has none of them with probability (1 - k / n) ** n. With 3 of 20 that is
+    0.039, and the interval is of the others; with 2 of 20 it is 0.12, and there is none. All counted ones are equal."""
+    for counted, wanted in ((3, (2.0, 2.0)), (2, None)):
+        rows = np.r_[np.ones(counted), np.zeros(20 - counted)]
+        figure = Figure(np.stack([2 * rows, rows], 1), quotient)
+        assert figure.value == 2.0
+        assert figure.interval() == wanted
 
 
 def test_base_against_tuned_by_hand():
@@ -273,7 +284,7 @@ def test_every_evaluation_has_its_figures_and_resumes_with_the_same(settings, tm
     for step in trainer.loop():
         if step.step == 3:
             break
-    trainer.monitor.close()
+    trainer.journal.close()
     resumed = train(parted, QUIET)
     assert resumed.report["figures"] == whole.report["figures"]
     ends = [checkpoint.listed(f / "checkpoints")[-1] / "weights.safetensors" for f in (whole.folder, resumed.folder)]
@@ -339,7 +350,7 @@ def test_what_needs_held_out_rows_says_so(settings):
 def test_bleu_is_asked_for_with_its_library(settings, monkeypatch):
     wanted = {"evaluation": {"metrics": ["bleu"], "generate": 2}}
     assert configure(settings, wanted).evaluation.metrics == ["bleu"]
-    monkeypatch.setattr("luthier.contradictions.find_spec", lambda name: None)
+    monkeypatch.setattr("luthier.contradictions.evaluation.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'luthier\[eval\]'"):
         configure(settings, wanted)
 
@@ -460,7 +471,7 @@ def test_a_wrapped_head_takes_the_general_path():
 def test_families_that_cannot_be_packed_say_why():
     net = network.Network(make_model("llama"))
     net.model.config.layer_types = ["chunked_attention", "full_attention"]
-    reason = network.prepare(net, "auto")
+    reason = trials.prepare(net, "auto")
     assert reason is not None
     assert "chunked_attention" in reason
     assert not net.packed

@@ -15,11 +15,13 @@ import yaml
 from conftest import ROWS
 
 from luthier import cli
+from luthier.cli import search as cli_search
 from luthier.config import configure
 from luthier.errors import ConfigError
 from luthier.methods import METHODS
 from luthier.models.sizes import SIZES
 from luthier.objectives import Objective
+from luthier.search.space import read as read_space
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -255,7 +257,11 @@ def test_a_command_in_the_documents_is_one(page, command):
     for word in command:
         if word.startswith("examples/"):
             assert (ROOT / word.partition(":")[0]).is_file(), word
-    settings = [str(ROOT / s) if s.startswith("examples/") else s for s in getattr(options, "settings", [])]
+    given = getattr(options, "settings", [])
+    if options.verb == "search":
+        given, space = cli_search.parted(given)
+        assert not space or read_space(space).dimensions
+    settings = [str(ROOT / s) if s.startswith("examples/") else s for s in given]
     known = [s for s in settings if "=" in s or Path(s).is_file()]
     method = getattr(options, "method", None)
     try:

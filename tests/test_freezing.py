@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import LLAMA, make_model, make_tokenizer
 from safetensors.torch import load_file
+from test_train import in_two_parts
 from torch.utils.flop_counter import FlopCounterMode
 
-from luthier import checkpoint, configure, steps, train
+from luthier import checkpoint, configure, train
 from luthier.cli import main
 from luthier.errors import ConfigError, ModelError
 from luthier.explain import moving, walked
@@ -217,11 +218,7 @@ def test_late_moments_start_afresh():
 def test_resumed_around_the_step_ends_with_the_same_bytes(gradual, tmp_path, stop, recompute):
     extra = {"checkpoint": {"every": 1}, "parallel": {"activation_checkpointing": recompute}}
     train(gradual("whole", **extra), QUIET)
-    for step in steps(gradual("parted", **extra), QUIET):
-        if step.step == stop:
-            break
-    torch.manual_seed(99)
-    train(gradual("parted", **extra), QUIET)
+    in_two_parts(gradual("parted", **extra), stop)
     ends = [tmp_path / name / "checkpoints/step-00000006" for name in ("whole", "parted")]
     assert {p.name for p in ends[0].iterdir()} == {p.name for p in ends[1].iterdir()}
     for path in ends[0].iterdir():

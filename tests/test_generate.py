@@ -6,7 +6,7 @@ from conftest import make_model, make_tokenizer
 
 from luthier.data.masks import Renderer
 from luthier.generate import Chat, choose, generate
-from luthier.models import network
+from luthier.models import network, trials
 
 PROMPTS = [[7, 9, 11], [40, 41, 42, 43, 44, 45, 46, 47], [5], [100, 3, 100, 3, 100], [250, 2, 77]]
 NEW = 24
@@ -19,7 +19,7 @@ def net(request):
         for p in model.parameters():  # else a random model repeats one token
             p.mul_(4.0 if p.ndim > 1 else 1.0)
     made = network.Network(model)
-    network.prepare(made, "auto")
+    trials.prepare(made, "auto")
     return made
 
 

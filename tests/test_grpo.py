@@ -14,7 +14,7 @@ from luthier import configure
 from luthier.batch import Batch
 from luthier.errors import ConfigError
 from luthier.methods import METHODS
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.objectives import GRPO
 from luthier.objectives import group_advantages as advantages
 from luthier.objectives import policy_gradient as pg
@@ -129,7 +129,7 @@ def test_entropy_by_hand():
 @pytest.fixture(scope="module")
 def net():
     made = network.Network(make_model())
-    network.prepare(made, "auto")
+    trials.prepare(made, "auto")
     return made
 
 

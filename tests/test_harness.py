@@ -158,7 +158,7 @@ def test_tasks_of_a_configuration(folder, settings, monkeypatch):
         configure(settings, {"evaluation": here})
     with pytest.raises(ConfigError, match="there is no"):
         configure(settings, {"evaluation": {"tasks": [str(folder / "other.yaml")], "trust_task_files": True}})
-    monkeypatch.setattr("luthier.contradictions.find_spec", lambda name: None)
+    monkeypatch.setattr("luthier.contradictions.evaluation.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'luthier\[eval\]'"):
         configure(settings, {"evaluation": here | {"trust_task_files": True}})
 

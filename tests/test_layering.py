@@ -12,19 +12,23 @@ FLOORS = [
     {"cli"},
     {"search", "prepare"},
     {"train"},
+    {"journal"},
+    {"results", "evaluations", "preconditions"},
     {"evaluate", "export", "explain"},
     {"harness", "reload", "card", "ahead", "rollouts", "reward_models"},
-    {"assemble", "generate", "classify", "adapters"},
+    {"sampling"},
+    {"assemble", "generate", "classify", "rating", "adapters", "completions"},
+    {"assembled"},
     {"teachers"},
     {"config"},
-    {"contradictions"},
+    {"contradictions", "resolution"},
     {"critics", "faults"},
     {"fields"},
     {"methods"},
     AXES,
     {"checkpoint", "monitor", "measured", "rewards"},
     {"batch", "logprobs", "surgery", "scores", "classes"},
-    {"kernels", "files", "settings", "signals", "intervals", "sampled", "labels"},
+    {"kernels", "files", "settings", "signals", "intervals", "sampled", "labels", "figures", "shared"},
     {"document"},
     {"errors"},
 ]
@@ -92,7 +96,7 @@ def test_import_is_light():
     import subprocess
     import sys
 
-    heavy = "{'torch', 'transformers', 'datasets', 'pyarrow', 'rich'}"
+    heavy = "{'torch', 'transformers', 'datasets', 'pyarrow', 'rich', 'optuna'}"
     code = f"import sys, luthier, luthier.config, luthier.cli; luthier.cli.parser(); print({heavy} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"

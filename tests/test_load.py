@@ -11,7 +11,7 @@ import torch
 from conftest import make_model, make_tokenizer, save_model
 
 from luthier.errors import ModelError
-from luthier.models import Model, load, names, network
+from luthier.models import Model, load, names, network, trials
 
 CPU = torch.device("cpu")
 
@@ -96,5 +96,5 @@ def test_dropout_inside_attention_is_kept_by_sdpa():
     model.config.attn_pdrop = 0.5
     model.train()
     net = network.Network(model)
-    assert network.prepare(net, "packed") is None
+    assert trials.prepare(net, "packed") is None
     assert model.training

@@ -3,18 +3,17 @@
 import json
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, LLAMA, make_model, make_tokenizer
 from test_parity import documents, packed_network, plain_loss
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 from torch import nn
 
 from luthier import configure, steps, train
 from luthier.batch import Batch
 from luthier.errors import ConfigError, ModelError
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.objectives import NextToken
 from luthier.surgery import adapters, adapters_off, dense, innermost, merged_state, trainable
 from luthier.trainable import DoRA, LoRA, saved
@@ -359,7 +358,7 @@ def test_embeddings_and_head_equal_peft(family, zero_init, tmp_path):
         before = net.hidden(Batch.pack(documents()))
         settings.apply(net.model)
         torch.testing.assert_close(net.hidden(Batch.pack(documents())), before, rtol=0, atol=0)
-    network.check_head(net)
+    trials.check_head(net)
     disturb(net.model)
     folder = tmp_path / "adapter"
     with warnings.catch_warnings():
@@ -615,7 +614,7 @@ def test_experts_are_no_matter_of_rows_or_micro_batches(settings):
     """Gradients of all documents at once, of smaller batches, and of each document by itself. (The family runs padded:
     its sums over tokens of an expert are not the same to the bit with other neighbours.)"""
     net, plain = network.Network(mixtral()), mixtral()
-    network.prepare(net, "auto")
+    trials.prepare(net, "auto")
     for model in (net.model, plain):
         torch.manual_seed(7)
         settings.apply(model)
@@ -726,12 +725,7 @@ def test_stopped_and_resumed_and_exported(settings, given, kinds, tmp_path):
     assert whole.trainable.model_dump(include=set(given)) == given, "in the resolved configuration"
     train(whole, QUIET)
     parted = configure(settings, {"trainable": given}, optim, {"output_dir": str(tmp_path / "parted")})
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    np.random.seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     for kind in kinds:
         compared = export(tmp_path / "run", tmp_path / kind, kind)

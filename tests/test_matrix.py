@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import LLAMA, make_tokenizer
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
-from luthier import checkpoint, configure, steps, surgery, train
+from luthier import checkpoint, configure, surgery, train
 from luthier.assemble import assemble
 from luthier.batch import Batch
 from luthier.config import Config
@@ -230,11 +230,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(cell, trainable, precision
     whole = cell(trainable, precision, **extra)
     train(whole, QUIET)
     parted = cell(trainable, precision, **extra, output_dir=str(tmp_path / "parted"))
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     first, last = checkpoint.listed(tmp_path / "run" / "checkpoints")
     one, other = (checkpoint.read_tensors(folder, "weights") for folder in (first, last))

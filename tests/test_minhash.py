@@ -159,11 +159,11 @@ def test_clusters_are_connected_components(edges, parts):
 
 
 def test_pairs_of_few_are_all_and_of_many_grow_with_their_number(monkeypatch):
-    values, rows = np.array([7, 9, 7, 7, 5], np.uint64), np.array([10, 11, 12, 13, 14])
+    values, rows = np.array([7, 9, 7, 7, 5], np.uint32), np.array([10, 11, 12, 13, 14])
     found = sorted((int(x), int(y)) for a, b in lsh.pairs(values, rows) for x, y in zip(a, b))
     assert found == [(10, 12), (10, 13), (12, 13)]
     monkeypatch.setattr(lsh, "WINDOW", 3)
-    found = [(int(x), int(y)) for a, b in lsh.pairs(np.zeros(50, np.uint64), np.arange(50)) for x, y in zip(a, b)]
+    found = [(int(x), int(y)) for a, b in lsh.pairs(np.zeros(50, np.uint32), np.arange(50)) for x, y in zip(a, b)]
     assert len(found) == len(set(found)) == 49 + 48 + 47 + 46  # three before each, and the first
     assert {y for x, y in found if x == 0} == set(range(1, 50))
 
@@ -200,9 +200,28 @@ def test_what_was_not_compared_is_once_rows_are_gone(monkeypatch):
         for values in ([1, 2, 3], [7, 8, 9], [1, 2, 3, 4], [7, 8, 9, 10]):
             sets.add(np.array(values, np.uint32), np.array([len(values)]))
     clusters = Clusters(4)
-    assert lsh.unite_near(clusters, lambda which: np.zeros(4, np.uint64), 1, np.arange(4), sets, 0.7)
+    of = lsh.Banded(lambda which: np.zeros(4, np.uint32), 1, np.zeros((4, 1), np.uint64), 0)
+    assert lsh.unite_near(clusters, of, np.arange(4), sets, 0.7)
     assert clusters.all().tolist() == [0, 1, 0, 3]
     clusters, sizes = Clusters(4), np.array([3, 3, 4, 4])
-    lsh.clustered(clusters, lambda which: np.zeros(4, np.uint64), 1, np.arange(4), sets, 0.7,
-                  lambda: lsh.kept(clusters, sizes, longest=False))  # fmt: skip
+    lsh.clustered(clusters, of, np.arange(4), sets, 0.7, lambda: lsh.kept(clusters, sizes, longest=False))
     assert clusters.all().tolist() == [0, 1, 0, 1]
+
+
+def test_sketches_tell_apart_what_is_not_alike():
+    """At J = 0.5 a bit agrees with 0.75: 64 of 256 differ, with a deviation of 6.93, so up to 85; unlike rows, 128."""
+    assert minhash.most_differing(0.5, 256) == 85
+    random = np.random.default_rng(0)
+    values = random.choice(1 << 32, 3 * 200 * 300, replace=False).astype(np.uint32).reshape(300, 3, 200)
+    alike = np.concatenate([values[:, :2].reshape(300, -1), values[:, [0]].reshape(300, -1)[:, :200]], 1)  # a, b | a
+    alike = alike.reshape(-1)
+    starts = np.arange(300) * 600
+    of = minhash.Shingles(alike, np.sort(np.concatenate([starts, starts + 400])))
+    made = minhash.sketches(minhash.signatures(of, 256))
+    assert made.shape == (600, 4)
+    near, far = minhash.differing(made[::2], made[1::2]), minhash.differing(made[:-2:2], made[2::2])
+    assert near.mean() == pytest.approx(64, abs=2)
+    assert far.mean() == pytest.approx(128, abs=2)
+    assert (near <= 85).mean() > 0.99
+    assert (far > 85).all()
+    assert minhash.differing(np.array([[3]], np.uint64), np.array([[5]], np.uint64)).tolist() == [2]

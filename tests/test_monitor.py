@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import torch
 from conftest import ROWS, make_model, make_tokenizer, write_rows
 from safetensors.torch import load_file
+from test_ranks import TRAIN, started
 from torch import nn
 
 from luthier import checkpoint, configure, steps, train
@@ -681,30 +681,12 @@ def test_a_stopped_run_goes_on_with_skip(poisoned, tmp_path):
     assert finished(tmp_path / "run") == finished(tmp_path / "straight")
 
 
-RANKED = """
-import json, sys, torch
-torch.set_num_threads(1)
-from luthier import configure, train
-from luthier.monitor import Console
-train(configure(json.loads(sys.argv[1])), Console())
-"""
-
-
 def test_all_ranks_skip_alike_and_the_one_that_has_it_names_the_module(poisoned, tmp_path):
     extra = {"trainable": {"lora_dropout": 0.0}, "monitor": {"on_nonfinite": "skip"}, "batch": {"examples": 4}}
     one = config_of(poisoned, extra)
     report = train(one, QUIET).report
     both = config_of(poisoned, extra, {"output_dir": str(tmp_path / "two")}).model_dump(mode="json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKED, json.dumps(both)], stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for r in range(2)
-    ]  # fmt: skip
+    processes = started(TRAIN.replace("quiet=True", ""), both, stderr=subprocess.PIPE, text=True)
     errors = [p.communicate(timeout=300)[1] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], errors
     at = report["skipped_steps"][0]

@@ -7,21 +7,29 @@ of rows asks for rows of it.
 from __future__ import annotations
 
 import json
+import os
+import signal
+from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_matrix import CELLS, assert_alike, base, disturb, kind, members  # noqa: F401
-from test_train import QUIET, finished
+from test_ranks import two_ranks
+from test_train import QUIET, finished, killed
 
-from luthier import configure, steps, train
+from luthier import checkpoint, configure, steps, train
 from luthier.batch import Batch
 from luthier.errors import ConfigError
 from luthier.methods import METHODS
+from luthier.monitor import records
 from luthier.objectives import Objective
 from luthier.rollouts import CLOCKS
 from luthier.train import Trainer
 
 OBJECTIVES = [o for o in members(Objective) if kind(o) != "next_token"]  # that one has a matrix of its own
+MACHINE = {"tokens_per_second", "memory_gb", "seconds", "seconds_left", "rollout_seconds"}
+FORKS = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 EVERY_OBJECTIVE = pytest.mark.parametrize("objective", OBJECTIVES, ids=kind)
 
 
@@ -39,31 +47,32 @@ def rows_of(rows: str) -> list[dict]:
     }[rows]
 
 
+def configuration(base, tmp_path, objective, trainable="lora", precision="as_loaded", **extra):  # noqa: F811
+    name = next(m.name for m in METHODS.values() if m.kinds["objective"] == kind(objective))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(objective.rows)))
+    settings = {
+        "model": str(base), "data": {"train": str(path), "max_length": 64}, "max_steps": 3,
+        "batch": {"examples": 4, "micro_tokens": 128}, "output_dir": str(tmp_path / "run"),
+        "trainable": {"kind": trainable}, "precision": {"kind": precision}, "monitor": {"report_to": []},
+        "optim": {"learning_rate": 1e-2},
+    }  # fmt: skip
+    if kind(objective) == "ppo":
+        reward = {"kind": "length", "unit": "characters", "target": 6}
+        settings["objective"] = {"rewards": [reward], "num_mini_batches": 2, "max_completion_length": 8}
+    if kind(objective) == "grpo":  # a random model's bytes are up to so many characters
+        reward = {"kind": "length", "unit": "characters", "target": 6}
+        settings["objective"] = {"rewards": [reward], "num_generations": 2, "max_completion_length": 8}
+    if kind(objective) == "distillation":
+        settings["objective"] = {"teacher": str(base)}
+    if trainable == "partial":
+        settings["trainable"]["last_layers"] = 1
+    return configure(settings, extra, method=name)
+
+
 @pytest.fixture
 def objective_config(base, tmp_path):  # noqa: F811
-    def made(objective, trainable="lora", precision="as_loaded", **extra):
-        name = next(m.name for m in METHODS.values() if m.kinds["objective"] == kind(objective))
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(objective.rows)))
-        settings = {
-            "model": str(base), "data": {"train": str(path), "max_length": 64}, "max_steps": 3,
-            "batch": {"examples": 4, "micro_tokens": 128}, "output_dir": str(tmp_path / "run"),
-            "trainable": {"kind": trainable}, "precision": {"kind": precision}, "monitor": {"report_to": []},
-            "optim": {"learning_rate": 1e-2},
-        }  # fmt: skip
-        if kind(objective) == "ppo":
-            reward = {"kind": "length", "unit": "characters", "target": 6}
-            settings["objective"] = {"rewards": [reward], "num_mini_batches": 2, "max_completion_length": 8}
-        if kind(objective) == "grpo":  # a random model's bytes are up to so many characters
-            reward = {"kind": "length", "unit": "characters", "target": 6}
-            settings["objective"] = {"rewards": [reward], "num_generations": 2, "max_completion_length": 8}
-        if kind(objective) == "distillation":
-            settings["objective"] = {"teacher": str(base)}
-        if trainable == "partial":
-            settings["trainable"]["last_layers"] = 1
-        return configure(settings, extra, method=name)
-
-    return made
+    return partial(configuration, base, tmp_path)
 
 
 def gradients(trainer: Trainer, documents: list, limit: int) -> dict[str, torch.Tensor]:
@@ -110,16 +119,70 @@ def test_every_cell_is_refused_by_name_or_its_gradient_is_that_of_any_micro_batc
 
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 @EVERY_OBJECTIVE
-def test_stopped_and_resumed_ends_with_the_same_bytes(objective_config, objective, trainable, tmp_path):
-    extra = {"checkpoint": {"every": 1}}
-    train(objective_config(objective, trainable, **extra), QUIET)
+@FORKS
+def test_killed_and_resumed_ends_with_the_same_bytes(objective_config, objective, trainable, tmp_path):
+    """After step 4, to go on from step 3: of rollouts in the middle of a round."""
+    extra = {"checkpoint": {"every": 3}, "max_steps": 5}
     parted = objective_config(objective, trainable, **extra, output_dir=str(tmp_path / "parted"))
-    for step in steps(parted, QUIET):
-        if step.step == 2:  # after the checkpoint of step 1
-            break
+
+    def until_4() -> None:
+        for step in steps(parted, QUIET):
+            if step.step == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    killed(until_4)
+    assert len(list((tmp_path / "parted" / "checkpoints").iterdir())) == 1
     torch.manual_seed(99)
     train(parted, QUIET)
+    train(objective_config(objective, trainable, **extra), QUIET)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+
+
+WRITING = {"dpo": {}, "distillation": {"top_k": 4}, "ppo": {}, "classification": {}}
+
+
+@pytest.mark.parametrize("name", WRITING)
+@FORKS
+def test_killed_before_any_file_appears(objective_config, name, tmp_path, monkeypatch):
+    """Files are written beside their place and renamed: killed before each renaming of a run, which then goes on.
+
+    What is computed ahead, what a round left, checkpoints and reports are among them.
+    """
+    objective = next(o for o in OBJECTIVES if kind(o) == name)
+
+    def config(folder: str):
+        extra = {"checkpoint": {"every": 1}, "max_steps": 2, "output_dir": str(tmp_path / folder)}
+        made = objective_config(objective, "full" if name == "dpo" else "lora", **extra)
+        return configure(made.model_dump(exclude_unset=True), {"objective": WRITING[name]})
+
+    told: list[int] = []
+    rename = {name: getattr(os, name) for name in ("rename", "replace")}
+
+    def instead(before) -> None:
+        for verb, usual in rename.items():
+
+            def then(*given, usual=usual) -> None:
+                before()
+                usual(*given)
+
+            monkeypatch.setattr(os, verb, then)
+
+    instead(lambda: told.append(1))
+    train(config("whole"), QUIET)
+    instead(lambda: None)
+    assert len(told) > 5
+
+    for at in range(len(told)):
+        parted = config(str(at))
+
+        def dying(at=at, parted=parted) -> None:
+            left = iter(range(at))
+            instead(lambda: os.kill(os.getpid(), signal.SIGKILL) if next(left, None) is None else None)
+            train(parted, QUIET)
+
+        killed(dying)
+        train(parted, QUIET)
+        assert finished(tmp_path / "whole") == finished(tmp_path / str(at)), at
 
 
 @EVERY_OBJECTIVE
@@ -133,3 +196,46 @@ def test_packed_rows_and_padded_ones_learn_the_same(objective_config, objective,
     assert found[0].grad_norm == pytest.approx(found[1].grad_norm, rel=1e-3, abs=1e-6)
     told = [{name: value for name, value in step.metrics.items() if name not in CLOCKS} for step in found]
     assert told[0] == pytest.approx(told[1], rel=1e-3, abs=1e-5)
+
+
+TOGETHER = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from luthier import configure, train
+from luthier.monitor import Console
+for values in json.loads(sys.argv[1])["runs"]:
+    train(configure(values), Console(quiet=True))
+"""
+
+
+def test_two_ranks_learn_what_one_learns(base, tmp_path):  # noqa: F811
+    """Every objective, in the same two processes, with other micro-batches: losses, figures, what is told, weights."""
+    runs = {}
+    for objective in OBJECTIVES:
+        folder = tmp_path / kind(objective)
+        folder.mkdir()
+        changes = {"output_dir": str(folder / "one"), "optim": {"learning_rate": 1e-3}, "max_steps": 2}
+        one = configuration(base, folder, objective, **changes)
+        two = configure(one.model_dump(mode="json"), {"output_dir": str(folder / "two"), "batch": {"micro_tokens": 64}})
+        runs[folder] = (one, two)
+        train(one, QUIET)
+    assert two_ranks(TOGETHER, {"runs": [two.model_dump(mode="json") for _, two in runs.values()]}) == [0, 0]
+    for folder in runs:
+        of_one, of_two = (
+            [r for r in records(folder / name / "metrics.jsonl") if r["kind"] == "train"] for name in ("one", "two")
+        )
+        for mine, theirs in zip(of_one, of_two, strict=True):
+            numbers = {
+                name: [r[name] for r in (mine, theirs)] for name in mine if name not in {*CLOCKS, *MACHINE}
+                and isinstance(mine[name], float)
+            }  # fmt: skip
+            assert len(numbers) > 3
+            for name, (a, b) in numbers.items():
+                assert a == pytest.approx(b, rel=1e-3, abs=1e-4), (folder.name, name)
+        one, two = (
+            load_file(checkpoint.listed(folder / name / "checkpoints")[-1] / "weights.safetensors")
+            for name in ("one", "two")
+        )
+        for name, weight in one.items():
+            torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=f"{folder.name}: {name}")

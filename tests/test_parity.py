@@ -7,7 +7,7 @@ from conftest import FAMILIES, VOCABULARY, make_model
 from torch._dynamo import testing as dynamo_testing
 
 from luthier.batch import Batch, Document
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.objectives import NextToken
 from luthier.optim import AdamW
 from luthier.optim.clipping import clip_scale
@@ -29,7 +29,7 @@ def documents(lengths=(9, 17, 4, 12), seed=0):
 def packed_network(family="llama"):
     model = make_model(family)
     net = network.Network(model)
-    assert network.prepare(net, "packed") is None
+    assert trials.prepare(net, "packed") is None
     assert net.packed
     return net
 
@@ -47,7 +47,7 @@ def plain_loss(model, document):
 def test_packed_equals_one_document_at_a_time(family):
     docs = documents((9, 17, 4, 12, 1, 16))
     net, plain = packed_network(family), make_model(family)
-    network.check_head(net)
+    trials.check_head(net)
     loss = NextToken().build()(net, Batch.pack(docs))
     expected = [plain_loss(plain, d) for d in docs if len(d.tokens) > 1]
     torch.testing.assert_close(loss.total, sum(t for t, _ in expected), rtol=1e-5, atol=1e-4)
@@ -126,10 +126,10 @@ def test_soft_capped_family_runs_padded_and_right():
     )
     model = Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
     net = network.Network(model)
-    reason = network.prepare(net, "auto")
+    reason = trials.prepare(net, "auto")
     assert reason is not None
     assert not net.packed
-    network.check_head(net)
+    trials.check_head(net)
     docs = documents()
     loss = NextToken().build()(net, Batch.pack(docs))
     loss.total.backward()

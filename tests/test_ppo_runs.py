@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_train import QUIET, finished
+from test_ranks import two_ranks
+from test_train import QUIET, finished, in_two_parts
 
 from luthier.config import configure
 from luthier.errors import LuthierError
@@ -120,12 +120,10 @@ def test_stopped_at_any_step_ends_with_the_same_bytes(settings, tmp_path, at):
     extra = {"checkpoint": {"every": 1, "keep": 1}}
     train(config_of(settings, extra, **CONTROLLED), QUIET, rewards=REWARDS)
     config = config_of(settings, extra, {"output_dir": str(tmp_path / "parted")}, **CONTROLLED)
-    for step in steps(config, QUIET, REWARDS):
-        if step.step >= at:
-            break
-    torch.manual_seed(99)
-    train(config, QUIET, rewards=REWARDS)
+    in_two_parts(config, at, REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
+    whole, parted = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "parted"))
+    assert whole["passes_left_out"] == parted["passes_left_out"] > 0
 
 
 RANKED = """
@@ -144,13 +142,7 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path):
     objective = {"adaptive_kl": {"target": 0.1, "horizon": 20}, "whiten_rewards": True, "missing_eos_penalty": 0.5}
     train(config_of(settings, **objective), QUIET, rewards=REWARDS)
     both = config_of(settings, {"output_dir": str(tmp_path / "two")}, **objective).model_dump(mode="json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANKED, json.dumps(both), str(Path(__file__).parent)]
-    processes = [subprocess.Popen(command, env=os.environ | known | {"RANK": str(r)}) for r in range(2)]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    assert two_ranks(RANKED, both, str(Path(__file__).parent)) == [0, 0]
     history = (records(tmp_path / name / "metrics.jsonl") for name in ("run", "two"))
     one, two = ([r for r in each if r["kind"] == "train"] for each in history)
     assert len(one) == len(two) == 8
@@ -166,6 +158,35 @@ def test_passes_are_left_out_once_the_policy_has_moved(settings):
     assert [s.step for s in taken] == [1, 2, 7, 8]
     taken = told(settings, "whole", {"max_steps": 12}, num_ppo_epochs=3, target_kl=1e6)
     assert [s.step for s in taken] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("most", [12, 10], ids=["whole", "cut"])
+def test_passes_that_are_left_out_are_counted_and_told_once(settings, capsys, most):
+    """Three passes of two steps: of each of two rounds two are left out; one of the second where max_steps ends the
+    run after its second pass. Each round's record has its own number, the report the sum."""
+    objective = {"num_ppo_epochs": 3, "target_kl": 1e-6}
+    result = train(config_of(settings, {"max_steps": most}, **objective), Console(), rewards=REWARDS)
+    last = 2 if most == 12 else 1
+    history = [r for r in records(Path(settings["output_dir"]) / "metrics.jsonl") if r["kind"] == "train"]
+    assert [(r["step"], r["passes_left_out"]) for r in history] == [(1, 0), (2, 2), (7, 0), (8, last)]
+    assert result.report["passes_left_out"] == 2 + last
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("is above objective.target_kl=1e-06, so the passes after it") == told.count("left out") == 1
+    assert "round 1, pass 1 of 3: policy/approxkl=" in told
+
+
+def test_no_pass_is_left_out_below_the_target_or_after_the_last(settings):
+    """Two passes, the second of which is what moves the policy away; and a target that is never reached."""
+    for target in (1e6, None):
+        extra = {"max_steps": 4, "output_dir": f"{settings['output_dir']}{target}"}
+        result = train(config_of(settings, extra, target_kl=target), QUIET, rewards=REWARDS)
+        assert result.report["passes_left_out"] == 0
+        history = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
+        assert {r["passes_left_out"] for r in history} == {0}
+    trainer = Trainer(config_of(settings, target_kl=1e-6), QUIET, rewards=REWARDS)
+    assert trainer.steps[0]
+    trainer.steps.seen(2, {"policy/approxkl": 1.0})  # in the second of two passes
+    assert trainer.steps.counts["passes_left_out"] == 0
 
 
 def test_it_learns(settings):
@@ -279,13 +300,18 @@ def test_a_critic_resumes_and_is_not_needed_to_answer(settings, tiny_model, tmp_
     critic = {"critic": {"name": str(tiny_model)}}
     made = train(config_of(settings, extra, **critic), QUIET, rewards=REWARDS)
     config = config_of(settings, extra, {"output_dir": str(tmp_path / "parted")}, **critic)
-    for step in steps(config, QUIET, REWARDS):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(config, QUIET, rewards=REWARDS)
+    in_two_parts(config, 3, REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     assert made.chat().ask("one 1", max_new_tokens=2)
+
+
+def test_a_run_outlives_its_critic(settings, tiny_model, tmp_path):
+    place = shutil.copytree(tiny_model, tmp_path / "critic")
+    extra = {"max_steps": 2, "checkpoint": {"every": 1}}
+    result = train(config_of(settings, extra, critic={"name": str(place)}), QUIET, rewards=REWARDS)
+    place.rename(tmp_path / "elsewhere")
+    assert result.chat().ask("one 1", max_new_tokens=2)
+    bad(settings, "objective.critic: .*critic' does not exist", extra, critic={"name": str(place)})
 
 
 def test_a_reward_model_gives_the_first_values(settings, classifier):

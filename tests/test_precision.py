@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import LLAMA, make_model, make_tokenizer, save_model
 from safetensors.torch import load_file, save_file
+from test_train import in_two_parts
 from torch import nn
 
-from luthier import checkpoint, reload, steps, surgery, train
+from luthier import checkpoint, reload, surgery, train
 from luthier.assemble import assemble, restore
 from luthier.batch import Batch, Document
 from luthier.config import configure
@@ -267,11 +268,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(settings, kind, tmp_path):
     whole = run_over(settings, kind, checkpoint={"every": 2})
     train(whole, QUIET)
     parted = run_over(settings, kind, checkpoint={"every": 2}, output_dir=str(tmp_path / "parted"))
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     newest = [checkpoint.newest(tmp_path / n / "checkpoints")[0] for n in ("run", "parted")]
     ends = [checkpoint.read_tensors(folder, "weights") for folder in newest]
     assert ends[0].keys() == ends[1].keys()

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from conftest import make_model, write_rows
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
 from luthier import configure, explain, steps, train
 from luthier.assemble import assemble, restore
@@ -151,6 +151,7 @@ def told(made, batches: list[Batch]) -> tuple[float, dict[str, float], dict[str,
         losses[-1].total.backward()
     count = float(sum(loss.count for loss in losses))
     metrics = {name: float(sum(loss.metrics[name] for loss in losses)) / count for name in objective.metrics}
+    metrics = objective.shown(metrics) if hasattr(objective, "shown") else metrics
     gradients = {name: p.grad / count for name, p in made.parameters().items() if p.grad is not None}
     return float(sum(loss.total.detach() for loss in losses)) / count, metrics, gradients
 
@@ -171,8 +172,58 @@ def test_kto_learns_what_is_liked(unpaired):
     assert figures["rewards/accuracies"]["base"] == 0.5
     assert figures["loss"]["tuned"] < 0.45
     history = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
-    assert history[-1]["rewards/margins"] > 0.3
+    assert [r["rewards/margins"] for r in history if "rewards/margins" in r][-1] > 0.3  # of a step with both sides
     assert any(r["kl"] > 0 for r in history)
+
+
+def test_kto_has_no_mean_over_rows_that_are_not_there(unpaired):
+    """Steps of one row each: a side's means stand in the log where it has the row, and never as 0 where it has none."""
+    extra = {"max_steps": 12, "batch": {"examples": 1}, "objective": {"beta": 0.5}}
+    result = train(configure(unpaired, extra, method="kto"), QUIET)
+    history = [r for r in records(result.folder / "metrics.jsonl") if r["kind"] == "train"]
+    assert {r["liked"] for r in history} == {0.0, 1.0}
+    for record in history:
+        side = "chosen" if record["liked"] else "rejected"
+        assert {n.partition("/")[2] for n in record if n.startswith("logps/")} == {side}
+        assert {n.partition("/")[2] for n in record if n.startswith("rewards/")} == {side}
+        assert record[f"logps/{side}"] < -1
+
+
+def test_kto_means_are_over_the_rows_of_a_side(unpaired):
+    """Against log-probabilities of each row by itself, whatever share of the step is liked; intervals, too."""
+    from luthier.evaluate import held_out
+    from luthier.objectives.sequences import sums, token_logprobs
+
+    made = assemble(configure(unpaired, {"objective": {"beta": 0.5}}, method="kto"))
+    moved(made)
+    rows, _ = dataset.open_rows(made.config.data, made.renderer, None, print, print)
+    liked = [d for d in rows.documents if d.labels[0]]
+    others = [d for d in rows.documents if not d.labels[0]]
+
+    def logps(documents: list) -> list[float]:
+        batch = Batch.pack(documents).members(0)
+        return sums(batch, token_logprobs(made.network, batch)).tolist()
+
+    chosen = [*liked[:7], *others[:2]]
+    _, metrics, _ = told(made, Batch.pack(chosen).split(100))
+    assert metrics["logps/chosen"] == pytest.approx(sum(logps(liked[:7])) / 7, rel=1e-5)
+    assert metrics["logps/rejected"] == pytest.approx(sum(logps(others[:2])) / 2, rel=1e-5)
+    assert metrics["rewards/margins"] == pytest.approx(metrics["rewards/chosen"] - metrics["rewards/rejected"])
+    assert metrics["liked"] == pytest.approx(7 / 9)
+    at = [i for i, d in enumerate(rows.documents) if d.labels[0]]
+    documents = held_out(made, rows, 1024)
+    figures = documents.figures()
+    assert figures["logps/chosen"].value == pytest.approx(sum(logps(liked)) / len(liked), rel=1e-5)
+    assert figures["rewards/margins"].value == pytest.approx(
+        figures["rewards/chosen"].value - figures["rewards/rejected"].value
+    )
+    low, high = figures["logps/chosen"].interval()
+    assert low < figures["logps/chosen"].value < high
+    assert "liked" not in figures
+    alone = documents.subset(at).figures()
+    assert alone["logps/chosen"].value == pytest.approx(figures["logps/chosen"].value)
+    for name in ("logps/rejected", "rewards/rejected", "rewards/margins"):
+        assert (alone[name].value, alone[name].interval()) == (None, None), name
 
 
 METHODS = ["dpo", "simpo", "orpo", "cpo", "kto"]
@@ -244,11 +295,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(pairs, unpaired, tmp_path,
     }  # fmt: skip
     train(configure(pairs, extra, method=method), QUIET)
     parted = configure(pairs, extra, {"output_dir": str(tmp_path / "parted")}, method=method)
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     assert (tmp_path / "run" / "ahead").exists() == precompute
 
@@ -371,6 +418,23 @@ def test_labels_that_teach_little_are_told(unpaired, tmp_path, rows, wanted):
     console.warn = said.append
     train(config, console)
     assert any(wanted in line for line in said), said
+
+
+def test_a_stream_of_one_side_is_told(unpaired, tmp_path):
+    rows = [{"prompt": f"a {n}", "completion": f"b {n}", "label": n < 12} for n in range(24)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    data = {"train": str(path), "max_length": 64, "streaming": True, "shuffle_buffer": 12}
+    console, said = Console(quiet=True), []
+    console.warn = said.append
+    train(configure(unpaired | {"data": data}, {"max_steps": 6, "batch": {"examples": 4}}, method="kto"), console)
+    found = [line for line in said if "labelled" in line]
+    assert "block 1 of the stream: all 12 rows are labelled true" in found[0]
+    assert "block 2 of the stream: all 12 rows are labelled false" in found[1]
+    data["shuffle_buffer"] = 24
+    said.clear()
+    config = configure(unpaired | {"data": data, "output_dir": str(tmp_path / "other")}, {"max_steps": 6}, method="kto")
+    train(config, console)
+    assert not [line for line in said if "labelled" in line]
 
 
 def test_answers_without_a_stranger_are_refused(unpaired, tmp_path):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,33 +22,39 @@ MEASURED = {
     "every": 3, "generate": 5, "batch_size": 2, "max_new_tokens": 8, "metrics": ["f1", "chrf"],
     "forgetting": "python-docs",
 }  # fmt: skip
-CODE = """
+TRAIN = """
 import json, sys, torch
 torch.set_num_threads(1)
 from luthier import configure, train
 from luthier.monitor import Console
-train(configure(json.loads(sys.argv[1])), Console(quiet=True), {"mine": lambda r, a, p, row: len(a) + row["row"]})
+train(configure(json.loads(sys.argv[1])), Console(quiet=True))
 """
+CODE = TRAIN.replace("quiet=True)", 'quiet=True), {"mine": lambda r, a, p, row: len(a) + row["row"]}')
 
 
-def two_ranks(code: str, values: dict) -> list[int]:
-    """The exit codes of two processes that run this code together, on the settings as JSON in its first argument."""
+def started(code: str, values: dict, *more: str, **streams: Any) -> list[subprocess.Popen]:
+    """Two processes that run this code together, on the settings as JSON in its first argument, `more` in the next."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    processes = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(values)],
+            [sys.executable, "-c", code, json.dumps(values), *more],
             env=os.environ | {"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            **streams,
         )
         for r in range(2)
     ]
-    return [p.wait(timeout=300) for p in processes]
+
+
+def two_ranks(code: str, values: dict, *more: str) -> list[int]:
+    """The exit codes of two such processes."""
+    return [p.wait(timeout=300) for p in started(code, values, *more)]
 
 
 def run_on_two(values: dict) -> list[int]:
     """The exit codes of two processes that train together."""
-    return two_ranks(CODE.replace(', {"mine": lambda r, a, p, row: len(a) + row["row"]}', ""), values)
+    return two_ranks(TRAIN, values)
 
 
 @pytest.mark.parametrize("examples", [8, 1])  # with one row, a rank has none

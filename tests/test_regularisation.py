@@ -17,7 +17,7 @@ from luthier.batch import Batch
 from luthier.errors import ConfigError, ModelError
 from luthier.logprobs import Head, nll_sum
 from luthier.measured import Measured
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.monitor import Console, records
 from luthier.objectives import NextToken
 from luthier.optim import EMA, EarlyStopping, LastAverage, Regularisation
@@ -83,7 +83,7 @@ def test_attention_dropout_reaches_packed_attention():
     model = make_model("llama")
     Regularisation(attention_dropout=0.4).apply(model)
     net = network.Network(model).train()
-    assert network.prepare(net, "auto") is None
+    assert trials.prepare(net, "auto") is None
     batch = batch_of(9, 14)
     assert not torch.equal(net.hidden(batch), net.hidden(batch))
 
@@ -132,7 +132,7 @@ def test_noise_is_bounded_by_each_document_own_length(packed):
     model = make_model("llama")
     net = network.Network(model).train()
     if packed:
-        assert network.prepare(net, "packed") is None
+        assert trials.prepare(net, "packed") is None
     net.noise = 5.0
     batch = batch_of(4, 30)
     seen = []

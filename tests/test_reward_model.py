@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, VOCABULARY, make_model, make_tokenizer, write_rows
-from test_train import QUIET, finished
+from test_ranks import run_on_two
+from test_train import QUIET, finished, in_two_parts
 
-from luthier import configure, explain, reward_models, steps, train
+from luthier import configure, explain, reward_models, train
 from luthier.batch import Batch
 from luthier.data import kinds
 from luthier.data.formats import FORMATS
 from luthier.data.masks import Renderer
 from luthier.document import Document
 from luthier.errors import ConfigError, ModelError, RewardError
-from luthier.models import heads, network
+from luthier.models import heads, network, trials
 from luthier.monitor import records
 from luthier.objectives import BradleyTerry
 from luthier.objectives.bradley_terry import bradley_terry, centring, won
@@ -163,8 +159,8 @@ def network_of(family: str) -> network.Network:
     base.config.pad_token_id = base.config.get_text_config().pad_token_id = 0
     model = heads.on_base(base, heads.Ending("text", ("reward",), "regression"), seed=0)
     net = network.Network(model, "text").eval()
-    network.find_scores(net)
-    network.prepare(net, "auto")
+    trials.find_scores(net)
+    trials.prepare(net, "auto")
     return net
 
 
@@ -234,11 +230,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(pairs, tmp_path, kind):
     extra = {"trainable": {"kind": kind}, "objective": {"center_rewards_coefficient": 0.01}}
     train(trained(pairs, **extra), QUIET)
     parted = trained(pairs, **extra, output_dir=str(tmp_path / "parted"))
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 
@@ -351,24 +343,10 @@ def test_what_is_exported_scores_as_the_run(pairs, tmp_path):
             assert adapted(tokens).logits[0, 0].item() == pytest.approx(score, rel=1e-4, abs=1e-6)
 
 
-ON_RANK = """
-import json, sys, torch
-torch.set_num_threads(1)
-from luthier import configure, train
-from luthier.monitor import Console
-train(configure(json.loads(sys.argv[1])), Console(quiet=True))
-"""
-
-
 def test_two_ranks_learn_what_one_learns(pairs, tmp_path):
     train(trained(pairs, max_steps=2), QUIET)
-    both = json.dumps(trained(pairs, max_steps=2, output_dir=str(tmp_path / "two")).model_dump(mode="json"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    command = [sys.executable, "-c", ON_RANK, both]
-    ranks = [subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank)}) for rank in range(2)]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    both = trained(pairs, max_steps=2, output_dir=str(tmp_path / "two")).model_dump(mode="json")
+    assert run_on_two(both) == [0, 0]
     one, two = ([(r["kind"], r["step"], r["loss"], r["rewards/accuracies"]) for r in records(folder / "metrics.jsonl")]
                 for folder in (tmp_path / "run", tmp_path / "two"))  # fmt: skip
     assert [row[:2] for row in one] == [row[:2] for row in two]

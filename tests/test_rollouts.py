@@ -11,13 +11,13 @@ import torch
 from conftest import make_model, write_rows
 from safetensors.torch import load_file
 from test_ranks import two_ranks
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
 from luthier import checkpoint, configure, steps, surgery, train
 from luthier.cli import main
 from luthier.errors import ConfigError, DataError, RewardError
 from luthier.generate import complete, distribution, drawn, generate
-from luthier.models import network
+from luthier.models import network, trials
 from luthier.monitor import Console, records
 from luthier.train import Trainer
 
@@ -61,7 +61,7 @@ def net():
         for p in model.parameters():  # else every token is as likely as another
             p.mul_(3.0 if p.ndim > 1 else 1.0)
     made = network.Network(model)
-    network.prepare(made, "auto")
+    trials.prepare(made, "auto")
     return made
 
 
@@ -192,12 +192,7 @@ def test_stopped_inside_a_round_and_resumed_ends_with_the_same_bytes(asking, tmp
     run(asking, more)
     for stopped_after in (1, 2, 3, 4, 6):
         parted = configure(asking, more, {"output_dir": str(tmp_path / f"parted{stopped_after}")})
-        for step in steps(parted, QUIET, {"length": length}):
-            if step.step == stopped_after:  # its checkpoint is the last
-                break
-        torch.manual_seed(99)
-        np.random.seed(99)
-        train(parted, QUIET, rewards={"length": length})
+        in_two_parts(parted, stopped_after, {"length": length})  # its checkpoint is the last
         assert finished(tmp_path / "run") == finished(tmp_path / f"parted{stopped_after}"), stopped_after
 
 
@@ -220,7 +215,7 @@ def test_the_rest_of_a_round_is_left_out_where_enough_was_learnt(asking, tmp_pat
     """The objective says so after the first step of each round: its first pass is finished, the second is left out."""
     from luthier.objectives.policy_gradient import GRPOObjective
 
-    monkeypatch.setattr(GRPOObjective, "enough", lambda self, metrics: "kl" in metrics, raising=False)
+    monkeypatch.setattr(GRPOObjective, "enough", lambda self, metrics: "kl" in metrics and "so it is", raising=False)
     more = {"evaluation": {"every": 3}, "checkpoint": {"every": 1, "keep": 9}}
     trainer = Trainer(configure(asking, more), QUIET, rewards={"length": length})
     assert [step.step for step in trainer.loop()] == [1, 2, 5, 6]

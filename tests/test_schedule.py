@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from luthier import configure, steps, train
 from luthier.errors import ConfigError
+from luthier.figures import greater_is_better
 from luthier.monitor import Console, records
 from luthier.optim import Schedule, schedule
 from luthier.train import Trainer
@@ -109,11 +110,14 @@ def test_the_plateau_equals_that_of_pytorch_also_when_it_is_resumed(mode, thresh
 
 
 def test_the_name_of_a_metric_tells_which_way_is_better():
-    for metric in ("loss", "perplexity", "bits_per_byte"):
-        assert schedule.lower_is_better(metric)
-    for metric in ("token_accuracy", "exact_match", "bleu", "rouge_l", "f1"):
-        assert not schedule.lower_is_better(metric)
-    assert schedule.lower_is_better("f1", mode="min")
+    for metric in ("loss", "perplexity", "bits_per_byte", "forgetting.loss", "mae", "kl", "tasks.wiki.word_perplexity"):
+        assert not greater_is_better(metric)
+    for metric in ("token_accuracy", "exact_match", "bleu", "rouge_l", "f1", "mcc", "auroc", "rewards/margins"):
+        assert greater_is_better(metric)
+    falling = schedule.Scheduler(made("reduce_lr_on_plateau", metric="f1", mode="min", patience=0), 10)
+    assert not falling.observe({"f1": 0.5})
+    assert not falling.observe({"f1": 0.4})
+    assert falling.observe({"f1": 0.45})
     ours = schedule.Scheduler(made("reduce_lr_on_plateau", metric="token_accuracy", patience=0), 10)
     assert not ours.observe({"token_accuracy": 0.5})
     assert not ours.observe({"token_accuracy": 0.6})

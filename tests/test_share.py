@@ -5,10 +5,10 @@ import pytest
 import torch
 from conftest import LLAMA, VOCABULARY, write_rows
 from test_parity import packed_network
-from test_virtual import KINDS, adapted, close, learnt, loss_and_gradients, pretend_flash
+from test_virtual import KINDS, adapted, close, graphs_of, learnt, loss_and_gradients, pretend_flash
 
 from luthier.batch import Batch, Document, Known, begin_alike
-from luthier.models import attention, network, starts
+from luthier.models import attention, network, starts, trials
 from luthier.objectives import NextToken
 from luthier.parallel import Parallel, layers
 from luthier.trainable import LoRA
@@ -23,7 +23,7 @@ def network_of(family):
 
     torch.manual_seed(0)
     net = network.Network(MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=6)).eval())
-    assert network.prepare(net, "packed") is None
+    assert trials.prepare(net, "packed") is None
     return net
 
 
@@ -145,6 +145,24 @@ def test_parts_of_a_batch_know_what_they_share():
     assert part.alike() == Batch.pack(docs[3:12]).alike() == (0, *[20] * 4, 0, *[9] * 3)
 
 
+def test_members_on_a_device_know_what_they_share():
+    """Rows of two members: 1 2 3 4 and 1 2 3 5, then 1 2 6 7 and 1 8 9 9. First members begin alike with 2 tokens, the
+    second ones with 1, as those between say: the least of what neighbours have in common. It may be more."""
+    def row(*members):
+        tokens = np.concatenate(members).astype(np.int32)
+        return Document(tokens, np.r_[0.0, np.ones(len(members[0]) - 1), 0.0, np.ones(len(members[1]) - 1)], 0,
+                        (0, len(members[0])))  # fmt: skip
+
+    batch = Batch.pack([row([1, 2, 3, 4, 0], [1, 2, 3, 5, 0]), row([1, 2, 6, 7, 0], [1, 8, 9, 9, 0])])
+    assert batch.alike() == (0, 3, 2, 1)
+    there = batch.to(torch.device("meta"))
+    assert batch.members(0).alike() == there.members(0).alike() == (0, 2)
+    assert batch.members(1).alike() == there.members(1).alike() == (0, 1)
+    two = Batch.pack([row([1, 2, 3, 4, 0], [1, 5, 5, 5, 0]), row([1, 2, 3, 6, 0], [7, 8, 9, 9, 0])])
+    assert two.members(0).alike() == (0, 3)
+    assert two.to(torch.device("meta")).members(0).alike() == (0, 1)
+
+
 # ---------------------------------------------------------------------------- the same numbers
 
 
@@ -249,37 +267,17 @@ def test_fixed_shapes_are_few():
     assert {n for _, n in seen} == {128 + 16}
 
 
-class Attending(torch.nn.Module):
-    """A layer's attention and nothing else."""
-
-    def forward(self, x, **given):
-        return attention.packed_attention(self, x, x, x, None, **given)[0]
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_layers_share_their_graphs(monkeypatch):
     """Of rows with other answers, and of every layer; forward and backward."""
-    pretend_flash(monkeypatch)
-    monkeypatch.setattr(attention, "varlen_attn", torch.compiler.disable(attention.varlen_attn))
-    seen, counts = [], []
 
-    def backend(graph, inputs):
-        seen.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    for _ in range(2):
-        layer, plain = Attending(), Attending()
-        layer.compile(backend=backend, dynamic=False)
+    def cases():
         for keys, alike in (((0, 20, 35, 40), (0, 15, 0)), ((0, 14, 30, 40), (0, 12, 0))):
             row = starts.once(keys, alike, torch.device("cpu"), total=48, longest=20)
             x = torch.randn(1, 2, len(row.kept), 4, requires_grad=True)
-            given = attention.borders(row.ends, row.keys, 20, x.device) | {"shared_starts": row.copies}
-            ours, theirs = layer(x, **given), plain(x, **given)
-            torch.testing.assert_close(ours, theirs)
-            torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (ours, theirs)))
-            counts.append(len(seen))
-    torch._dynamo.reset()
+            yield x, x, attention.borders(row.ends, row.keys, 20, x.device) | {"shared_starts": row.copies}
+
+    counts = graphs_of(monkeypatch, 2, cases)
     assert counts[0] > 0
     assert counts == counts[:1] * 4
 

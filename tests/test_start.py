@@ -1,12 +1,10 @@
 """Random starts: the family's own first values, from the seed alone; what contradicts itself or loads in part."""
 
 import json
-import os
 import random
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer, save_model, write_rows
 from safetensors.torch import load_file, save_file
+from test_ranks import TRAIN, run_on_two
 
 from luthier import checkpoint, configure, train
 from luthier.assemble import assemble, tokenizer_and_renderer
@@ -317,20 +316,6 @@ def test_a_pretrained_model_is_written_whole_and_read_by_transformers(pretrainin
     assert result.chat() is not None
 
 
-RUN = """
-import sys, json, torch
-torch.set_num_threads(1)
-from luthier import configure, train
-from luthier.monitor import Console
-train(configure(json.loads(sys.argv[1]), method="pretrain"), Console(quiet=True))
-"""
-
-
-def process_of(config, **environment):
-    values = json.dumps(config.model_dump(mode="json"))
-    return subprocess.Popen([sys.executable, "-c", RUN, values], env=os.environ | environment)
-
-
 def test_killed_and_resumed_a_pretraining_ends_with_the_same_bytes(pretraining, tmp_path):
     """Killed once as soon as the tokenizer is there, before any checkpoint, and once between checkpoints."""
     extra = {"max_steps": 60, "checkpoint": {"every": 1}}
@@ -342,7 +327,7 @@ def test_killed_and_resumed_a_pretraining_ends_with_the_same_bytes(pretraining, 
         lambda: (folder / "tokenizer").is_dir(),
         lambda: checkpoint.step_of((checkpoint.listed(folder / "checkpoints") or [folder / "step-0"])[-1]) >= wanted,
     ):
-        process = process_of(config)
+        process = subprocess.Popen([sys.executable, "-c", TRAIN, json.dumps(config.model_dump(mode="json"))])
         while process.poll() is None and not ready():
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
@@ -362,13 +347,7 @@ def test_killed_and_resumed_a_pretraining_ends_with_the_same_bytes(pretraining, 
 def test_two_ranks_start_alike_from_one_tokenizer(pretraining, tmp_path):
     train(configure(pretraining, method="pretrain"), QUIET)
     config = configure(pretraining, {"output_dir": str(tmp_path / "two")}, method="pretrain")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [
-        process_of(config, RANK=str(r), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for r in range(2)
-    ]
-    assert [p.wait(timeout=200) for p in ranks] == [0, 0]
+    assert run_on_two(config.model_dump(mode="json")) == [0, 0]
     name = "tokenizer/tokenizer.json"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     one, two = (load_file(checkpoint.listed(tmp_path / n / "checkpoints")[-1] / "weights.safetensors")

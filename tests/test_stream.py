@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_ranks import two_ranks
+from test_ranks import run_on_two
 
 from luthier import checkpoint, configure, train
 from luthier.data import Data, Source, dataset, mixture, packing, stream
@@ -450,22 +450,13 @@ def test_evaluate_measures_the_rows_held_out_of_a_stream(settings, tmp_path, cap
 
 # ---------------------------------------------------------------------------- ranks
 
-CODE = """
-import json, sys, torch
-torch.set_num_threads(1)
-from luthier import configure, train
-from luthier.monitor import Console
-train(configure(json.loads(sys.argv[1])), Console(quiet=True))
-"""
-
-
 def test_two_ranks_on_a_stream_learn_what_one_learns(settings, tmp_path, rows_file):
     write_rows(rows_file, [*ROWS[:9], BAD, *ROWS[9:]])
     streaming = {"streaming": True, "shuffle_buffer": 10, "train": two_sources(tmp_path), "on_bad_row": "skip"}
     settings |= {"max_steps": 9, "checkpoint": {"every": 3}}
     train(configure(settings, {"data": streaming}), QUIET)
     both = configure(settings, {"data": streaming, "output_dir": str(tmp_path / "two")}).model_dump(mode="json")
-    assert two_ranks(CODE, both) == [0, 0]
+    assert run_on_two(both) == [0, 0]
     folders = [checkpoint.listed(tmp_path / name / "checkpoints")[-1] for name in ("run", "two")]
     one, two = (load_file(folder / "weights.safetensors") for folder in folders)
     for name, weight in one.items():

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model, make_tokenizer, save_model, write_rows
@@ -40,6 +41,28 @@ def finished(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(last.iterdir())}
 
 
+def in_two_parts(config, after: int, rewards=None) -> None:
+    """A run that is stopped after so many steps and goes on as in a new process, which has other random states."""
+    for step in steps(config, QUIET, rewards):
+        if step.step >= after:
+            break
+    torch.manual_seed(99)
+    np.random.seed(99)
+    train(config, QUIET, rewards=rewards)
+
+
+def killed(work) -> None:
+    """A process that does this work and is killed in it by SIGKILL; a fork, which need not import everything again."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_learns_and_reports(settings, method):
     config = config_of(settings, method, max_steps=30, evaluation={"generate": 6, "max_new_tokens": 12, "every": 10})
@@ -61,11 +84,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(settings, method, tmp_path
     whole = config_of(settings, method, checkpoint={"every": 2})
     train(whole, QUIET)
     parted = config_of(settings, method, checkpoint={"every": 2}, output_dir=str(tmp_path / "parted"))
-    for step in steps(parted, QUIET):
-        if step.step == 3:  # after the checkpoint of step 2
-            break
-    torch.manual_seed(99)  # a new process has other random states
-    train(parted, QUIET)
+    in_two_parts(parted, 3)  # after the checkpoint of step 2
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
 
 

@@ -8,14 +8,14 @@ from conftest import make_model, make_tokenizer
 from safetensors.torch import save_file
 from test_generate import PROMPTS
 from test_parity import documents, packed_network
-from test_train import QUIET, finished
+from test_train import QUIET, finished, in_two_parts
 
-from luthier import configure, explain, open_run, steps, train
+from luthier import configure, explain, open_run, train
 from luthier.batch import Batch
 from luthier.errors import ConfigError, ExportError, ModelError
 from luthier.export import export
 from luthier.generate import generate
-from luthier.models import attention, network
+from luthier.models import attention, network, trials
 from luthier.objectives import NextToken
 from luthier.surgery import adapters_off, merged_state, trainable
 from luthier.trainable import LoRA, Prefix, Prompt, PTuning, soft_prompts
@@ -39,7 +39,7 @@ def adapted(kind, family="llama", scale=0.5):
     with torch.no_grad():
         for p in trainable(net.model).values():
             p.copy_(torch.randn_like(p) * scale)
-    network.check_virtual(net)
+    trials.check_virtual(net)
     return net
 
 
@@ -269,7 +269,7 @@ def soft_capped():
         **LLAMA, head_dim=8, sliding_window=6, attn_logit_softcapping=5.0, final_logit_softcapping=3.0
     )
     net = network.Network(Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval())
-    assert network.prepare(net, "auto") is not None
+    assert trials.prepare(net, "auto") is not None
     return net
 
 
@@ -277,7 +277,7 @@ def soft_capped():
 def test_a_family_that_cannot_be_packed_runs_padded(kind):
     net = soft_capped()
     KINDS[kind].apply(net.model)
-    network.check_virtual(net)
+    trials.check_virtual(net)
     docs = documents()
     together = loss_and_gradients(net, Batch.pack(docs))
     each = [loss_and_gradients(net, Batch.pack([d])) for d in docs]
@@ -378,9 +378,10 @@ class Attending(torch.nn.Module):
         return attention.packed_attention(self, x, x, x, None, **given)[0]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_layers_share_their_graphs(monkeypatch):
-    """Attention takes its layer's keys by a tensor: by the layer's number, there would be graphs for each layer."""
+def graphs_of(monkeypatch, layers, cases):
+    """How many graphs there are after each case of each layer, compiled ones being compared with plain ones.
+
+    A case of `cases()` is what goes through, the tensor that learns, and what attention is given beside."""
     pretend_flash(monkeypatch)
     monkeypatch.setattr(attention, "varlen_attn", torch.compiler.disable(attention.varlen_attn))
     seen, counts = [], []
@@ -390,24 +391,33 @@ def test_compiled_layers_share_their_graphs(monkeypatch):
         return graph.forward
 
     torch._dynamo.reset()
-    x, prefix = torch.randn(1, 2, 9, 4), torch.randn(3, 2, 2, 3, 4, requires_grad=True)
-    for number in range(3):
-        layer = Attending(number)
-        plain = Attending(number)
+    for number in range(layers):
+        layer, plain = Attending(number), Attending(number)
         layer.compile(backend=backend, dynamic=False)
+        for x, learns, given in cases():
+            ours, theirs = layer(x, **given), plain(x, **given)
+            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), learns)[0] for out in (ours, theirs)))
+            counts.append(len(seen))
+    torch._dynamo.reset()
+    return counts
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_share_their_graphs(monkeypatch):
+    """Attention takes its layer's keys by a tensor: by the layer's number, there would be graphs for each layer."""
+    x, prefix = torch.randn(1, 2, 9, 4), torch.randn(3, 2, 2, 3, 4, requires_grad=True)
+
+    def cases():
         for ends in ((0, 4, 9), (0, 2, 3, 9)):  # as many borders, as they are filled up
             where, after = attention.places(ends, 3, copies=4)
-            given = {
+            yield x, prefix, {
                 "cu_seq_lens_q": attention.cumulative(ends, x.device), "max_length_q": 9,
                 "cu_seq_lens_k": attention.cumulative(after, x.device), "max_length_k": 12,
                 "virtual_prefix": prefix, "virtual_places": where,
             }  # fmt: skip
-            ours, theirs = layer(x, **given), plain(x, **given)
-            torch.testing.assert_close(ours, theirs)
-            gradients = [torch.autograd.grad(out.square().sum(), prefix)[0] for out in (ours, theirs)]
-            torch.testing.assert_close(*gradients)
-            counts.append(len(seen))
-    torch._dynamo.reset()
+
+    counts = graphs_of(monkeypatch, 3, cases)
     assert counts[0] > 0
     assert counts == counts[:1] * 6
 
@@ -623,11 +633,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(settings, method, tmp_path
     more = {"trainable": RUNS[method], "checkpoint": {"every": 2}, "evaluation": {"generate": 2, "max_new_tokens": 4}}
     result = train(configure(settings, more, method=method), QUIET)
     parted = configure(settings, more, {"output_dir": str(tmp_path / "parted")}, method=method)
-    for step in steps(parted, QUIET):
-        if step.step == 3:
-            break
-    torch.manual_seed(99)
-    train(parted, QUIET)
+    in_two_parts(parted, 3)
     assert finished(tmp_path / "run") == finished(tmp_path / "parted")
     assert configure(result.folder / "config.yaml").trainable.num_virtual_tokens == 4
     # What is called the base is the model without virtual tokens, at the run's start as well as afterwards.
@@ -711,7 +717,7 @@ def test_a_prefix_in_the_cache_does_not_go_with_recomputed_layers(settings):
     net = soft_capped()
     KINDS["prefix"].apply(net.model)
     with pytest.raises(ModelError, match=r"parallel.activation_checkpointing=0"):
-        network.check_virtual(net, checkpointed=True)
+        trials.check_virtual(net, checkpointed=True)
 
 
 @pytest.mark.parametrize(
@@ -766,7 +772,7 @@ def test_virtual_tokens_that_do_not_reach_the_layers_are_an_error():
         net.model.virtual_tokens.embedding.weight.normal_()
     net.model.base_model.layers[1].self_attn.virtual_layer.fill_(0)  # the wrong layer's keys
     with pytest.raises(ModelError, match="packed and padded rows give different hidden states"):
-        network.check_virtual(net)
+        trials.check_virtual(net)
 
 
 @every_kind

@@ -58,11 +58,13 @@ def drawn(title: str, curves: dict[str, list[tuple[int, float]]]) -> str:
     for mark in marks_y:
         out += [line(LEFT, y(mark), WIDTH - RIGHT, y(mark)), text(LEFT - 6, y(mark) + 4, f"{mark:.4g}", "end")]
     out += [text(x(mark), HEIGHT - BOTTOM + 16, f"{mark:.4g}", "middle") for mark in marks_x]
-    for i, (name, curve) in enumerate(curves.items()):
+    place = WIDTH - RIGHT  # names above the picture, from the right
+    for i, (name, curve) in reversed(list(enumerate(curves.items()))):
         colour = COLOURS[i % len(COLOURS)]
         path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in curve)
         out.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        out.append(text(WIDTH - RIGHT - 4, TOP + 14 * (i + 1), name, "end", colour))
+        out.append(text(place, 16, name, "end", colour))
+        place -= 7 * len(name) + 12
     return "\n".join([*out, "</svg>"]) + "\n"
 
 

@@ -15,26 +15,29 @@ if TYPE_CHECKING:
     from .explain import Explanation, explain
     from .export import export
     from .methods import METHODS
-    from .train import Result, Step, open_run, steps, train
+    from .results import Result, Step, open_run
+    from .search import search
+    from .train import steps, train
 
 _HOMES = {
     "Config": "config",
     "Explanation": "explain",
     "LuthierError": "errors",
     "METHODS": "methods",
-    "Result": "train",
-    "Step": "train",
+    "Result": "results",
+    "Step": "results",
     "configure": "config",
     "explain": "explain",
     "export": "export",
-    "open_run": "train",
+    "open_run": "results",
+    "search": "search",
     "steps": "train",
     "train": "train",
 }
 _MODULES = ("adapters",)  # several adapters on one model
 __all__ = [
     "METHODS", "Config", "Explanation", "LuthierError", "Result", "Step", "adapters", "configure", "explain", "export",
-    "open_run", "steps", "train",
+    "open_run", "search", "steps", "train",
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from . import checkpoint
-from .assemble import Assembled
+from .assembled import Assembled
 from .batch import Batch, rectangles
 from .data.dataset import Dataset
 from .data.shards import Documents

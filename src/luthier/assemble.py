@@ -2,100 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from . import checkpoint, critics, surgery, teachers
+from .assembled import Assembled
 from .config import Config, read_run
-from .data import holdout
+from .data import cache, holdout
 from .data.masks import Renderer
-from .errors import CheckpointError, ConfigError, ModelError
-from .models import heads, load, network, skeleton, start, translation, vocabulary
+from .errors import LuthierError, ModelError
+from .models import heads, load, network, skeleton, start, translation, trials, vocabulary
 from .models.names import TRAIN
 from .parallel import layers
 from .parallel.ranks import Ranks
+from .shared import Shared
 from .trainable import Partial, Prompt, adapter_files, saved
 from .trainable.adapter import Adapting
-
-
-class Start(dict[str, torch.Tensor]):
-    """First values of what moves, where they are needed; exchanged with the present ones once, however often asked."""
-
-    inside = False
-
-    @contextmanager
-    def put(self, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        if self.inside:
-            yield
-            return
-        self.inside = True
-        try:
-            with surgery.swapped(parameters, self):
-                yield
-        finally:
-            self.inside = False
-
-
-@dataclass
-class Assembled:
-    """What a run works with."""
-
-    config: Config
-    network: network.Network
-    objective: Any
-    tokenizer: Any
-    renderer: Renderer
-    ranks: Ranks
-    begins: dict[str, int] = field(default_factory=dict)  # parameter -> steps taken before it moves, where not from 0
-    sources: saved.Sources | None = None  # the adapters that were loaded
-    start: Start = field(default_factory=Start)
-    teacher: teachers.Teacher | None = None  # frozen, once an objective asked for it
-
-    def unfreeze(self, step: int) -> None:
-        """Let move what moves after `step` optimiser steps. Nothing is computed for what does not move yet."""
-        for name, begin in self.begins.items():
-            self.network.model.get_parameter(name).requires_grad_(begin <= step)
-        self.config.precision.begin(self.network.model, step)
-
-    @contextmanager
-    def as_base(self) -> Iterator[None]:
-        """The network as it was before it was trained: with the adapters that lie beneath, and as a saved one began."""
-        kept = {entry.name for entry in self.config.model.beneath}
-        kept |= {saved.TRAINED} if self.sources and saved.TRAINED in self.sources.files else set()
-        off = set(surgery.names(self.network.model)) - kept
-        with surgery.adapters_off(self.network.model, off), self.start.put(self.parameters()):
-            yield
-
-    @contextmanager
-    def reference(self) -> Iterator[network.Network]:
-        """The same, for an objective to compare with: without gradients and without what is random in training."""
-        training = self.network.training
-        with torch.no_grad(), self.as_base():
-            self.network.eval()
-            try:
-                yield self.network
-            finally:
-                self.network.train(training)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """All that ever moves: of the network under its own names, of the objective under `objective.`"""
-        named = self.network.model.named_parameters()
-        moving = {name: p for name, p in named if p.requires_grad or name in self.begins}
-        return moving | {f"objective.{n}": p for n, p in surgery.trainable(self.objective).items()}
-
-    def constants(self) -> dict[str, torch.Tensor]:
-        """What adapters drew at the start and need ever after, by name."""
-        own = surgery.constants(self.objective)
-        return surgery.constants(self.network.model) | {f"objective.{name}": t for name, t in own.items()}
 
 
 def quietly() -> None:
@@ -142,10 +71,16 @@ def _tell_idle(net: network.Network, names: Collection[str], tell: Say) -> None:
             tell(f"the adapter {name!r} changes nothing of what the model computes: was it trained?")
 
 
-def tokenizer_and_renderer(config: Config, say: Say = lambda text: None) -> tuple[Any, Renderer]:
+def tokenizer_and_renderer(
+    config: Config, say: Say = lambda text: None, shared: Shared | None = None
+) -> tuple[Any, Renderer]:  # fmt: skip
     """The tokenizer of the run, trained first on the training rows where that is asked for."""
     quietly()
-    tokenizer = load.load_tokenizer(config.model, _trained_tokenizer(config, say))
+    if shared is None or config.model.tokenizer == TRAIN:
+        tokenizer = load.load_tokenizer(config.model, _trained_tokenizer(config, say))
+    else:
+        key = config.model.model_dump_json()
+        tokenizer = shared.kept("tokenizer", key, lambda: load.load_tokenizer(config.model))
     of_text = config.objective.ends_in == "tokens"
     if of_text and tokenizer.eos_token is None and not tokenizer.chat_template:
         raise ModelError("model.chat_template: the tokenizer has neither a template nor an end-of-text token; give one")
@@ -170,7 +105,30 @@ def _trained_tokenizer(config: Config, say: Say) -> Path | None:
 
 
 def _model(
-    config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say, new: bool = True
+    config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say, new: bool = True,
+    shared: Shared | None = None,
+) -> Any:  # fmt: skip
+    """The network of a run before anything of its method; where it is `shared`, a copy of an earlier run's."""
+
+    def make() -> Any:
+        return _new_model(config, tokenizer, dtype, device, tell, new)
+
+    if shared is None:
+        model = make()
+    else:
+        decides = (config.model.model_dump(), config.precision.model_dump(), dtype, device, _ending(config),
+                   config.seed, config.data.max_length if config.model.starts_at_random else None)  # fmt: skip
+        key = hashlib.sha256(f"{decides} {cache.of_tokenizer(tokenizer)}".encode()).hexdigest()
+        model = shared.model(key, make, device)
+        # Making it may ask the random generators; a copy does not, and what comes after must draw the same.
+        checkpoint.restore_random_state(shared.kept("random state", key, checkpoint.random_state))
+    load.check_context(model, config.data.max_length, tell)
+    load.check_virtual(model, config.data.max_length, _virtual(config))
+    return model
+
+
+def _new_model(
+    config: Config, tokenizer: Any, dtype: torch.dtype, device: torch.device, tell: Say, new: bool
 ) -> Any:  # fmt: skip
     """Loaded, or drawn; with a vocabulary that fits the tokenizer. `new`: a head that is drawn stays as it is."""
     name, store, ending = config.model, config.precision.storage(dtype), _ending(config)
@@ -187,38 +145,7 @@ def _model(
     vocabulary.fit(model, tokenizer, name.new_tokens)
     if ending.ends_in != "tokens":
         heads.name_padding(model, tokenizer)
-    load.check_context(model, config.data.max_length, tell)
-    load.check_virtual(model, config.data.max_length, _virtual(config))
     return model
-
-
-def with_labels(config: Config, say: Say = lambda text: None) -> Config:
-    """The configuration with what its training rows say: the names of their labels, and which kind they are of."""
-    objective = config.objective
-    if not objective.asks_labels:
-        return config
-    if config.data.streaming:
-        raise ConfigError(
-            "data.streaming=true: labels cannot be told from rows that are read as they are learnt: give "
-            "objective.labels and objective.problem_type"
-        )
-    rows = holdout.training_rows(config.data, objective.rows)
-    through_template = False
-
-    def labels() -> Iterator[Any]:
-        nonlocal through_template
-        for row in rows:
-            through_template = through_template or not row.plain
-            if row.label is not None:
-                yield row.label
-
-    made = objective.with_labels(labels())
-    names = f"{len(made.scores)} labels: {', '.join(made.scores[:12])}{', ...' if len(made.scores) > 12 else ''}"
-    say(f"{made.problem}, told from the training rows; {names}")
-    data = config.data
-    if through_template and data.format == "auto":  # known to whoever is to label further texts
-        data = data.model_copy(update={"format": "labelled_messages"})
-    return config.model_copy(update={"objective": made, "data": data})
 
 
 def _ending(config: Config) -> heads.Ending:
@@ -247,14 +174,14 @@ def _move(config: Config, model: Any, tokenizer: Any, tell: Say) -> None:
 
 def assemble(
     config: Config, tell: Say = lambda text: None, training: bool = True,
-    opened: tuple[Any, Renderer] | None = None, ranks: Ranks | None = None,
+    opened: tuple[Any, Renderer] | None = None, ranks: Ranks | None = None, shared: Shared | None = None,
 ) -> Assembled:  # fmt: skip
     """Weights in their precision -> what moves -> packed attention, recomputation, compilation."""
     tokenizer, renderer = opened or tokenizer_and_renderer(config)
     seed_everything(config.seed)
     ranks = ranks or Ranks(config.parallel)
     dtype = config.precision.resolve(ranks.device)
-    model = _model(config, tokenizer, dtype, ranks.device, tell, training)
+    model = _model(config, tokenizer, dtype, ranks.device, tell, training, shared)
     if training:
         model.train()
         config.regularisation.apply(model)
@@ -262,23 +189,23 @@ def assemble(
     net.longest = config.data.max_length
     net.noise = config.regularisation.neftune_noise_alpha or 0.0
     if net.ends_in == "tokens":
-        network.check_causal(net)
-        network.check_head(net)
+        trials.check_causal(net)
+        trials.check_head(net)
     else:
-        network.find_scores(net)
-    reason = network.prepare(net, config.model.attention if config.batch.packing else "padded")
+        trials.find_scores(net)
+    reason = trials.prepare(net, config.model.attention if config.batch.packing else "padded")
     if reason:
         tell(f"{type(model).__name__} runs padded instead of packed: {reason}")
     if net.packed and net.causal and not net.shares:
         tell(f"{type(model).__name__}: what documents begin with alike is run for each, as run once it is not the same")
     files = _lay_beneath(config, model, tell)
     _move(config, model, tokenizer, tell)
-    network.check_direction(net)
+    trials.check_direction(net)
     files |= _go_on(config, model, tell)
     if training:
         _tell_idle(net, files, tell)
     begins = _apply_precision(config, model)
-    network.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
+    trials.check_virtual(net, bool(training and config.parallel.activation_checkpointing))
     vocabulary.check_moving(model, config.model.new_tokens)
     objective = config.objective.build(net).to(ranks.device)
     if training:
@@ -297,7 +224,7 @@ def assemble(
 
 def _give_critic(made: Assembled, tell: Say) -> None:
     """A critic that is a network of its own is assembled as a run's network is; it serves training alone."""
-    critic = critics.settings_of(made.config)
+    critic = made.config.objective.own_critic
     if critic is None:
         return
 
@@ -308,8 +235,8 @@ def _give_critic(made: Assembled, tell: Say) -> None:
     if (folder := critics.run_folder(critic)) is not None:
         theirs = _critic_run(made.config, folder)
         found = assemble(theirs, say, ranks=made.ranks)
-        chosen, _ = best_or_newest(folder)
-        load_weights(found, chosen, checkpoint.read_state(chosen)["deployed"])
+        chosen, _ = checkpoint.best_or_newest(folder)
+        found.load_weights(chosen, checkpoint.read_state(chosen)["deployed"])
         tokenizer = found.tokenizer
     else:
         model = critics.config_of(made.config, critic).model
@@ -323,7 +250,7 @@ def _give_critic(made: Assembled, tell: Say) -> None:
             "use a model with the same tokenizer"
         )
     if found.network.ends_in != "tokens":
-        network.check_causal(found.network)
+        trials.check_causal(found.network)
     made.objective.take_critic(found.network)
 
 
@@ -341,25 +268,39 @@ def _critic_run(config: Config, folder: Path) -> Config:
 
 
 def _give_teacher(made: Assembled, tell: Say, training: bool) -> None:
-    """The teacher is loaded when it is first needed: before training, unless its outputs are kept on disk."""
+    """The teacher is loaded when it is first needed: before training, unless its outputs are kept on disk.
+
+    A run that is measured does without a teacher that cannot be loaded, and says so.
+    """
     if not made.config.objective.taught:
         return
 
     def restored(folder: Path, precision: Any) -> Assembled:
         return restore(folder, tell, made.ranks, precision)[0]
 
-    def taught() -> teachers.Teacher:
-        if made.teacher is None:
+    gone = False
+
+    def taught() -> teachers.Teacher | None:
+        nonlocal gone
+        if made.teacher is None and not gone:
             state = checkpoint.random_state()
-            made.teacher = teachers.load_teacher(
-                made.config, made.network, made.tokenizer, made.ranks.device, restored, tell
-            )
+            try:
+                made.teacher = teachers.load_teacher(
+                    made.config, made.network, made.tokenizer, made.ranks.device, restored, tell
+                )
+            except LuthierError as error:
+                if training:
+                    raise
+                gone = True
+                tell(f"objective.teacher cannot be loaded, so there are no figures beside it: {error}")
             checkpoint.restore_random_state(state)
         return made.teacher
 
     made.objective.teacher = taught
     if training and not made.config.objective.ahead:
-        made.objective.meet(made.network, taught().network)
+        teacher = taught()
+        assert teacher is not None
+        made.objective.meet(made.network, teacher.network)
 
 
 def _keep_start(made: Assembled, loaded: bool = False, training: bool = True) -> None:
@@ -399,9 +340,10 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         heads.assume_padding(model)
     net = network.Network(model, config.objective.ends_in)
     net.longest = config.data.max_length
+    net.noise = config.regularisation.neftune_noise_alpha or 0.0
     if net.ends_in != "tokens":
-        network.guess_scores(net)
-    reason = "model.attention=padded" if config.model.attention == "padded" else network.unpackable(net)
+        trials.guess_scores(net)
+    reason = "model.attention=padded" if config.model.attention == "padded" else trials.unpackable(net)
     reason = reason if config.batch.packing else "batch.packing=false"
     if reason:
         tell(f"rows run padded: {reason}")
@@ -410,7 +352,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
     load.check_virtual(model, config.data.max_length, _virtual(config))
     _lay_beneath(config, model, tell, values=False)
     _move(config, model, None, tell)
-    network.check_direction(net)
+    trials.check_direction(net)
     begins = _apply_precision(config, model)
     objective = config.objective.build(net).to(meta)
     layers.checkpoint_activations(config.parallel, model)
@@ -422,7 +364,7 @@ def outline(config: Config, device: str, tell: Callable[[str], None] = lambda te
         made.objective.teacher = lambda: teacher
         made.objective.meet(net, teacher.network)
         made.teacher = None if config.objective.ahead else teacher  # by then it is gone
-    if critic := critics.settings_of(config):
+    if critic := config.objective.own_critic:
         folder = critics.run_folder(critic)
         if folder is None:
             scores = load.scores_texts(critics.config_of(config, critic).model)
@@ -443,28 +385,12 @@ def _of_absent_gpu(dtype: str) -> torch.dtype:
     return torch.float32 if dtype == "float32" else torch.bfloat16
 
 
-def best_or_newest(folder: Path) -> tuple[Path, list[str]]:
-    """The checkpoint to use of a finished or interrupted run, and why newer ones were refused."""
-    newest, refused = checkpoint.newest(folder / "checkpoints")
-    if newest is None:
-        told = "".join(f"\n  {line}" for line in refused)
-        raise CheckpointError(f"{folder} has no whole checkpoint{told}; start it again with `luthier train`")
-    best = checkpoint.read_state(newest).get("best")
-    if best and (folder / "checkpoints" / best["name"]).is_dir():
-        chosen = folder / "checkpoints" / best["name"]
-        reason = checkpoint.damage(chosen)
-        if reason is None:
-            return chosen, refused
-        refused.append(f"checkpoint {chosen} is not used: {reason}")
-    return newest, refused
-
-
 def restore(
     folder: Path, tell: Say = lambda text: None, ranks: Ranks | None = None, precision: Any = None,
 ) -> tuple[Assembled, Path]:  # fmt: skip
     """A run's network with the weights of its best checkpoint, for evaluation, generation and export; as a teacher on
     the device of `ranks`, and in another `precision` where one is given."""
-    chosen, refused = best_or_newest(folder)
+    chosen, refused = checkpoint.best_or_newest(folder)
     for line in refused:
         tell(line)
     config = read_run(folder)
@@ -473,16 +399,6 @@ def restore(
     state = checkpoint.read_state(chosen)
     if made.sources:
         made.sources.restore({}, state["parts"]["adapters"])
-    load_weights(made, chosen, state["deployed"])
+    made.load_weights(chosen, state["deployed"])
     made.network.eval()
     return made, chosen
-
-
-def load_weights(made: Assembled, folder: Path, group: str = "weights") -> None:
-    """What moves, from a checkpoint: the weights of its step, or the group of its tensors that is to be deployed."""
-    passing = tuple(f"objective.{name}" for name in getattr(made.objective, "passing", ()))
-    for of_group, named in ((group, made.parameters()), ("constants", made.constants())):
-        tensors = checkpoint.read_tensors(folder, of_group)
-        if passing:  # served training alone, and are there only while a run trains
-            tensors = {n: t for n, t in tensors.items() if n in named or not n.startswith(passing)}
-        checkpoint.load_into(named, tensors, str(folder))

@@ -180,8 +180,11 @@ class Batch:
             trained = self.trained[: max(1, len(self.trained) * len(at) // len(self))]
         else:
             trained = weights.nonzero()[:, 0]
+        tokens = self.tokens[at]
+        known = Known(tokens, _alike_at(self.alike(), places)) if tokens.device.type != "cpu" else None
         made = Batch(
-            tokens=self.tokens[at],
+            tokens=tokens,
+            known=known,
             positions=self.positions[at],
             targets=self.targets[at],
             ends=(0, *accumulate(map(len, spans))),
@@ -224,6 +227,11 @@ class Batch:
             token_fields={n: torch.cat([t, t.new_zeros(extra, *t.shape[1:])]) for n, t in self.token_fields.items()},
             fillers=self.fillers + 1,
         )
+
+
+def _alike_at(alike: Sequence[int], places: Sequence[int]) -> tuple[int, ...]:
+    """At least with how many tokens the documents of these places begin alike, told by those between them."""
+    return (0, *(min(alike[a + 1 : b + 1]) for a, b in pairwise(places)))
 
 
 class Loss(NamedTuple):

@@ -75,6 +75,11 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def name_of(step: int) -> str:
+    """Of the checkpoint after so many steps."""
+    return f"step-{step:08}"
+
+
 def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
@@ -98,6 +103,22 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
 
 def read_state(folder: Path) -> dict:
     return json.loads((folder / "state.json").read_text())
+
+
+def best_or_newest(folder: Path) -> tuple[Path, list[str]]:
+    """The checkpoint to use of a finished or interrupted run, and why newer ones were refused."""
+    latest, refused = newest(folder / "checkpoints")
+    if latest is None:
+        told = "".join(f"\n  {line}" for line in refused)
+        raise CheckpointError(f"{folder} has no whole checkpoint{told}; start it again with `luthier train`")
+    best = read_state(latest).get("best")
+    if best and (folder / "checkpoints" / best["name"]).is_dir():
+        chosen = folder / "checkpoints" / best["name"]
+        reason = damage(chosen)
+        if reason is None:
+            return chosen, refused
+        refused.append(f"checkpoint {chosen} is not used: {reason}")
+    return latest, refused
 
 
 def read_tensors(folder: Path, group: str) -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from .figures import greater_is_better
 from .intervals import Figure, mean, quotient
 
 Columns = Mapping[str, np.ndarray]
 PREFIXES = ("classes.", "tags.", "entities.")  # of the columns that are counted here
-FALLING = ("mse", "mae")  # the less, the better
 
 
 def figures(columns: Columns) -> dict[str, Figure]:
@@ -175,8 +175,8 @@ def of_values(said: np.ndarray, true: np.ndarray) -> dict[str, Figure]:
     """Of rows with a value each [N]: mean squared and absolute error, Pearson's and Spearman's correlation."""
     ones, error = np.ones_like(said), said - true
     return {
-        "mse": Figure(np.stack([error**2, ones], 1), quotient, False),
-        "mae": Figure(np.stack([abs(error), ones], 1), quotient, False),
+        "mse": Figure(np.stack([error**2, ones], 1), quotient, greater_is_better("mse")),
+        "mae": Figure(np.stack([abs(error), ones], 1), quotient, greater_is_better("mae")),
         "pearson": _correlation(said, true),
         "spearman": _correlation(ranks(said), ranks(true)),
     }

@@ -9,17 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from . import critics
+from . import resolution
 from .contradictions import contradictions
 from .errors import CheckpointError, ConfigError
 from .faults import explained, place
 from .fields import Config
 from .methods import METHODS
-from .models import names
-from .objectives import Learning
-from .settings import merged, nearest, parse_override, read_yaml
-from .trainable import adapter_files
-from .trainable.adapter import Adapting
+from .settings import did_you_mean, merged, parse_override, read_yaml
 
 SHORT = {
     "model": "name", "data": "train", "trainable": "kind", "objective": "kind", "precision": "kind", "optim": "kind",
@@ -47,12 +43,8 @@ def _with_kinds(values: dict) -> dict:
     return out
 
 
-def configure(*sources: str | Path | Mapping, method: str | None = None, weights: bool = True) -> Config:
-    """A checked Config from YAML files, mappings and `a.b=c` overrides, later ones over earlier ones.
-
-    Everything that is wrong is told at once, in a ConfigError. Without `weights`, a model's folder may lack them, as
-    for `luthier explain`.
-    """
+def gathered(*sources: str | Path | Mapping) -> tuple[dict, list[str]]:
+    """The nested keys of all sources, later ones over earlier ones, as they are given; and what cannot be read."""
     values: dict = {}
     problems: list[str] = []
     for source in sources:
@@ -66,12 +58,23 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
             values = merged(values, _expanded(read))
         except ConfigError as error:
             problems += error.problems
+    return values, problems
+
+
+def configure(
+    *sources: str | Path | Mapping, method: str | None = None, weights: bool = True, training: bool = True
+) -> Config:  # fmt: skip
+    """A checked Config from YAML files, mappings and `a.b=c` overrides, later ones over earlier ones.
+
+    Everything that is wrong is told at once, in a ConfigError. Without `weights`, a model's folder may lack them, as
+    for `luthier explain`; without `training`, what a run learnt from and with may have gone.
+    """
+    values, problems = gathered(*sources)
     name = method or values.get("method") or "lora"
     values["method"] = name
     if not isinstance(name, str) or name not in METHODS:
-        meant = nearest(str(name), METHODS)
-        hint = f"; did you mean {meant!r}?" if meant else ""
-        problems.append(f"method: {name!r} is unknown{hint} (known: {', '.join(METHODS)})")
+        meant = did_you_mean(str(name), METHODS)
+        problems.append(f"method: {name!r} is unknown{meant} (known: {', '.join(METHODS)})")
         values["method"] = name = "lora"
     for axis, kind in METHODS[name].fixed.items():
         given = values.get(axis)
@@ -96,23 +99,11 @@ def configure(*sources: str | Path | Mapping, method: str | None = None, weights
     except ValidationError as error:
         faults = error.errors()
         raise ConfigError(problems + explained(faults) + _contradictions_of_the_rest(values, faults)) from None
-    if config.batch.examples is None and config.batch.tokens is None:
-        config = config.model_copy(update={"batch": config.batch.model_copy(update={"examples": 16})})
-    followed = {"model": names.resolved(config.model), "trainable": adapter_files.resolved(config.trainable)}
-    config = config.model_copy(update=followed)
-    config = config.model_copy(update={"objective": _settled(config)})
-    problems += contradictions(config, weights)
+    config = resolution.by_settings(config)
+    problems += contradictions(config, weights, training)
     if problems:
         raise ConfigError(problems)
     return config
-
-
-def _settled(config: Config) -> Learning:
-    """The objective with what it leaves to the run decided."""
-    moves = not isinstance(config.trainable, Adapting)
-    known = config.max_steps is None and not config.data.streaming
-    settled = config.objective.settled(moves, config.epochs if known else None)
-    return critics.resolved(config.model_copy(update={"objective": settled}))
 
 
 def _named(kinds: dict[str, str], values: Mapping, axis: str) -> list[str]:
@@ -125,11 +116,11 @@ def _named(kinds: dict[str, str], values: Mapping, axis: str) -> list[str]:
 
 
 def read_run(folder: Path) -> Config:
-    """The configuration that a run's folder was made with."""
+    """The configuration that a run's folder was made with; what only its training needed may have gone."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise CheckpointError(f"{folder} is no folder of a run: it has no config.yaml")
-    return configure(path, {"output_dir": str(folder)})
+    return configure(path, {"output_dir": str(folder)}, training=False)
 
 
 def _contradictions_of_the_rest(values: Mapping, faults: list) -> list[str]:

@@ -11,12 +11,6 @@ from .precision import QAT
 from .settings import Settings
 
 
-def settings_of(config: Config) -> ValueModel | None:
-    """The critic's settings, where it is a network of its own."""
-    found = getattr(config.objective, "critic", None)
-    return found if isinstance(found, ValueModel) else None
-
-
 def run_folder(critic: ValueModel) -> Path | None:
     """Where the run is that the critic begins as, if it is one."""
     folder = Path(critic.name).expanduser()
@@ -39,7 +33,7 @@ def config_of(config: Config, critic: ValueModel, scores: bool = False) -> Confi
 
 def resolved(config: Config) -> Any:
     """The objective, its critic's sections with all that they leave to defaults; unchanged where they are wrong."""
-    critic = settings_of(config)
+    critic = config.objective.own_critic
     if critic is None or run_folder(critic) is not None:
         return config.objective
     try:

@@ -10,6 +10,7 @@
     ├── ExportError             7   what was written does not answer as what was trained
     ├── MetricError             1   a user's metric that fails or gives no number
     ├── RewardError             1   a reward that fails, takes too long or gives no number, with its row
+    ├── SearchError             1   a search without one trial that succeeded
     └── Interrupted       130, 143  Ctrl-C, SIGTERM: saved, start again to go on
 
 A message names the field, the value and the remedy. Our own mistakes are `assert`s, never these.
@@ -63,6 +64,10 @@ class MetricError(LuthierError):
 
 class RewardError(LuthierError):
     """A reward could not be given to an answer; never a zero in its place."""
+
+
+class SearchError(LuthierError):
+    """No trial of a search came to its end, so there is nothing to choose from."""
 
 
 class Interrupted(LuthierError):

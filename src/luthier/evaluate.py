@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import reward_models, rollouts, scores
-from .assemble import Assembled, assemble
+from . import reward_models, scores
+from .assemble import assemble
+from .assembled import Assembled
 from .batch import Batch, Document, rectangles
+from .completions import completed, fitting, prompt_of
 from .config import Config
 from .data import dataset as datasets
 from .data.conversations import BadRow, Conversation
@@ -58,7 +60,7 @@ class Measurement:
         if functions and not config.evaluation.generate:
             raise ConfigError("a metric scores answers: give evaluation.generate, the number of prompts to answer")
         if config.objective.rows == "prompts":
-            rows = rollouts.fitting(config, rows, warn)
+            rows = fitting(config, rows, warn)
         return cls(config, rows, general_rows(config, renderer, say, warn), functions or {})
 
 
@@ -197,7 +199,7 @@ def built_rewards(
     config: Config, functions: Mapping[str, Callable[..., Any]], ranks: Ranks, tell: Tell
 ) -> list[Built]:  # fmt: skip
     """The rewards of a run: those of its configuration, and functions that this does not name; ConfigError if none."""
-    wanted = with_functions(getattr(config.objective, "rewards", []), list(functions))
+    wanted = with_functions(config.objective.rewarded or [], list(functions))
     if not wanted:
         raise ConfigError(NO_REWARD)
     return scoring.build(wanted, Given(functions, reward_models.loader(ranks, tell)))
@@ -207,9 +209,9 @@ def rewarded(made: Assembled, dataset: Dataset, rewards: Sequence[Built]) -> tup
     """Greedy answers to all prompts and what rewards say of each; the ranks share them. RewardError on all ranks."""
     s, stop = made.config.objective.sampling, made.renderer.stop_tokens()
     mine = made.ranks.mine(range(len(dataset)))
-    prompts = [rollouts.prompt_of(made.config, dataset, i) for i in mine]
+    prompts = [prompt_of(made.config, dataset, i) for i in mine]
     given = complete(made.network, prompts, stop, s.max_completion_length, batch_size=s.decode_batch_size)
-    answered = [rollouts.completed(made, dataset, i, g.tokens, g.ended) for i, g in zip(mine, given)]
+    answered = [completed(made, dataset, i, g.tokens, g.ended) for i, g in zip(mine, given)]
     tokens = torch.zeros(len(dataset), s.max_completion_length + 2, dtype=torch.int64)
     numbers = torch.zeros(len(dataset), 1 + len(rewards), dtype=torch.float64)
     error = None
@@ -227,7 +229,7 @@ def rewarded(made: Assembled, dataset: Dataset, rewards: Sequence[Built]) -> tup
     names = ["reward", *(f"reward.{built.name}" for built in rewards)]
     out = []
     for i, ((length, ended, *row), values) in enumerate(zip(tokens.tolist(), numbers.tolist())):
-        one = rollouts.completed(made, dataset, i, row[:length], bool(ended))
+        one = completed(made, dataset, i, row[:length], bool(ended))
         wanted = one.columns.get("answer")
         out.append(
             Answer(

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import reload, surgery
-from .assemble import Assembled, restore
+from .assemble import restore
+from .assembled import Assembled
 from .batch import Batch, Document
 from .card import card, of_luthier_alone, peft_reads
 from .config import Config, read_run

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from .fields import Config
-from .settings import nearest
+from .settings import hint, nearest
 
 ELSEWHERE = {  # what other libraries call it
     "lr": "optim.learning_rate", "rank": "trainable.r", "lora_r": "trainable.r", "lora_rank": "trainable.r",
@@ -151,7 +152,7 @@ def explained(errors: list) -> list[str]:
         elif path in told:
             told[path] += f" or {wanted}"
         elif meant := KINDS_ELSEWHERE.get(path, {}).get(str(detail["input"]).lower()):
-            told[path] = f"{path}={detail['input']!r}: should be {wanted}; did you mean {meant!r}?"
+            told[path] = f"{path}={detail['input']!r}: should be {wanted}{hint(meant)}"
         else:
             told[path] = f"{path}={detail['input']!r}: should be {wanted}"
     # Of a value that can be of several types, the fault inside says more than that it is not of the others.
@@ -161,8 +162,7 @@ def explained(errors: list) -> list[str]:
 def _wrong_kind(path: str, given: str, expected: str) -> str:
     known = [tag.strip(" '") for tag in expected.split(",")]
     meant = KINDS_ELSEWHERE.get(path, {}).get(given) or nearest(given, known)
-    hint = f"; did you mean {meant!r}?" if meant else ""
-    return f"{path}={given!r}: should be one of {', '.join(map(repr, known))}{hint}"
+    return f"{path}={given!r}: should be one of {', '.join(map(repr, known))}{hint(meant)}"
 
 
 def _of_other_kinds(path: str) -> str | None:
@@ -202,6 +202,28 @@ def nested(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from nested(argument)
 
 
+def fields_of(key: str) -> tuple[list[FieldInfo], str | None]:
+    """The fields that a dotted name can mean, one for each kind of its section, and what is wrong with it, if anything.
+
+    Below a field of free keys, such as model.config, every name is right.
+    """
+    owners: list[type[BaseModel]] = [Config]
+    found: list[FieldInfo] = []
+    for part in key.split("."):
+        if found and not owners and any(is_free(field.annotation) for field in found):
+            return [], None
+        found = [owner.model_fields[part] for owner in owners if part in owner.model_fields]
+        if not found:
+            return [], f"{key}: unknown key{suggestion(part, owners)}"
+        owners = [cls for field in found if is_section(field.annotation) for cls in nested(field.annotation)]
+    return found, None
+
+
+def is_free(annotation: Any) -> bool:
+    """Whether a field takes keys that nobody has declared."""
+    return get_origin(annotation) is dict or any(map(is_free, getattr(annotation, "__args__", ())))
+
+
 def is_section(annotation: Any) -> bool:
     """Whether a field is settings and nothing else; `data.train` can be a name, `optim.groups` are several."""
     if get_origin(annotation) is list:
@@ -226,10 +248,10 @@ def suggestion(name: str, owners: list[type[BaseModel]]) -> str:
     """The nearest name in the same section, else anywhere."""
     here = {field for owner in owners for field in owner.model_fields}
     if name in ELSEWHERE:
-        return f"; did you mean {ELSEWHERE[name]!r}?"
+        return hint(ELSEWHERE[name])
     if meant := nearest(name, here):
-        return f"; did you mean {meant!r}?"
+        return hint(meant)
     everywhere = {key.rpartition(".")[2]: key for key in reversed(list(keys()))}
     if meant := nearest(name, everywhere):
-        return f"; did you mean {everywhere[meant]!r}?"
+        return hint(everywhere[meant])
     return f"; known here: {', '.join(sorted(here))}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field
 
 from .data import Data
+from .figures import greater_is_better
 from .models import Model
 from .monitor.alarms import Alarms
 from .objectives import Objective
@@ -42,8 +43,6 @@ class BatchSize(Settings):
     """Lay documents end to end in rows, with no leak between them; false pads them to rectangles."""
 
 
-LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "mse", "mae")
-OF_LABELS = ("precision.", "recall.", "f1.", "entity_")  # figures of one label, which may have any name
 PYTHON_DOCS = "python-docs"
 MetricName = Literal["exact_match", "f1", "bleu", "chrf", "rouge", "json"]
 ON_ANSWERS = (*get_args(MetricName), "rouge_1", "rouge_2", "rouge_l", "json_equal", "valid_json")
@@ -78,10 +77,8 @@ class Evaluation(Settings):
     @property
     def better(self) -> int:
         """1 where a greater figure is the better one, else -1."""
-        of_label = self.metric_for_best_model.startswith(OF_LABELS)
-        name = self.metric_for_best_model.rpartition(".")[2]
-        greater = of_label or name not in LESS_IS_BETTER if self.greater_is_better is None else self.greater_is_better
-        return 1 if greater else -1
+        given = self.greater_is_better
+        return 1 if (greater_is_better(self.metric_for_best_model) if given is None else given) else -1
 
 
 class Checkpointing(Settings):
@@ -115,6 +112,39 @@ class Monitoring(Settings):
     """More steps than this skipped in a row end the run."""
 
 
+class Search(Settings):
+    """Of `luthier search` alone: what is tried, and what is best; a run takes no notice of it."""
+
+    space: dict[str, Any] = {}
+    """Settings that are searched, by their dotted names: `log(1e-5, 1e-3)`, `uniform(0, 0.1)` or `(0, 0.1)`,
+    `int(1, 4)`, `[8, 16, 32]`, with ` if method=lora` behind it where it applies to some trials only."""
+    metrics: list[str] = []
+    """Figures of an evaluation (`eval.loss`), or `seconds`, `memory`, `parameters`, `tokens_per_second`; `:min` or
+    `:max` behind it says which way, where its name does not. Several give a Pareto front. By default
+    evaluation.metric_for_best_model."""
+    trials: int | None = Field(None, ge=1)
+    """20 without it; of a grid all of its points."""
+    hours: float | None = Field(None, gt=0)
+    """Ends the search after so long, a trial that runs included; the same command goes on with it."""
+    sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
+    """Tree-structured Parzen estimator (arXiv:2304.11127), a Gaussian process, at random, or every point."""
+    pruner: Literal["auto", "median", "hyperband", "none"] = "auto"
+    """Ends bad trials at an evaluation: worse than the `median` of the others at the same step, or `hyperband`
+    (arXiv:1603.06560). `auto`: the median, where there is one metric and evaluation.every."""
+    seed: int = Field(0, ge=0)
+    """Of what is tried; each trial's run has the seed of its configuration."""
+    fresh_seeds: int = Field(1, ge=0)
+    """Seeds that no trial had, on which the best is compared with the configuration as it is."""
+    folder: str | None = None
+    """Of the search: trials, storage, report; output_dir with `-search` behind it without one."""
+    storage: str | None = None
+    """An Optuna storage, such as sqlite:///search.db or postgresql://...; a journal in `folder` without one."""
+    workers: int = Field(1, ge=1)
+    """Processes on this machine, one GPU each."""
+    launcher: Literal["local", "ray"] = "local"
+    """Who starts the workers."""
+
+
 class Config(Settings):
     """A whole run."""
 
@@ -144,6 +174,7 @@ class Config(Settings):
     """Of adapters' first values and dropout; the order of rows has data.seed."""
     output_dir: str = "runs/luthier"
     """The run's folder: a second start with it resumes."""
+    search: Search | None = None
 
     def dump(self) -> str:
         """YAML that starts the same run again."""

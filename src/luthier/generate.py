@@ -14,6 +14,7 @@ from .data.masks import Renderer
 from .logprobs import Head, logprob_of
 from .models import virtual
 from .models.network import Network
+from .surgery import cache_keyword
 
 SHRINK = 0.75  # share of unfinished rows under which the finished ones are taken out of the cache
 PARTS = 1 << 40  # of a probability, when tokens are drawn
@@ -187,7 +188,7 @@ class _Decode:
             self.given = given
         dtype = model.get_input_embeddings().weight.dtype
         self.cache = virtual.cache(model, found, len(prompts), dtype)
-        self.keyword = virtual.cache_keyword(model)
+        self.keyword = cache_keyword(model)
 
     def logits(self) -> Tensor:
         """[B, V] after the last token of each row."""

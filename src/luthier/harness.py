@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .assemble import Assembled
+from .assembled import Assembled
 from .batch import Batch, Document, rectangles
 from .errors import ConfigError
 from .generate import generate

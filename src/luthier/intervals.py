@@ -12,6 +12,7 @@ import numpy as np
 RESAMPLES = 10_000
 GROUPS = 2_000  # more rows than this are first added up in so many groups
 LEVEL = 0.95
+UNDEFINED = 0.05  # share of the resamples in which a figure may be undefined and still have an interval
 
 Interval = tuple[float, float]
 
@@ -111,8 +112,11 @@ def _draws(n: int, seed: int) -> tuple[np.ndarray | None, np.ndarray]:
 
 
 def _percentiles(values: np.ndarray) -> Interval | None:
-    if not np.isfinite(values).all():
+    """Few resamples may leave a figure undefined, as a mean over rows of which none was drawn: they are left out."""
+    undefined = np.isnan(values)
+    if np.isinf(values).any() or undefined.mean() > UNDEFINED:
         return None
+    values = values[~undefined]
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

@@ -145,26 +145,35 @@ def _shown(label: Any) -> str:
 # ---------------------------------------------------------------------------- entities
 
 
+BEGINS, GOES_ON, ENDS, ALONE = "B", "I", ("E", "L"), ("S", "U")  # IOB2; IOBES and BILOU have the last two
+MARKS = (BEGINS, GOES_ON, *ENDS, *ALONE)
+
+
 def entity_kinds(names: Sequence[str]) -> list[str]:
-    """The kinds of entities that BIO tags name (B-PER, I-PER, O); none where some tag is not of that form."""
+    """The kinds of entities that tags name (B-PER, I-PER, O); none where some tag is not of that form."""
     parts = [name.partition("-") for name in names if name != OUTSIDE]
-    if not parts or any(mark not in ("B", "I") or not kind for mark, _, kind in parts):
+    if not parts or any(mark not in MARKS or not kind for mark, _, kind in parts):
         return []
     return list(dict.fromkeys(kind for _, _, kind in parts))
 
 
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(kind, first, last + 1) of each entity in a row of BIO tags (Ramshaw and Marcus 1995, B where each one begins).
+    """(kind, first, last + 1) of each entity in a row of tags: IOB2 (Ramshaw and Marcus 1995, with B where each one
+    begins), or IOBES, which marks its last word E and an only word S; BILOU writes L and U for these.
 
-    As in the shared task of CoNLL-2003, an I- that does not go on with an entity of its kind begins one.
+    As in the shared task of CoNLL-2003, an I or E that does not go on with an entity of its kind begins one, and an
+    entity that nothing ends is over where another, or none, begins.
     """
     found: list[tuple[str, int, int]] = []
     kind, start = "", 0
     for i, tag in enumerate([*tags, OUTSIDE]):
         mark, _, of = tag.partition("-")
-        if kind and (mark != "I" or of != kind):
+        if kind and (mark not in (GOES_ON, *ENDS) or of != kind):
             found.append((kind, start, i))
             kind = ""
-        if mark in ("B", "I") and not kind:
+        if mark in MARKS and not kind:
             kind, start = of, i
+        if mark in (*ENDS, *ALONE):
+            found.append((kind, start, i + 1))
+            kind = ""
     return found

@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from . import classes, scores
+from .figures import greater_is_better
 from .files import write_atomically
 from .intervals import Figure, finite, quotient, sign_test
 from .scores import Answer
 
-COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy")
-FALLING = (  # of what is counted: the less, the better
-    "kl", "completion_length", "rewards/rejected", "logps/rejected", *classes.FALLING,
-)  # fmt: skip
+COUNTED = ("loss", "weight", "bytes", "nll", "token_accuracy", "liked")
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,32 @@ class Documents:
     def figures(self, prefix: str = "") -> dict[str, Figure]:
         c = self.columns
 
-        def of(above: str, below: str, of_sums: Callable = quotient, higher: bool = False) -> Figure:
-            return Figure(np.stack([c[above], c[below]], 1), of_sums, higher)
+        def of(name: str, above: str, below: str, of_sums: Callable = quotient) -> dict[str, Figure]:
+            return {name: Figure(np.stack([c[above], c[below]], 1), of_sums, greater_is_better(name))}
 
-        out = {"loss": of("loss", "weight")} if "loss" in c else {}
+        out = of("loss", "loss", "weight") if "loss" in c else {}
         if "nll" in c:
-            out |= {"perplexity": of("loss", "weight", _perplexity), "bits_per_byte": of("nll", "bytes", _bits)}
+            out |= of("perplexity", "loss", "weight", _perplexity) | of("bits_per_byte", "nll", "bytes", _bits)
         if "token_accuracy" in c:
-            out["token_accuracy"] = of("token_accuracy", "weight", higher=True)
+            out |= of("token_accuracy", "token_accuracy", "weight")
         for name in [name for name in c if name not in COUNTED and not name.startswith(classes.PREFIXES)]:
             number = name == "kl" or (name.startswith(("rewards/", "logps/")) and "accuracies" not in name)
-            out[name] = of(name, "weight", _mean if number else quotient, name not in FALLING)
+            out |= of(name, name, "weight", _mean if number else quotient)
+        if "liked" in c:
+            out |= self._of_sides(out)
         out |= classes.figures(c)
         return {prefix + key: figure for key, figure in out.items()}
+
+    def _of_sides(self, figures: Mapping[str, Figure]) -> dict[str, Figure]:
+        """Of rows that are liked or not, each with a 0 where a figure is of the others: means over those of its side,
+        undefined where it has none."""
+        c = self.columns
+        rows = {"chosen": c["liked"], "rejected": 1 - c["liked"]}
+        out = {}
+        for name in [name for name in c if name.rpartition("/")[2] in rows]:
+            out[name] = replace(figures[name], statistics=np.stack([c[name], rows[name.rpartition("/")[2]]], 1))
+        sides = [c["rewards/chosen"], rows["chosen"], c["rewards/rejected"], rows["rejected"]]
+        return out | {"rewards/margins": Figure(np.stack(sides, 1), _difference)}
 
     def subset(self, at: Sequence[int]) -> Documents:
         return Documents([self.rows[i] for i in at], {name: c[list(at)] for name, c in self.columns.items()})
@@ -52,6 +63,11 @@ class Documents:
 def _mean(sums: np.ndarray) -> np.ndarray:
     """Of numbers: a share has an interval of its own, and numbers that happen to be 0 are none."""
     return quotient(sums)
+
+
+def _difference(sums: np.ndarray) -> np.ndarray:
+    """Of two means."""
+    return quotient(sums[:, :2]) - quotient(sums[:, 2:])
 
 
 def _perplexity(sums: np.ndarray) -> np.ndarray:

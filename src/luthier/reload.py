@@ -100,13 +100,13 @@ def by_luthier(model: Any, request: dict) -> Tensor:
 
     from luthier.batch import Batch, Document
     from luthier.logprobs import scored
-    from luthier.models import network
+    from luthier.models import network, trials
 
     net = network.Network(model, request["ends_in"]).eval()
     if request["ends_in"] != "tokens":
-        network.find_scores(net)  # before there are virtual tokens, which the model itself knows nothing of
+        trials.find_scores(net)  # before there are virtual tokens, which the model itself knows nothing of
     laid(model, [*request["beneath"], {"path": request["model"], "name": "default", "share": 1.0}])
-    network.prepare(net, "padded")
+    trials.prepare(net, "padded")
     if request["ends_in"] != "tokens":
         return scores(net, request)
     documents = [Document(np.asarray(d, np.int32), np.r_[0.0, np.ones(len(d) - 1)].astype(np.float32), 0)

@@ -17,7 +17,7 @@ from .config import read_run
 from .data.conversations import BadRow, Conversation
 from .data.masks import Renderer
 from .errors import ModelError, RewardError
-from .models import Model, heads, load, names, network
+from .models import Model, heads, load, names, network, trials
 from .parallel.ranks import Ranks
 from .precision import AsLoaded
 from .rewards import Completed, Reward, RewardModel
@@ -72,8 +72,8 @@ def _of_folder(name: str, ranks: Ranks, tell: Tell) -> tuple[network.Network, Re
     heads.name_padding(made, tokenizer)
     made.eval()
     net = network.Network(made, "text")
-    network.find_scores(net)
-    if reason := network.prepare(net, "auto"):
+    trials.find_scores(net)
+    if reason := trials.prepare(net, "auto"):
         tell(f"the reward model {name} runs padded instead of packed: {reason}")
     net.requires_grad_(False).eval()
     return net, Renderer(tokenizer, "all", 1 << 30, kind="whole_pairs")

@@ -26,6 +26,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """What a message about a wrong name ends in: the nearest known one, or `otherwise`."""
+    return hint(nearest(name, known)) or otherwise
+
+
+def hint(meant: str | None) -> str:
+    return f"; did you mean {meant!r}?" if meant else ""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 but for two traps: `1e-4` is a number, and a key given twice is an error."""
 

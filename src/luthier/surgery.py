@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -83,6 +84,11 @@ def heads(model: Any) -> list[str]:
     if isinstance(pooler, nn.Module):
         found.insert(0, (f"{base}.pooler", pooler))
     return [n for n, m in found if next(m.parameters(), None) is not None and not isinstance(m, VirtualTokens)]
+
+
+def cache_keyword(model: Any) -> str:
+    """What a decoder calls its cache: `past_key_values` until transformers 5.23."""
+    return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
 
 
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from . import surgery
 from .config import Config, read_run
 from .errors import ModelError
-from .models import Model, load, names, network, skeleton, translation
+from .models import Model, load, names, network, skeleton, translation, trials
+from .objectives import Distillation
 from .objectives.distillation import Teacher as Settings
 from .precision import AsLoaded, Precision, Reduced
 from .trainable.adapter import Adapting
@@ -63,9 +64,9 @@ def load_teacher(
         made = load.load_model(model, dtype, device, wanted.storage(dtype), say)
         load.check_context(made, run.data.max_length, lambda text: say(f"the teacher: {text}"))
         net = network.Network(made)
-        network.check_causal(net)
-        network.check_head(net)
-        reason = network.prepare(net, run.model.attention if run.batch.packing else "padded")
+        trials.check_causal(net)
+        trials.check_head(net)
+        reason = trials.prepare(net, run.model.attention if run.batch.packing else "padded")
         if reason:
             say(f"the teacher, a {type(made).__name__}, runs padded instead of packed: {reason}")
     net.longest = run.data.max_length
@@ -132,7 +133,7 @@ def outlined(run: Config, student: Any, dtype_of: Callable, outline: Callable) -
         if store := wanted.storage(dtype):
             made = load.stored(made, store, torch.device("meta"))
         net = network.Network(made)
-        if student.packed and network.unpackable(net) is None:
+        if student.packed and trials.unpackable(net) is None:
             network.pack(net)
     net.longest = run.data.max_length
     net.requires_grad_(False).eval()
@@ -147,6 +148,6 @@ def _width(*networks: network.Network) -> int:
 
 
 def _settings(run: Config) -> Settings:
-    teacher = getattr(run.objective, "teacher", None)
-    assert teacher is not None, "checked with the configuration"
-    return teacher
+    assert isinstance(run.objective, Distillation)
+    assert run.objective.teacher, "checked with the configuration"
+    return run.objective.teacher

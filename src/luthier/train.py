@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,20 +15,22 @@ from typing import Any
 
 import torch
 
-from . import ahead, checkpoint, evaluate, measured, surgery
-from .assemble import Assembled, assemble, load_weights, restore, seed_everything, tokenizer_and_renderer, with_labels
+from . import ahead, checkpoint, evaluate, measured, preconditions, resolution, surgery
+from .assemble import assemble, seed_everything, tokenizer_and_renderer
+from .assembled import Assembled
 from .batch import Batch
-from .classify import Classifier
-from .config import Config, read_run
+from .config import Config
+from .data import cache
 from .data import dataset as datasets
 from .data.blocks import Stream
+from .data.masks import Renderer
 from .errors import CheckpointError, ConfigError, DataError, Interrupted, MetricError, NonFiniteError, RewardError
+from .evaluations import Evaluations
 from .explain import plan_line, table
-from .export import export, keep_probe
+from .export import keep_probe
 from .files import write_atomically
-from .generate import Chat
-from .monitor import Console, Monitor, histograms, memory_gb, records, trackers, warnings_of
-from .monitor.alarms import Watch
+from .journal import Journal
+from .monitor import Console, records, trackers, warnings_of
 from .monitor.nonfinite import Guard
 from .monitor.profile import Profiler
 from .optim.clipping import Clipper
@@ -36,49 +38,11 @@ from .optim.optimizer import Optimizer
 from .optim.schedule import Scheduler
 from .parallel.layers import compiled
 from .parallel.ranks import Ranks
+from .results import Result, Step, open_run
 from .rollouts import Rollouts
 from .scores import Scorer
+from .shared import Shared
 from .signals import Signals, Stopped
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step that was taken: `step` counts from 1."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    grad_norm: float  # before clipping
-    tokens: int
-    clipped: bool = False
-    skipped: bool = False
-    """Its loss or gradient was not finite, and nothing moved."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """What the objective tells beside its loss."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run: where it is, and base against tuned."""
-
-    folder: Path
-    report: dict
-
-    def chat(self) -> Chat:
-        """The tuned model, ready to be asked."""
-        made, _ = restore(self.folder)
-        return Chat(made.network, made.renderer)
-
-    def classifier(self) -> Classifier:
-        """The tuned model of a run that classifies, ready to be given texts."""
-        made, _ = restore(self.folder)
-        chat = made.config.data.format == "labelled_messages"
-        return Classifier(made.network, made.renderer, chat, made.config.batch.micro_tokens)
-
-    def export(self, out: str | Path, kind: str = "adapter", dtype: str | None = None) -> dict:
-        """Write the model where other tools read it: `adapter`, `merged` or `full`, the latter two in `dtype`."""
-        return export(self.folder, Path(out), kind, dtype)
-
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -103,49 +67,53 @@ def steps(config: Config, console: Console | None = None, rewards: Functions | N
         yield from trainer.loop()
 
 
-def open_run(folder: str | Path) -> Result:
-    """A finished run, to be asked, evaluated or exported."""
-    path = Path(folder) / "report.json"
-    if not path.exists():
-        raise CheckpointError(f"{folder} holds no finished run: it has no report.json; go on with `luthier train`")
-    return Result(Path(folder), json.loads(path.read_text()))
-
-
 class Trainer:
     """One run. Iterate over it for its steps one by one, or `run` it."""
 
     def __init__(
         self, config: Config, console: Console | None = None, metrics: Mapping[str, Scorer] | None = None,
-        rewards: Functions | None = None,
+        rewards: Functions | None = None, shared: Shared | None = None,
     ):  # fmt: skip
         self.console = console or Console()
         self.ranks = Ranks(config.parallel)
         if not self.ranks.first:
             self.console = Console(quiet=True)  # one speaks for all
-        self.config = config = with_labels(config, self.console.say)
+        self.config = config = resolution.by_rows(config, self.console.say)
         self.folder = Path(config.output_dir)
+        self.shared = shared
         self.signals = Signals()
         self.step = 0
         self.ahead: Batch | None = None  # the next one, made while the device works
-        self.best: dict | None = None
-        self.evaluated: int | None = None  # the step of the last evaluation
-        self.unlogged: list[tuple[int, float]] = []  # tokens and seconds of the steps since the last record
-        self.watch = Watch(config.monitor.alarms)
         trackers.check(config.monitor.report_to)
-        say, warn = self.console.say, self.console.warn
-
-        # 1 data, before the weights: a bad row must not cost a model's loading
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_same_run()
-        opened = tokenizer_and_renderer(config, say)
+        preconditions.same_run(config, self.folder)
+        opened = tokenizer_and_renderer(config, self.console.say, shared)
+        self._read_rows(opened[1], metrics or {}, rewards or {})
+        self._make_network(opened, rewards or {})
+        self._make_optimizer()
+        self._make_parts()
+        if self.ranks.first:
+            write_atomically(self.folder / "config.yaml", config.dump())
+        self._resume()
+        if self.ranks.first:
+            if self.steps.known(self.step):
+                self.steps[min(self.step, len(self.steps) - 1)]  # so that a stream has documents at hand
+            keep_probe(self.folder, (self.validation or self.rows_read).documents)
+            self.journal.open(self.step)
+        self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
+
+    # ------------------------------------------------------------------ 1 data
+    def _read_rows(self, renderer: Renderer, metrics: Mapping[str, Scorer], rewards: Functions) -> None:
+        """Before the weights: a bad row must not cost a model's loading."""
+        config, say, warn = self.config, self.console.say, self.console.warn
         listing = self.folder if self.ranks.first else None  # the first rank lists skipped rows
         self.training: datasets.Dataset | Stream | Rollouts
-        self.training, self.validation = datasets.open_rows(config.data, opened[1], listing, say, warn)
+        self.training, self.validation = self._open_rows(renderer, listing)
         self.rows_read = self.training  # before any that the network makes itself
-        self._plan(rewards or {})
+        self._plan(rewards)
         self.measurement: evaluate.Measurement | None = None
         if self.validation is not None:
-            self.measurement = evaluate.Measurement.of(config, self.validation, opened[1], say, warn, metrics)
+            self.measurement = evaluate.Measurement.of(config, self.validation, renderer, say, warn, metrics)
         elif metrics:
             raise ConfigError("metrics score answers to held-out prompts: give data.validation and evaluation.generate")
         if isinstance(self.training, datasets.Dataset):
@@ -155,56 +123,25 @@ class Trainer:
         if not checkpoint.listed(self.folder / "checkpoints") and self.steps.known(0):
             self.steps[0]  # of a stream the first rows, too, are read before the weights
         self.schedule = Scheduler(config.schedule, len(self.steps))
-        self._check_fused()
-        self._check_profile()
-        # 2 model initialisation, 3 layer freezing, 4 method
-        self.made: Assembled = assemble(config, warn, opened=opened, ranks=self.ranks)
-        if self.ranks.first:
-            self.console.show(table(self.made.network.model, self.made.begins))
-        self._check_begins()
-        if isinstance(self.steps, Rollouts):
-            self._reward_with(rewards or {})
-        if config.objective.ahead:
-            self._compute_ahead()
-        # 5 to 7: the optimiser with its schedule, regularisation and clipping
-        self.parameters = self.made.parameters()
-        self.ranks.agree(list(self.parameters.values()))
-        if self.ranks.rank:  # what moves is drawn alike, what is dropped is not
-            seed_everything(hash((config.seed, self.ranks.rank)))
-        roles = surgery.roles(self.made.network.model)
-        roles |= {name: "head" for name in self.parameters if name.startswith("objective.")}
-        self.clipper = Clipper(config.clipping, roles)
-        self.optimizer = Optimizer(self.parameters, config.optim, roles=roles, clip=self.clipper.each, seed=config.seed)
-        for line in self.optimizer.describe():
-            say(line)
-        self.guard = Guard(self.folder, self.ranks, config.monitor.on_nonfinite, config.monitor.max_skips)
-        self.average = config.averaging.build(self.optimizer.weights(), len(self.steps))
-        stopping = config.early_stopping
-        self.patience = stopping.build(config.evaluation.better) if stopping else None
-        parts = {
-            "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
-            "averaging": self.average, "early_stopping": self.patience, "nonfinite": self.guard, "alarms": self.watch,
-            "adapters": self.made.sources, "rollouts": self.steps if isinstance(self.steps, Rollouts) else None,
-            "objective": self.made.objective if hasattr(self.made.objective, "restore") else None,
-        }  # fmt: skip
-        # What the next step depends on, beside the weights.
-        self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
-        if self.ranks.first:
-            write_atomically(self.folder / "config.yaml", config.dump())
-        self._resume()
-        if self.ranks.first:
-            if self.steps.known(self.step):
-                self.steps[min(self.step, len(self.steps) - 1)]  # so that a stream has documents at hand
-            keep_probe(self.folder, (self.validation or self.rows_read).documents)
-        # 8 evaluation and monitoring
-        self.monitor = self._monitor() if self.ranks.first else None
-        self.profiler = Profiler(self.folder, config.monitor.profile_steps, self.ranks.first)
+        preconditions.fused(config, self.steps, self.ranks)
+        preconditions.profile(config, self.steps)
+
+    def _open_rows(self, renderer: Renderer, listing: Path | None) -> Any:
+        """Rows as tokens; those of an earlier run of this process where they would be the same."""
+        data, say, warn = self.config.data, self.console.say, self.console.warn
+
+        def read() -> Any:
+            return datasets.open_rows(data, renderer, listing, say, warn)
+
+        if self.shared is None or data.streaming:
+            return read()
+        return self.shared.kept("rows", cache.identity(data, renderer), read)
 
     def _plan(self, functions: Functions) -> None:
         """The steps of the run: of rows that are there, or of answers that are yet to be given."""
         config = self.config
         if config.objective.rolls_out:
-            wanted = getattr(config.objective, "rewards", None)
+            wanted = config.objective.rewarded
             if wanted is not None and not (wanted or functions):
                 raise ConfigError(evaluate.NO_REWARD)
             folder = self.folder / "rollouts" if self.ranks.first else None
@@ -217,10 +154,23 @@ class Trainer:
             pack=config.batch.packing, seed=config.data.seed, epochs=config.epochs, max_steps=config.max_steps,
         )  # fmt: skip
 
+    # ------------------------------------------------------------------ 2 model, 3 layer freezing, 4 method
+    def _make_network(self, opened: tuple[Any, Renderer], rewards: Functions) -> None:
+        self.made: Assembled = assemble(
+            self.config, self.console.warn, opened=opened, ranks=self.ranks, shared=self.shared
+        )
+        if self.ranks.first:
+            self.console.show(table(self.made.network.model, self.made.begins))
+        preconditions.unfreezing(self.made.begins, self.steps)
+        if isinstance(self.steps, Rollouts):
+            self._reward_with(rewards)
+        if self.config.objective.ahead:
+            self._compute_ahead()
+
     def _reward_with(self, functions: Functions) -> None:
         """Score answers with the rewards of the configuration, and with the functions that it does not name."""
         assert isinstance(self.steps, Rollouts)
-        if not hasattr(self.config.objective, "rewards"):
+        if self.config.objective.rewarded is None:
             self.steps.bind(self.made, [])
             return
         built = evaluate.built_rewards(self.config, functions, self.ranks, self.console.warn)
@@ -238,13 +188,37 @@ class Trainer:
             self.measurement = replace(self.measurement, rows=rows)
         self.made.teacher = None  # has said what it says
 
-    def _check_begins(self) -> None:
-        late = max(self.made.begins.values(), default=0)
-        if late >= len(self.steps):
-            raise ConfigError(
-                f"trainable.unfreeze: step={late} is never reached, as the run has {len(self.steps)} steps: use a "
-                "smaller step, or more epochs"
-            )
+    # ------------------------------------------------------------------ 5 schedule, 6 regularisation, 7 clipping
+    def _make_optimizer(self) -> None:
+        config = self.config
+        self.parameters = self.made.parameters()
+        self.ranks.agree(list(self.parameters.values()))
+        if self.ranks.rank:  # what moves is drawn alike, what is dropped is not
+            seed_everything(hash((config.seed, self.ranks.rank)))
+        roles = surgery.roles(self.made.network.model)
+        roles |= {name: "head" for name in self.parameters if name.startswith("objective.")}
+        self.clipper = Clipper(config.clipping, roles)
+        self.optimizer = Optimizer(self.parameters, config.optim, roles=roles, clip=self.clipper.each, seed=config.seed)
+        for line in self.optimizer.describe():
+            self.console.say(line)
+        self.average = config.averaging.build(self.optimizer.weights(), len(self.steps))
+
+    # ------------------------------------------------------------------ 8 evaluation, monitoring, checkpoints
+    def _make_parts(self) -> None:
+        """What the next step depends on, beside the weights."""
+        config, stopping = self.config, self.config.early_stopping
+        self.guard = Guard(self.folder, self.ranks, config.monitor.on_nonfinite, config.monitor.max_skips)
+        self.journal = Journal(config, self.folder, self.console, self.clipper, self.guard)
+        patience = stopping.build(config.evaluation.better) if stopping else None
+        self.evaluations = Evaluations(self.made, self.measurement, self.folder, patience, self._breakable)
+        parts = {
+            "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
+            "averaging": self.average, "early_stopping": patience, "nonfinite": self.guard,
+            "alarms": self.journal.watch, "adapters": self.made.sources,
+            "rollouts": self.steps if isinstance(self.steps, Rollouts) else None,
+            "objective": self.made.objective if hasattr(self.made.objective, "restore") else None,
+        }  # fmt: skip
+        self.parts: dict[str, checkpoint.Part] = {n: part for n, part in parts.items() if part is not None}
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> Result:
@@ -256,15 +230,14 @@ class Trainer:
     def loop(self) -> Iterator[Step]:
         """Both ends and the steps between; each is taken, checked, logged and saved where due before it is yielded."""
         try:
-            if self._evaluation_due():  # at the start, or where a run was stopped while it evaluated
+            if self.evaluations.due(self.step, len(self.steps)):  # at the start, or where a run was stopped in it
                 self._evaluate(answer=not self.step or self.config.evaluation.generate_every)
             self.console.begin(len(self.steps), self.step)
             yield from self._steps()
             self._finish()
         finally:
             self.profiler.end()
-            if self.monitor:
-                self.monitor.close()
+            self.journal.close()
             self.steps.close()
 
     def _steps(self) -> Iterator[Step]:
@@ -285,13 +258,13 @@ class Trainer:
             if rows:
                 with self.profiler.step(self.step + 1):
                     taken = self._take()
-                self._log(taken)
+                self.journal.step(taken, self.steps, self.seconds, self.waited)
             else:  # of a round of answers that enough was learnt from
                 self.step += 1
                 self.ahead = None  # was made before that was known
             last = self.step == len(self.steps)
             due = bool(config.checkpoint.every) and self.step % config.checkpoint.every == 0
-            if self._evaluation_due():
+            if self.evaluations.due(self.step, len(self.steps)):
                 self._evaluate(answer=config.evaluation.generate_every)
                 due = True
             stop = self.ranks.any(self.signals.caught is not None)
@@ -303,7 +276,7 @@ class Trainer:
                 yield taken
 
     def _ended(self) -> bool:
-        return self.step == len(self.steps) or bool(self.patience and self.patience.exhausted)
+        return self.step == len(self.steps) or self.evaluations.exhausted
 
     def _take(self) -> Step:
         """One optimiser step: rows forward and backward, one division, clipping, the optimiser."""
@@ -339,7 +312,7 @@ class Trainer:
         fine = self._finite(loss_value, grad_norm)
         clipped = False
         if fine:
-            self._histograms(1 / sums[1])
+            self.journal.histograms(self.step, self.parameters, 1 / sums[1])
             if not fused:
                 self.optimizer.step(factor, self.clipper.scale(norm) / sums[1])
             clipped = self.clipper.record(grad_norm)
@@ -349,6 +322,8 @@ class Trainer:
         self.seconds = time.monotonic() - began
         rate = self.config.optim.learning_rate * factor
         found = dict(zip(made.objective.metrics, values))
+        if shown := getattr(made.objective, "shown", None):
+            found = shown(found)
         if isinstance(self.steps, Rollouts):
             self.steps.seen(self.step - 1, found)
             found = {**self.steps.metrics, **found}
@@ -372,73 +347,14 @@ class Trainer:
             batch = batch.padded_to(-(-len(batch) // unit) * unit)
         return batch.to(self.ranks.device)
 
-    # ------------------------------------------------------------------ 8 evaluation, monitoring, checkpoints
-    def _log(self, taken: Step) -> None:
-        if not self.monitor:
-            return
-        self.unlogged.append((taken.tokens, self.seconds + self.waited))
-        self._alarm(taken)
-        if taken.step % self.config.monitor.log_every and taken.step != len(self.steps) and not taken.skipped:
-            return
-        tokens, seconds = (sum(of_step) for of_step in zip(*self.unlogged))  # since the last record
-        left = seconds / len(self.unlogged) * (len(self.steps) - taken.step)
-        values = {
-            "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
-            "clipped": taken.clipped, **self.clipper.figures(), **taken.metrics,
-            "tokens": tokens, "tokens_per_second": tokens / seconds, "memory_gb": memory_gb(),
-            "seconds": seconds, "seconds_left": left, **getattr(self.steps, "pace", {}),
-        }  # fmt: skip
-        if self.guard.total:
-            values["skipped_steps"] = self.guard.total
-        if taken.skipped:
-            values["origin"] = self.guard.origin
-        self.unlogged.clear()
-        self.monitor.log("nonfinite" if taken.skipped else "train", taken.step, values)
-
-    def _monitor(self) -> Monitor:
-        config = self.config.monitor
-        settings = self.config.model_dump(mode="json")
-        names = (config.project, config.run_name)
-        return Monitor(self.folder, self.console, config.report_to, self.step, *names, settings)
-
-    def _check_profile(self) -> None:
-        chosen = self.config.monitor.profile_steps
-        if chosen and chosen[0] > len(self.steps):
-            raise ConfigError(
-                f"monitor.profile_steps={chosen} begins after the last of {len(self.steps)} steps: choose earlier ones"
-            )
-
-    def _alarm(self, taken: Step) -> None:
-        """Each episode of a bad curve once: on the console, and as a record that the report lists."""
-        if taken.skipped or not self.monitor:
-            return
-        values = {
-            "loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": taken.learning_rate,
-            "speed": taken.tokens / self.seconds, "seconds": self.seconds,
-        }  # fmt: skip
-        for alarm in self.watch.look(taken.step, values):
-            self.console.warn(f"step {taken.step}: {alarm.text}")
-            self.monitor.log("alarm", taken.step, {"alarm": alarm.name, "text": alarm.text})
-
-    def _histograms(self, scale: torch.Tensor) -> None:
-        """Of the weights before this step and of the mean gradients, before clipping."""
-        every = self.config.monitor.histogram_every
-        if every and self.step % every == 0 and self.monitor:
-            self.monitor.histograms(self.step, histograms.of_step(self.parameters, scale))
-
-    def _evaluation_due(self) -> bool:
-        """Before the first step and every n steps; the last one belongs to `_finish`."""
-        every = self.config.evaluation.every
-        wanted = self.step == 0 or bool(every and self.step % every == 0)
-        return wanted and self.evaluated != self.step < len(self.steps)
-
+    # ------------------------------------------------------------------ evaluation and checkpoints
     def _evaluate(self, answer: bool) -> None:
         """Held-out loss, and the answers where they are wanted; the random state of training is left alone."""
         if self.validation is None:
             return
         state = checkpoint.random_state()
         try:
-            values = self._measure(answer, self._deployed(), self.step)
+            values = self.evaluations.measure(answer, self._deployed(), self.step)
         except Stopped:
             checkpoint.restore_random_state(state)
             self.save()
@@ -448,72 +364,26 @@ class Trainer:
             self.save()
             raise
         checkpoint.restore_random_state(state)
-        self.evaluated = self.step
+        self.evaluations.last, self.evaluations.figures = self.step, values
         if self.schedule.observe(values):
             self.console.say(f"the rate falls to {self.schedule.ratio:.3g} of its schedule")
         self.console.say(f"held out at step {self.step}: {measured.line(values)}")
-        if self.monitor:
-            self.monitor.log("evaluation", self.step, values)
-            self.monitor.samples(self.step, measured.answers_file(self.folder, self.step))
-            if self.made.network.ends_in == "text":
-                self.monitor.confusion(self.step, measured.confusion(self.folder, self.step))
-        self._judge(values)
-
-    def _judge(self, values: dict) -> None:
-        """Is it the best so far, and is it time to stop? The base, at step 0, is not among what is judged."""
-        config = self.config.evaluation
-        metric, better = config.metric_for_best_model, config.better
-        if metric not in values:
-            raise ConfigError(
-                f"evaluation.metric_for_best_model={metric!r} is not among what is measured at step {self.step}: "
-                f"{', '.join(sorted(values))}"
-            )
-        if not self.step:
-            return
-        value = float("nan") if values[metric] is None else values[metric]
-        if self.best is None or better * (value - self.best["value"]) >= 0:  # of equals the newest
-            self.best = {"name": self._name(), "step": self.step, "metric": metric, "value": value}
-        if self.patience:
-            self.patience.observe(value)
-            if self.patience.exhausted:
-                self.console.say(
-                    f"stopped early after step {self.step}: {metric} has not been better than "
-                    f"{self.patience.best:.4f} for {self.patience.waited} evaluations"
-                )
+        self.journal.evaluation(self.step, values)
+        if line := self.evaluations.judge(values, self.step):
+            self.console.say(line)
 
     def _deployed(self) -> dict[str, torch.Tensor] | None:
         """What is evaluated and exported, where that is something else than the weights of the step."""
         return self.average.weights() if self.average else self.optimizer.averaged() or None
 
-    def _measure(self, answer: bool, weights: Mapping[str, torch.Tensor] | None, step: int) -> dict:
-        """The figures under flat keys, as `metrics.jsonl` has them: loss, perplexity, exact_match, forgetting.loss.
-
-        Other `weights` are in place meanwhile, if there are any; they are those of `step`.
-        """
-        assert self.measurement is not None
-        base = contextlib.nullcontext() if step else self.made.as_base()
-        with surgery.replaced(self.parameters, weights), base, self._breakable():
-            found = evaluate.measure(self.made, self.measurement, answer)
-        if self.ranks.first:
-            measured.keep(self.folder, step, found)  # before a function of the user's can fail
-        if self.measurement.functions and found.answers:
-            path = measured.answers_file(self.folder, step)
-            found = evaluate.score(self.ranks, self.measurement.functions, found, path)
-            if self.ranks.first:
-                measured.keep(self.folder, step, found)
-        return found.values()
-
     def _breakable(self) -> contextlib.AbstractContextManager:
         """Ends the work inside when a signal comes. Ranks wait for one another inside: there it is heard afterwards."""
         return self.signals.breakable() if self.ranks.world == 1 else contextlib.nullcontext()
 
-    def _name(self) -> str:
-        return f"step-{self.step:08}"
-
     def save(self) -> Path:
         """A checkpoint of everything that the next step depends on."""
-        config = self.config.checkpoint
-        folder = self.folder / "checkpoints" / self._name()
+        config, best = self.config.checkpoint, self.evaluations.best
+        folder = self.folder / "checkpoints" / checkpoint.name_of(self.step)
         deployed = self._deployed()
         group = "weights" if deployed is None else "averaging" if self.average else "deployed"
         random = {f"rank{n}": state for n, state in enumerate(self.ranks.gather(checkpoint.random_state()))}
@@ -524,14 +394,14 @@ class Trainer:
                 | {name: part.tensors() for name, part in self.parts.items()}
                 | ({"deployed": deployed} if deployed and group == "deployed" else {}),
                 {
-                    "step": self.step, "best": self.best, "evaluated": self.evaluated,
+                    "step": self.step, "best": best, "evaluated": self.evaluations.last,
                     "data": self.steps.position(self.step),
                     "parts": {name: part.numbers() for name, part in self.parts.items()},
                     "deployed": group,
                 },
             )  # fmt: skip
-            best = self.best["name"] if self.best and config.best else None
-            checkpoint.prune(folder.parent, config.keep, folder.parent / best if best else None)
+            kept = folder.parent / best["name"] if best and config.best else None
+            checkpoint.prune(folder.parent, config.keep, kept)
         self.ranks.wait()
         return folder
 
@@ -547,7 +417,7 @@ class Trainer:
                 f"the {what} that {found} was trained on are not those of this configuration: restore the data, or "
                 "give another output_dir"
             )
-        load_weights(self.made, found)
+        self.made.load_weights(found)
         for name, part in self.parts.items():
             part.restore(checkpoint.read_tensors(found, name), state["parts"][name])
         random = checkpoint.read_tensors(found, "random")
@@ -559,40 +429,8 @@ class Trainer:
                 "where they were; dropout and noise are drawn anew"
             )
             seed_everything(hash((self.config.seed, state["step"], self.ranks.rank)))
-        self.step, self.best, self.evaluated = state["step"], state["best"], state["evaluated"]
+        self.step, self.evaluations.best, self.evaluations.last = state["step"], state["best"], state["evaluated"]
         self.console.say(f"resumed from {found}")
-
-    def _check_fused(self) -> None:
-        """A step inside the backward pass has one row of one process: no other gradient may be added to it."""
-        if not self.config.optim.fused_backward or isinstance(self.steps, Rollouts):
-            return
-        rows = max(map(len, self.steps))
-        if self.ranks.world > 1:
-            raise ConfigError(f"optim.fused_backward is for one process, and here are {self.ranks.world}: leave it out")
-        if rows > 1:
-            raise ConfigError(
-                f"optim.fused_backward allows one row a step, and here a step has up to {rows}: use a larger "
-                "batch.micro_tokens, or a smaller batch.examples"
-            )
-
-    def _check_same_run(self) -> None:
-        """A folder holds one run: its settings may not change under its checkpoints."""
-        path = self.folder / "config.yaml"
-        if not path.exists() or not checkpoint.listed(self.folder / "checkpoints"):
-            return
-        free: dict = dict.fromkeys(("output_dir", "evaluation", "checkpoint", "monitor", "parallel"), True)
-        free["data"] = {"cache", "cache_dir", "num_proc", "on_bad_row"}  # none changes a row that is learnt
-        before, now = (c.model_dump(exclude=free) for c in (read_run(self.folder), self.config))
-        changed = [
-            f"{section}: {before[section]!r} there, {now[section]!r} here"
-            for section in now
-            if before[section] != now[section]
-        ]
-        if changed:
-            raise ConfigError(
-                f"output_dir={str(self.folder)!r} holds a run with other settings ({'; '.join(changed)}): give another "
-                "output_dir, or the same settings to resume it"
-            )
 
     # ------------------------------------------------------------------ ends
     def _finish(self) -> None:
@@ -602,7 +440,7 @@ class Trainer:
         if path.exists():
             self.console.say(f"{self.folder} is finished; its report stands in {path}")
             return
-        if self.evaluated != self.step:
+        if self.evaluations.last != self.step:
             self._evaluate(answer=True)
             self.save()
         final = self._restore_best()
@@ -616,24 +454,24 @@ class Trainer:
             report |= self.clipper.figures()
             report |= measured.report(self.folder, final, evaluate.metrics_of(self.config))
             report |= warnings_of(history)
-            if self.monitor:
-                self.monitor.finish(report)
+            self.journal.finish(report)
             write_atomically(path, json.dumps(report, indent=1))
         self.ranks.wait()
 
     def _restore_best(self) -> int:
         """The step whose weights are the run's result: they are in the network now, and have answered."""
-        if not (self.config.checkpoint.best and self.best) or self.best["step"] == self.step:
+        best = self.evaluations.best
+        if not (self.config.checkpoint.best and best) or best["step"] == self.step:
             return self.step
-        folder = self.folder / "checkpoints" / self.best["name"]
-        load_weights(self.made, folder, checkpoint.read_state(folder)["deployed"])
-        if self.config.evaluation.generate and not measured.answers_file(self.folder, self.best["step"]).exists():
+        folder = self.folder / "checkpoints" / best["name"]
+        self.made.load_weights(folder, checkpoint.read_state(folder)["deployed"])
+        if self.config.evaluation.generate and not measured.answers_file(self.folder, best["step"]).exists():
             try:
-                self._measure(True, None, self.best["step"])
+                self.evaluations.measure(True, None, best["step"])
             except Stopped:
                 raise self._interrupted() from None
-        self.console.say(f"the best weights, of step {self.best['step']}, are restored")
-        return self.best["step"]
+        self.console.say(f"the best weights, of step {best['step']}, are restored")
+        return best["step"]
 
     def result(self) -> Result:
         return open_run(self.folder)

@@ -12,7 +12,7 @@ from importlib import import_module
 from .. import __version__
 from ..errors import EXIT_CODES, ConfigError, LuthierError
 
-VERBS = ("train", "explain", "evaluate", "generate", "export", "adapters", "methods", "data", "demo")
+VERBS = ("train", "explain", "evaluate", "generate", "export", "adapters", "methods", "data", "search", "demo")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -49,10 +49,14 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> Any:
     from ..config import read_run
+    from ..contradictions.data import missing
+    from ..errors import ConfigError
 
     show, count = _shown(options)
     config = read_run(Path(options.run_folder))
     config, functions = asked(config, options)
+    if not options.data and (found := missing(config)):
+        raise ConfigError([f"{text}; name rows to measure on with --data" for text in found])
     from dataclasses import replace
 
     from ..assemble import restore
@@ -140,7 +144,7 @@ def asked(config: Config, options: argparse.Namespace) -> tuple[Config, dict]:
     if values["data"]["validation"] is None and (options.data or options.tasks or options.forgetting):
         # The checks ask for held-out rows, which the command has another word for.
         checked = values | {"data": values["data"] | {"validation": 1}}
-        evaluation = configure(checked).evaluation
+        evaluation = configure(checked, training=False).evaluation
     else:
-        evaluation = configure(values).evaluation
+        evaluation = configure(values, training=False).evaluation
     return config.model_copy(update={"evaluation": evaluation}), functions

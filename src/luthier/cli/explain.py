@@ -88,8 +88,9 @@ def show(found: Explanation) -> None:
     console.print(f"data  {plan.source}", markup=False)
     steps = f"{plan.steps:,} steps" if plan.steps else "steps unknown without data or max_steps,"
     warmup = f", {steps_of(found.config.schedule.warmup, plan.steps)} of them warm-up" if plan.steps else ""
+    once = f", of which {plan.run_per_step:,.0f} are run, as neighbours begin alike," if plan.saves else ""
     console.print(
-        f"steps {steps} of {plan.tokens_per_step:,.0f} tokens in {plan.rows_per_step:.1f} rows{warmup}; "
+        f"steps {steps} of {plan.tokens_per_step:,.0f} tokens{once} in {plan.rows_per_step:.1f} rows{warmup}; "
         f"{found.config.schedule.kind} schedule from {found.config.optim.learning_rate:g}"
     )
     console.print("\nfiles that run")

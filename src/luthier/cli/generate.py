@@ -1,9 +1,10 @@
-"""luthier generate: talk with a trained model, have it answer what is given, or label it."""
+"""luthier generate: talk with a trained model, have it answer what is given, label it, or score it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
     made.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
     made.add_argument("--top-p", type=float, default=1.0)
     made.add_argument("--seed", type=int)
-    made.epilog = "A run that classifies gives each text its labels; the two texts of a pair have a tab between them."
+    made.epilog = (
+        "A run that classifies gives each text its labels; the two texts of a pair have a tab between them. A reward "
+        "model scores conversations: a prompt and its answer with a tab between, messages as a JSON list, or a row as "
+        "a JSON object, whose chosen and rejected get a score each."
+    )
     made.set_defaults(run=run)
 
 
@@ -36,6 +41,8 @@ def run(options: argparse.Namespace) -> Any:
 
     if config.objective.rows in ("labelled", "tagged"):
         return _classify(options, config)
+    if config.objective.rows == "whole_pairs":
+        return _rate(options)
     if config.objective.ends_in != "tokens":
         raise ConfigError(f"{options.run_folder} is a run of method={config.method}, which gives scores, no answers")
     made, _ = restore(Path(options.run_folder), Console(options.quiet).warn)
@@ -73,9 +80,29 @@ def _classify(options: argparse.Namespace, config: Any) -> Any:
     classifier = Classifier(
         made.network, made.renderer, config.data.format == "labelled_messages", config.batch.micro_tokens
     )  # fmt: skip
+    return _said(options, classifier)
+
+
+def _rate(options: argparse.Namespace) -> Any:
+    """Scores of conversations."""
+    from ..assemble import restore
+    from ..errors import ConfigError
+    from ..monitor import Console
+    from ..rating import Rater, read
+
+    if options.temperature or options.top_p != 1.0:
+        raise ConfigError("--temperature and --top-p are of answers, and this run scores those that it is given")
+    made, _ = restore(Path(options.run_folder), Console(options.quiet).warn)
+    config = made.config
+    rater = Rater(made.network, made.renderer, config.data.columns, config.batch.micro_tokens, options.system)
+    return _said(options, lambda *lines: rater(*map(read, lines)))
+
+
+def _said(options: argparse.Namespace, judge: Callable[..., list[dict]]) -> Any:
+    """What is said of each text that is given, or typed."""
     texts = _prompts(options)
     if texts:
-        found = classifier(*texts)
+        found = judge(*texts)
         if not options.json:
             print("\n".join(_line(one) for one in found))
         return found
@@ -87,11 +114,15 @@ def _classify(options: argparse.Namespace, config: Any) -> Any:
             print()
             return None
         if text.strip():
-            print(_line(classifier(text)[0]))
+            print(_line(judge(text)[0]))
 
 
 def _line(found: dict) -> str:
     """What is said of a text, in a line."""
+    if "score" in found:
+        return f"{found['score']:.6g}"
+    if "chosen" in found:
+        return "  ".join(f"{name} {found[name]:.6g}" for name in ("chosen", "rejected", "margin"))
     if "value" in found:
         return f"{found['value']:.6g}"
     if "tags" in found:

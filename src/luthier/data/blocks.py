@@ -10,25 +10,24 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from ..files import write_atomically
-from . import Data, Source, mixture, sources
-from .dataset import Dataset, Say, form_of, held_out_file, named, report, settle
+from . import Data, mixture
+from .cursor import Place, Read, Reader
+from .dataset import Dataset, Say, held_out_file, named, report, settle
 from .masks import Renderer
 from .shards import Conversations, Documents, Shard
 from .sources import Row
 from .stream import Plan, Step, laid_out
+from .stream_steps import Steps
 from .tokenise import Fault, Task, stretches
-from .workers import Workers, helpers_of_a_stream
+from .workers import Workers
 
 BLOCK = 1 << 32  # documents are numbered from `block * BLOCK` on
 Layout = Mapping[str, Any]  # examples, tokens, micro_tokens, pack
@@ -36,117 +35,6 @@ Layout = Mapping[str, Any]  # examples, tokens, micro_tokens, pack
 
 class Closed(Exception):
     """The stream was closed while a block was being made."""
-
-
-class Place(NamedTuple):
-    """Where a reader stands: the pass, the file in the order of that pass, and the next row of that file."""
-
-    epoch: int = 0
-    file: int = 0
-    row: int = 0
-
-
-class Read(NamedTuple):
-    """A row, with the source that it belongs to and the pass in which it was read."""
-
-    row: Row
-    source: int
-    epoch: int
-
-
-class Reader:
-    """The rows of some sources: file after file in another order in each pass, without those that are held out."""
-
-    def __init__(self, entries: Sequence[tuple[int, Source]], data: Data, number: int):
-        self.entries, self.seed, self.number = dict(entries), data.seed, number
-        self.sample_by = data.sample_by
-        self.files: list[tuple[int, str]] = []
-        for index, entry in entries:
-            for name in [entry.path] if isinstance(entry.path, str) else entry.path:
-                found = sources.files_of(name, entry.split or "train")
-                self.files += [(index, name if found is None else str(path)) for path in found or [Path(name)]]
-        self.name = ", ".join(named(entry) for _, entry in entries)
-        self.leading: dict[int, int] = {}  # file -> how many of its first rows are held out
-        self.held: Callable[[Row], bool] | None = None
-        self.place = Place()
-        self.gave = False  # whether the pass at hand gave a row
-        self._open: tuple[Place, Iterator[Row]] | None = None
-
-    def listing(self) -> list[list]:
-        """The files with their sizes: what can be told of their content without reading them."""
-        told = []
-        for _, name in self.files:
-            path = Path(name)
-            told.append([path.name, path.stat().st_size if path.is_file() else None])
-        return told
-
-    def go(self, place: Place) -> None:
-        if self.place != place:
-            self.close()
-            self.place, self.gave = place, place != Place(place.epoch)
-
-    def order(self, epoch: int) -> list[int]:
-        return np.random.default_rng([self.seed, epoch, self.number + 1, 1 << 31]).permutation(len(self.files)).tolist()
-
-    def forms(self, kind: str) -> dict[int, tuple[str, str]]:
-        """The format of each source, and how the first rows of its first file told it."""
-        made: dict[int, tuple[str, str]] = {}
-        for index, name in self.files:
-            if index not in made:
-                rows = self._rows(index, name, 0)
-                made[index] = form_of(self.entries[index], rows, kind)[:2]
-                rows.close()  # type: ignore[attr-defined]
-        return made
-
-    def in_order(self) -> Iterator[tuple[int, Read]]:
-        """Every row once, file after file as they are named, with the number of its file."""
-        for file, (index, name) in enumerate(self.files):
-            for row in self._rows(index, name, 0):
-                yield file, Read(row, index, 0)
-
-    def take(self, count: int, one_pass: bool) -> list[Read]:
-        """The next `count` rows, or with `one_pass` those up to the end of the pass."""
-        taken: list[Read] = []
-        while len(taken) < count:
-            read = self._next()
-            if read is not None:
-                taken.append(read)
-            elif one_pass and taken:
-                break
-        return taken
-
-    def _next(self) -> Read | None:
-        """The next row; None at the end of a pass."""
-        while True:
-            epoch, position, _ = self.place
-            file = self.order(epoch)[position]
-            index, name = self.files[file]
-            if self._open is None or self._open[0] != self.place:
-                self.close()
-                self.place = self.place._replace(row=max(self.place.row, self.leading.get(file, 0)))
-                self._open = (self.place, self._rows(index, name, self.place.row))
-            for row in self._open[1]:
-                self.place = self.place._replace(row=row.number + 1)
-                self._open = (self.place, self._open[1])
-                if self.held is None or not self.held(row):
-                    self.gave = True
-                    return Read(row, index, epoch)
-            if position + 1 < len(self.files):
-                self.place = Place(epoch, position + 1)
-                continue
-            if not self.gave:
-                raise DataError(f"{self.name}: no row is left to train on: all are held out")
-            self.place, self.gave = Place(epoch + 1), False
-            return None
-
-    def _rows(self, index: int, name: str, start: int) -> Iterator[Row]:
-        entry = self.entries[index]
-        return sources.read(name, entry.subset, entry.split or "train", start, self.sample_by)
-
-    def close(self) -> None:
-        if self._open is not None:
-            self._open[1].close()  # type: ignore[attr-defined]
-            self._open = None
 
 
 @dataclass(frozen=True)
@@ -347,174 +235,6 @@ class _Held(Sequence):
             return list(self.of(self.stream.blocks[-1])[index])
         number, place = divmod(index, BLOCK)
         return self.of(self.stream.block(number))[place]
-
-
-@dataclass
-class Standing:
-    """A block, the number of its first step in the run, and what came before that step."""
-
-    block: Block
-    first: int
-    tokens: int
-    documents: int
-
-
-class Steps(Sequence[Step]):
-    """The steps of a run on a stream, in their order: the one at hand and the next can be asked for."""
-
-    def __init__(self, stream: Stream, layout: Layout, total: int):
-        self.stream, self.layout, self.total = stream, layout, total
-        # Its own tokenizer, as it is used beside the training.
-        helpers = helpers_of_a_stream(stream.data.num_proc, stream.size())
-        self.workers = Workers(helpers, deepcopy(stream.renderer))
-        self.closed = threading.Event()
-        self.thread: threading.Thread | None = None
-        self.ahead: tuple[int, list[Place], Future[Block]] | None = None
-        self.standing: list[Standing] = []
-        self.barren: list[Place] | None = None  # where the readers stood when blocks began to be empty
-        self.passes = [0] * len(stream.readers)
-
-    def __len__(self) -> int:
-        return self.total
-
-    @property
-    def caption(self) -> str:
-        return f"{self.total:,} steps of a stream, in blocks of {self.stream.data.shuffle_buffer:,} rows"
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < self.total:
-            raise IndexError(index)
-        at = self._at(index)
-        return at.block.steps(index - at.first)
-
-    def known(self, step: int) -> bool:
-        """Whether the documents of a step can be made before the one before it is taken."""
-        return True
-
-    def _at(self, step: int) -> Standing:
-        """The block of a step: one of those at hand, or the next."""
-        if not self.standing:
-            self._enter(0, [Place()] * len(self.stream.readers), 0, 0, 0)
-        while True:
-            for at in self.standing:
-                if at.first <= step < at.first + len(at.block.plan):
-                    return at
-            assert step >= self.standing[-1].first, "steps are taken in order"
-            self._enter(*self._after())
-
-    def _after(self) -> tuple[int, list[Place], int, int, int]:
-        """What `_enter` takes for the block after the one at hand."""
-        last = self.standing[-1]
-        block = last.block
-        return (
-            block.number + 1, block.ended, last.first + len(block.plan), last.tokens + block.plan.tokens(),
-            last.documents + len(block.documents),
-        )  # fmt: skip
-
-    def _enter(self, number: int, places: list[Place], first: int, tokens: int, documents: int) -> None:
-        """Make a block the one at hand, and begin with the next."""
-        if self.ahead is None or self.ahead[:2] != (number, places):
-            self._prepare(number, places)
-        assert self.ahead is not None
-        block = self.ahead[2].result()
-        self.standing = [*self.standing[-1:], Standing(block, first, tokens, documents)]
-        self.stream.blocks = [at.block for at in self.standing]
-        self._tell(block)
-        self._prepare(number + 1, block.ended)
-
-    def _prepare(self, number: int, places: list[Place]) -> None:
-        self._join()
-        done: Future[Block] = Future()
-
-        def work() -> None:
-            try:
-                done.set_result(self.stream.made(number, places, self.layout, self.workers, self.closed))
-            except BaseException as error:
-                done.set_exception(error)
-
-        self.ahead = (number, places, done)
-        self.thread = threading.Thread(target=work, daemon=True, name=f"block {number}")
-        self.thread.start()
-
-    def _join(self) -> None:
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
-
-    # ------------------------------------------------------------------ what is said of a block
-    def _tell(self, block: Block) -> None:
-        stream = self.stream
-        if not len(block.plan):
-            self.barren = self.barren or block.began
-            if all(now.epoch > then.epoch + 1 for now, then in zip(block.ended, self.barren)):
-                raise DataError("a whole pass of the stream has no row that can be learnt; see those that were skipped")
-        else:
-            self.barren = None
-        for i, (reader, ended) in enumerate(zip(stream.readers, block.ended)):
-            if ended.epoch > self.passes[i] and ended.epoch > block.began[i].epoch:
-                stream.say(f"{reader.name}: pass {ended.epoch + 1} begins in block {block.number + 1}")
-            self.passes[i] = ended.epoch
-        new = [fault for epoch, fault in block.faults if epoch == 0]  # later passes meet them again
-        path = stream.folder and stream.folder / "skipped_rows.jsonl"
-        if path is not None:
-            lines = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in lines if json.loads(line).get("block", block.number) < block.number]
-            added = [json.dumps({"block": block.number, **asdict(fault)}) for fault in new]
-            if kept + added != lines:
-                write_atomically(path, "".join(line + "\n" for line in kept + added))
-        if cut := block.documents.cut():
-            stream.warn(
-                f"block {block.number + 1} of the stream: {cut:,} of {len(block.documents):,} texts are longer than "
-                f"data.max_length={stream.data.max_length} and were cut to it"
-            )
-        if new:
-            where = f"; listed in {path}" if path else ""
-            stream.warn(f"block {block.number + 1} of the stream: {len(new)} bad rows skipped{where}\n{report(new)}")
-
-    # ------------------------------------------------------------------ what the loop asks of any steps
-    def totals(self, steps: int | None = None) -> dict:
-        """Documents and tokens of the first so many steps, once they were taken."""
-        taken = self.total if steps is None else steps
-        at = self._at(taken - 1)
-        plan, steps = at.block.plan, taken - at.first
-        return {"rows": at.documents + plan.documents_until(steps), "tokens": at.tokens + plan.tokens(steps)}
-
-    def position(self, step: int) -> dict:
-        """Where `step` is: its block and where the readers stood, with what tells whether the rows are the same."""
-        of_block = None
-        try:
-            at = self._at(min(step, self.total - 1))
-            number, places, first, tokens, documents = (
-                at.block.number, at.block.began, at.first, at.tokens, at.documents,
-            )  # fmt: skip
-            of_block = at.block.told()
-        except DataError:  # the next block cannot be made: the run is to stand before it
-            number, places, first, tokens, documents = self._after()
-        return {
-            "files": self.stream.fingerprint(), "block": number, "first": first, "tokens": tokens,
-            "documents": documents, "readers": [list(place) for place in places], "of_block": of_block,
-        }  # fmt: skip
-
-    def resume(self, position: dict, step: int) -> str | None:
-        """Go to where a checkpoint stands; what is no longer as it was then, if something is."""
-        if position.get("files") != self.stream.fingerprint():
-            return "files of the stream"
-        self.standing = []
-        places = [Place(*place) for place in position["readers"]]
-        self._enter(position["block"], places, position["first"], position["tokens"], position["documents"])
-        then, here = position["of_block"], self.standing[-1].block.told()
-        if then is None or then == here:
-            return None
-        return "rows" if then["rows"] != here["rows"] else "order of the rows"
-
-    def close(self) -> None:
-        """Stop what is being made, and the helpers."""
-        self.closed.set()
-        self.workers.kill()
-        self._join()
-        self.workers.close()
-        for reader in self.stream.readers:
-            reader.close()
 
 
 def open_stream(

@@ -78,7 +78,6 @@ def root_of(data: Data) -> Path:
 
 def key_of(data: Data, source: Source, files: Sequence[Path], renderer: Any) -> str:
     """A name that changes with any byte of the data, the tokenizer, the template, the options, and our own code."""
-    tokenizer = renderer.tokenizer
     contents = {}
     for path in files:
         with open(path, "rb") as file:
@@ -88,13 +87,30 @@ def key_of(data: Data, source: Source, files: Sequence[Path], renderer: Any) -> 
         "files": contents,  # their names stand in what is said of bad rows
         "source": source.model_dump(exclude={"path", "weight", "limit"}),
         "options": data.model_dump(exclude=WITHOUT_EFFECT),
-        "renderer": {k: v for k, v in vars(renderer).items() if isinstance(v, str | int | float | bool | tuple | None)},
-        "tokenizer": [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
-                      {name: str(token) for name, token in tokenizer.special_tokens_map.items()}],
+        "renderer": of_renderer(renderer),
+        "tokenizer": of_tokenizer(renderer.tokenizer),
         "code": hashlib.sha256(b"".join(code)).hexdigest(),
         "versions": {name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
     }  # fmt: skip
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def of_renderer(renderer: Any) -> dict:
+    return {k: v for k, v in vars(renderer).items() if isinstance(v, str | int | float | bool | tuple | None)}
+
+
+def of_tokenizer(tokenizer: Any) -> list:
+    """All that decides its tokens and its template."""
+    names = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, names]
+
+
+def identity(data: Data, renderer: Any) -> str:
+    """Changes with all that decides the rows of a run while this process lives: files are known by size and time."""
+    entries = [*data.sources(), *([data.complete(data.validation)] if isinstance(data.validation, str) else [])]
+    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for entry in entries for p in files_of(entry) or ()]
+    told = [data.model_dump(), stats, of_renderer(renderer), of_tokenizer(renderer.tokenizer)]
+    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
 
 
 Kept = tuple[list[Shard], list[Fault], str]  # shards, bad rows, the format that was found

@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import groupby, islice
 
 from .dataset import REMEDIES, Dataset, Fault
-from .inspection import Piece, factor, labels, tokens_of, visible
+from .inspection import Piece, factor, labels, members_of, said_of, told, visible
 from .packing import best_fit, order
 
 LONGEST = 4096  # tokens of a row that are shown
@@ -62,6 +62,7 @@ mark { background: var(--learnt-back); color: var(--learnt); border-bottom: 2px 
 mark > span:nth-of-type(even) { background: var(--learnt-even); }
 mark b { border: 1px solid var(--rule); border-radius: .3rem; padding: 0 .25rem; margin-right: .15rem;
   font-size: .8em; }
+.side { padding: .4rem .8rem 0; margin: 0; font-weight: 600; }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
   white-space: nowrap; }
 @media print { .tokens, .scroll { max-height: none; } }
@@ -108,6 +109,7 @@ def _totals(totals: dict, row_tokens: int) -> str:
         ("learnt tokens", f"{totals['trained_tokens']:,} ({share:.1%})", ""),
         (f"packing, rows of {row_tokens:,}", f"{totals['packing_efficiency']:.1%}", ""),
     ]
+    tiles += [(_text(name), f"{count:,}", "") for name, count in totals["labels"].items()]
     inner = "".join(f"<div><dt>{name}</dt><dd{mark}>{value}</dd></div>\n" for name, value, mark in tiles)
     return f"<dl class=totals>\n{inner}</dl>\n"
 
@@ -192,8 +194,8 @@ def _rows(dataset: Dataset, indices: Sequence[int]) -> str:
     legend = (
         "<p>Learnt tokens are <mark><span>green and underlined</span></mark>; from the others nothing is learnt. "
         "Neighbours differ in shade, so that borders of tokens show. A weight other than 1 stands before what "
-        "it weighs: <mark><b>\u00d70.5</b><span>so</span></mark>. Resting on a token names its place, id and "
-        "weight.</p>\n"
+        "it weighs: <mark><b>\u00d70.5</b><span>so</span></mark>, and a tag before its word. Resting on a "
+        "token names its place, id and weight.</p>\n"
     )
     shown = (
         f"<p class=dim>{len(indices):,} of {len(dataset):,} documents are shown; <code>--rows</code> and "
@@ -204,26 +206,44 @@ def _rows(dataset: Dataset, indices: Sequence[int]) -> str:
 
 
 def _row(dataset: Dataset, index: int, name: str) -> str:
-    pieces = tokens_of(dataset, index)
+    members, said = members_of(dataset, index), said_of(dataset, dataset.documents[index])
+    pieces = [piece for _, of_member in members for piece in of_member]
     total = sum(len(piece.ids) for piece in pieces)
     learnt = sum(len(piece.ids) for piece in pieces if piece.weight)
+    heading = f"row {_text(name)}: {total:,} tokens, {learnt:,} learnt ({learnt / max(1, total):.0%})"
+    heading += f", {_text(told(said))}" if said else ""
+    inner = "".join(_member(side, of_member, name) for side, of_member in members)
+    return f"<details open id=row-{index}><summary>{heading}</summary>\n{inner}</details>\n"
+
+
+def _member(side: str, pieces: Sequence[Piece], name: str) -> str:
     cut = f"\n<p class=dim>The first {LONGEST:,} of {len(pieces):,} pieces.</p>" if len(pieces) > LONGEST else ""
+    heading, of_side = (f"<p class=side>{_text(side)}</p>\n", f", {_text(side)}") if side else ("", "")
     return (
-        f"<details open id=row-{index}><summary>row {_text(name)}: {total:,} tokens, {learnt:,} learnt "
-        f"({learnt / max(1, total):.0%})</summary>\n<div class=tokens role=region tabindex=0 "
-        f'aria-label="Tokens of row {_text(name)}">{_tokens(pieces[:LONGEST])}</div>{cut}</details>\n'
+        f"{heading}<div class=tokens role=region tabindex=0 "
+        f'aria-label="Tokens of row {_text(name)}{of_side}">{_tokens(pieces[:LONGEST])}</div>{cut}'
     )
 
 
 def _tokens(pieces: Sequence[Piece]) -> str:
     out, place = [], 0
-    for weight, members in groupby(pieces, key=lambda piece: piece.weight):
+    for weight, tag, members in _marked(pieces):
         inner, place = _stretch(members, place)
-        if weight:
-            sign = f"<b>{escape(factor(weight).strip())}</b>" if factor(weight) else ""
+        if weight or tag:
+            before = _text(tag) if tag else escape(factor(weight).strip())
+            sign = f"<b>{before}</b>" if before else ""
             inner = f"<mark><i class=hidden>learnt: </i>{sign}{inner}<i class=hidden> end of learnt </i></mark>"
         out.append(inner)
     return "".join(out)
+
+
+def _marked(pieces: Sequence[Piece]) -> Iterator[tuple[float, str, Iterable[Piece]]]:
+    """Stretches that are learnt alike; each word with a tag by itself."""
+    for (weight, tag), members in groupby(pieces, key=lambda piece: (piece.weight, piece.tag)):
+        if tag:
+            yield from ((weight, tag, [piece]) for piece in members)
+        else:
+            yield weight, "", members
 
 
 def _stretch(pieces: Iterable[Piece], place: int) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from .movement import Moving, moving, table, walk_line, walked
 from .plan import Plan, made_plan, plan_line, rates, read_at_once
 
 if TYPE_CHECKING:
-    from ..assemble import Assembled
+    from ..assembled import Assembled
     from ..config import Config
     from .rehearsal import Memory, Work
 
@@ -55,9 +55,9 @@ class Explanation:
         return self.overhead + CONTEXT + self.plan.bytes + moved + self.memory.optimizer
 
     def per_token(self) -> dict[str, float]:
-        """Operations for each token that passes through the network."""
+        """Operations for each token that is run."""
         w, attention = self.work, self.plan.squares_per_token
-        own = max(1.0, sum(n * n for n in self.plan.largest.lengths) / w.tokens)
+        own = max(1.0, w.squares / w.tokens)
         scale = attention / own / w.tokens
         return {
             "forward": w.forward / w.tokens + w.attention_forward * scale,
@@ -68,7 +68,7 @@ class Explanation:
     @property
     def flops_per_step(self) -> float:
         of_token = self.per_token()
-        return (of_token["forward"] + of_token["backward"]) * self.plan.tokens_per_step
+        return (of_token["forward"] + of_token["backward"]) * self.plan.run_per_step
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -106,22 +106,23 @@ def explain(config: Config, count: bool = True, measure: bool = False) -> Explan
     Data files up to 4 MB are read and counted, unless `count` is false; else lengths are assumed, and said to be. With
     `measure`, this machine's rate of operations is measured for half a second instead of taken from what was seen.
     """
-    from ..assemble import outline, quietly, with_labels
+    from ..assemble import outline, quietly
     from ..models.attention import Unsupported
     from ..models.network import unpack
     from ..parallel.layers import compiled
+    from ..resolution import by_rows
     from . import files, speed
-    from .rehearsal import rehearse
+    from .rehearsal import passes_of, rehearse
 
     overhead = _resident()
     quietly()
     device = _device(config)
     notes: list[str] = []
     if config.objective.asks_labels:
-        config = with_labels(config, notes.append) if count and read_at_once(config) else _assumed(config, notes)
+        config = by_rows(config, notes.append) if count and read_at_once(config) else _assumed(config, notes)
     made = outline(config, device, notes.append)
     found = moving(made.network.model, made.begins)
-    plan = made_plan(config, count)
+    plan = made_plan(config, count, lambda row: passes_of(made, row, device))
     graphs = compiled(config.parallel, torch.device(device)) and device == "cuda"
     stages = sorted({0, max(made.begins.values(), default=0), getattr(config.precision, "fake_quant_after_n_steps", 0)})
     accumulate = plan.rows_per_step > int(os.environ.get("WORLD_SIZE", 1))
@@ -150,9 +151,10 @@ def explain(config: Config, count: bool = True, measure: bool = False) -> Explan
 
 def _assumed(config: Config, notes: list[str]) -> Config:
     """Two labels."""
+    from ..resolution import settled
+
     notes.append("two labels are assumed, as they are told from the training rows, which are not read")
-    objective = config.objective.with_labels(["0", "1"] if config.objective.rows == "labelled" else [["0", "1"]])
-    return config.model_copy(update={"objective": objective})
+    return settled(config, ["0", "1"] if config.objective.rows == "labelled" else [["0", "1"]])
 
 
 def _device(config: Config) -> str:

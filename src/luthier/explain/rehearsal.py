@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..assemble import Assembled
+from ..assembled import Assembled
 from ..batch import Batch, Known
 from ..optim.optimizer import Optimizer
 from ..surgery import QuantisedLinear, added, blocks, roles
@@ -22,7 +22,7 @@ from . import compiled as compiled_layers
 from .heap import Heap
 from .ledger import Ledger, size_of
 from .movement import walked
-from .plan import Row
+from .plan import Passed, Row
 from .pretence import pretence
 
 
@@ -56,7 +56,8 @@ class Work:
     backward: int  # recomputation included
     attention_forward: int
     attention_backward: int
-    tokens: int
+    tokens: int  # that are run
+    squares: int  # as plan.Passed has them
 
 
 def batch_of(row: Row) -> Batch:
@@ -79,6 +80,29 @@ def batch_of(row: Row) -> Batch:
         fields={"labels": torch.empty(len(row.units or ends) - 1, row.labels, device="meta")} if row.labels else {},
         known=Known(tokens, row.alike) if row.alike else None,
     )  # fmt: skip
+
+
+def spans(made: Assembled, row: Row, device: str) -> tuple[int, list[tuple[int, int]]]:
+    """How many tokens of a row are run, and of each document its length and how much of it is run before it already.
+
+    Of rows whose second members are run apart, as the answers of other rows are, both parts.
+    """
+    batch = batch_of(row)
+    found: list[tuple[int, int]] = []
+    run = 0
+    with pretence(device, batch.ends):
+        parts = [batch] if made.config.objective.rows != "unpaired" else [batch.members(0), batch.members(1)]
+        for part in filter(None, parts):
+            tokens, alike = made.network.passes(part)
+            run += tokens
+            found += zip(part.lengths, alike)
+    return run, found
+
+
+def passes_of(made: Assembled, row: Row, device: str) -> Passed:
+    """What the network makes of a row."""
+    run, found = spans(made, row, device)
+    return Passed(run, sum(n * n - before * before for n, before in found))
 
 
 def with_known(made: Assembled, batch: Batch) -> Batch:
@@ -114,7 +138,7 @@ def rehearse(
         ledger.see(tensor)
     loaded, (weights, own) = ledger.live, _weights(made)
     ledger.heap = heap
-    largest = max(rows, key=lambda row: (row.tokens, row.learnt))
+    largest = max(rows, key=lambda row: row.size)
     with ledger:
         optimizer = Optimizer(parameters, made.config.optim, roles=roles(model))
         average = made.config.averaging.build(optimizer.weights(), 1)
@@ -149,7 +173,8 @@ def rehearse(
         weights, own, loaded - weights - own, gradients, slots, seen.kept, seen.head, max(0, peak - resident - held),
         gaps, peak, "forward and backward" if in_row else "optimiser's step",
     )  # fmt: skip
-    return memory, Work(seen.forward, seen.backward, *attention_work(made, largest), largest.tokens)
+    attention = attention_work(made, largest, device)
+    return memory, Work(seen.forward, seen.backward, *attention, *passes_of(made, largest, device))
 
 
 def _weights(made: Assembled) -> tuple[int, int]:
@@ -229,19 +254,24 @@ class _Pass:
         self.after_decoder = self.ledger.restart()
 
 
-def attention_work(made: Assembled, row: Row) -> tuple[int, int]:
-    """Operations of causal attention inside each document: 2 heads head_dim L^2 forward, twice that backward."""
+def attention_work(made: Assembled, row: Row, device: str) -> tuple[int, int]:
+    """Operations of causal attention inside each document: 2 heads head_dim L^2 forward, twice that backward; less
+    those of its start, where that is run before it already."""
     config = made.network.config.get_text_config()
     heads = getattr(config, "num_attention_heads", 0)
     width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     window = getattr(config, "sliding_window", None)
+    _, found = spans(made, row, device)
+
+    def seen(n: int, near: int | None) -> float:
+        """Pairs of a token and one that it sees: L^2 / 2, or L w - w^2 / 2 with a window."""
+        return n * n / 2 if near is None or n <= near else n * near - near * near / 2
+
     forward = 0
     for kind in kinds:
         near = window if kind == "sliding_attention" and window else None
-        # pairs of a token and one that it sees: L^2 / 2, or L w - w^2 / 2 with a window
-        pairs = sum(n * n / 2 if near is None or n <= near else n * near - near * near / 2 for n in row.lengths)
-        forward += int(4 * heads * width * pairs)
+        forward += int(4 * heads * width * sum(seen(n, near) - seen(before, near) for n, before in found))
     passed, layers = walked(made.network.model)
     return forward, int(2 * forward * passed / layers)
 

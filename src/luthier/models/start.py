@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
-from ..settings import nearest
+from ..settings import did_you_mean
 from . import Model
 from .heads import TOKENS, Ending
 from .sizes import SIZES
@@ -64,17 +64,13 @@ def _of_keys(keys: dict) -> Any:
 
     family = keys["model_type"]
     if family not in CONFIG_MAPPING:
-        meant = nearest(family, CONFIG_MAPPING.keys())
-        raise ModelError(
-            f"model.config.model_type: {family!r} is no family of transformers"
-            + (f"; did you mean {meant!r}?" if meant else "")
-        )
+        meant = did_you_mean(family, CONFIG_MAPPING.keys())
+        raise ModelError(f"model.config.model_type: {family!r} is no family of transformers{meant}")
     defaults = CONFIG_MAPPING[family]()
     for key in keys:
         if not hasattr(defaults, key) and key not in OLD_KEYS:
-            meant = nearest(key, defaults.to_dict())
-            hint = f"; did you mean {meant!r}?" if meant else ""
-            raise ModelError(f"model.config.{key}: a {family} has no such key{hint}")
+            meant = did_you_mean(key, defaults.to_dict())
+            raise ModelError(f"model.config.{key}: a {family} has no such key{meant}")
     values = {k: copy.deepcopy(v) for k, v in keys.items() if k != "model_type"}
     try:
         return AutoConfig.for_model(family, **values)

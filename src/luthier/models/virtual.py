@@ -6,7 +6,6 @@ learnt themselves (a prefix) stand before embeddings, and carry no rotary embedd
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,11 +140,6 @@ def cache(model: Any, virtual: Virtual | None, batch: int, dtype: torch.dtype) -
             keys, values = (t.expand(batch, -1, -1, -1) for t in (keys, values))
             made.update(keys, values, number)
     return made
-
-
-def cache_keyword(model: Any) -> str:
-    """What a decoder calls its cache: `past_key_values` until transformers 5.23."""
-    return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
 
 
 def slides(model: Any) -> bool:

@@ -152,9 +152,11 @@ class PPOObjective(nn.Module):
             "explained_variance": float(explained_variance(known["values"], returns)),
         }  # fmt: skip
 
-    def enough(self, metrics: Mapping[str, float]) -> bool:
-        target = self.config.target_kl
-        return target is not None and metrics["policy/approxkl"] > target
+    def enough(self, metrics: Mapping[str, float]) -> str | None:
+        target, found = self.config.target_kl, metrics["policy/approxkl"]
+        if target is None or not found > target:
+            return None
+        return f"policy/approxkl={found:.3g} is above objective.target_kl={target:g}"
 
     # ------------------------------------------------------------------ learning
     def prepare(self, network: Any, batch: Batch) -> Batch:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from ..errors import DataError
 from ..labels import ONE, SEVERAL, VALUE, Tally, balanced
-from .objective import Learning
+from .objective import Known, Learning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,8 +32,10 @@ class Labelling(Learning):
     def asks_labels(self) -> bool:
         return not self.labels or self.class_weights == "balanced"
 
-    def with_labels(self, found: Iterable[Any]) -> Self:
-        each = (tag for tags in found for tag in tags) if self.rows == "tagged" else found
+    def settled(self, known: Known) -> Self:
+        if known.labels is None or not self.asks_labels:
+            return self
+        each = (tag for tags in known.labels for tag in tags) if self.rows == "tagged" else known.labels
         tally = Tally.of(each, self.problem)
         if not tally.counts and tally.problem != VALUE:
             raise DataError("data.train: no row has a label; name the column that holds it with data.columns")

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ..settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+@dataclass(frozen=True)
+class Known:
+    """What of a run is known when its objective decides what it leaves open."""
+
+    moves: bool  # the base's own weights
+    passes: int | None  # how often every row is learnt; None where that is not known, as of a stream
+    labels: Iterable[Any] | None = None  # of the training rows, once these are read
 
 
 class Learning(Settings):
@@ -21,6 +31,9 @@ class Learning(Settings):
     A module may have `survey(network, batches, sum_)`: what it must know of all rows of a step before any is learnt,
     of this rank's batches, added up over ranks by `sum_`.
 
+    A module may have `shown(means) -> dict[str, float]`: what the log has of a step, made of its metrics' sums, each
+    divided by the count. So a mean may be one over some of the rows only, and be left out where there are none.
+
     A module may have `ahead(network, batch) -> dict[str, Tensor]`: what is computed once for every row by the network
     as it was at the start, [N, ...] of the trained positions (ahead.py); batches then have it in `token_fields`.
     """
@@ -32,12 +45,8 @@ class Learning(Settings):
 
     @property
     def asks_labels(self) -> bool:
-        """Whether some of these settings are told from the labels of the training rows, before anything heavy."""
+        """Whether `settled` wants the labels of the training rows, which are read before anything heavy."""
         return False
-
-    def with_labels(self, found: Iterable[Any]) -> Self:
-        """These settings with what the labels of the training rows say."""
-        return self
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -65,13 +74,22 @@ class Learning(Settings):
         return None
 
     @property
+    def rewarded(self) -> list[Any] | None:
+        """What the configuration rewards answers by (rewards.Rewards); None where it learns from no rewards."""
+        return None
+
+    @property
+    def own_critic(self) -> Any:
+        """The settings of a critic that is a network of its own (ppo.ValueModel), where it has one."""
+        return None
+
+    @property
     def ahead(self) -> str | None:
         """The setting, with its value, that wants what the module's `ahead` gives computed before the first step."""
         return None
 
-    def settled(self, moves: bool, passes: int | None) -> Self:
-        """The same with what it leaves open decided, by whether the base's own weights move, and how often every row
-        is learnt (None where that is not known, as of a stream)."""
+    def settled(self, known: Known) -> Self:
+        """The same with what it leaves open decided, as far as that can be told; told twice, it stays as it is."""
         return self
 
     def problems(self) -> list[str]:

@@ -107,6 +107,10 @@ class PPO(RollingOut):
         return True
 
     @property
+    def own_critic(self) -> ValueModel | None:
+        return self.critic if isinstance(self.critic, ValueModel) else None
+
+    @property
     def passes(self) -> int:
         return self.num_ppo_epochs
 

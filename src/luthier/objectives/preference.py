@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from ..errors import DataError
-from .objective import Learning
+from .objective import Known, Learning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,10 +28,10 @@ class Referring(Learning):
     def ahead(self) -> str | None:
         return "precompute_ref_log_probs=true" if self.precompute_ref_log_probs is True else None
 
-    def settled(self, moves: bool, passes: int | None) -> Self:
+    def settled(self, known: Known) -> Self:
         if self.precompute_ref_log_probs != "auto":
             return self
-        saves = passes is not None and (moves or passes > 1)
+        saves = known.passes is not None and (known.moves or known.passes > 1)
         return self.model_copy(update={"precompute_ref_log_probs": saves})
 
 

@@ -19,7 +19,7 @@ class RollingOut(Learning):
     scored; on several ranks all of everybody's), adds to their `fields` what each token is worth, may clear `learnt`,
     and returns what the log is to say of them; the module's `credits` are the names of the fields that it adds, [n].
     Where the module has them: `idle(group) -> bool` and `resamples`, groups that are drawn again, up to so many times;
-    `enough(metrics) -> bool`, whether after this step the rest of the passes over its rollouts is left out;
+    `enough(metrics) -> str | None`, why after this step the rest of the passes over its rollouts is left out, if it is;
     `share`, of the prompts that the network answers, where the others keep the answers of their rows.
     """
 
@@ -52,6 +52,10 @@ class RollingOut(Learning):
     @property
     def sampling(self) -> Any:
         return self
+
+    @property
+    def rewarded(self) -> Rewards | None:
+        return self.rewards
 
     @property
     def passes(self) -> int:

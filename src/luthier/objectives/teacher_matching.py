@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import surgery
 from ..batch import Batch, Loss
-from ..logprobs import rowwise
+from ..logprobs import logprob_of, rowwise
 from ..sampled import Sampled
 from .distillation import Distillation
 from .divergences import at_temperature, divergence, entropy, kl, top_k, with_rest
@@ -35,7 +35,7 @@ class Said(NamedTuple):
 
 class DistillationObjective(nn.Module):
     """`teacher()` gives the teacher: its `network`, the `width` of the vocabulary that both score, a `translation`
-    where it has another.
+    where it has another; None where a run is only measured and its teacher has gone.
 
     total = sum of w (alpha -log q(token) + (1 - alpha) T^2 D(p, q) + weight x distance of hidden states) over the
     learnt tokens, count = sum of w. Without `temperature_squared` there is no T^2; where an aligned teacher has not
@@ -75,6 +75,8 @@ class DistillationObjective(nn.Module):
             return batch
         assert self.teacher is not None
         teacher = self.teacher()
+        if teacher is None:
+            return batch
         if teacher.translation is not None:
             theirs, at = teacher.translation.read(batch)
             fields[STATES] = teacher.network.hidden(theirs)[at.clamp(min=0)]
@@ -182,18 +184,23 @@ class DistillationObjective(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, network: Any, batch: Batch) -> Loss:
-        """The next token's loss of each row [U], as a student alone has it; beside it what the teacher says."""
+        """The next token's loss of each row [U], as a student alone has it; beside it what the teacher says, if it is
+        there."""
         batch = self.prepare(network, batch)
         hidden, targets, weights = network.predictions(batch, network.hidden(batch))
         said, owners = _said(batch), batch.owners()
         figures = {"token_accuracy": rowwise(hidden, network.head, _hits, targets)}
-        figures |= dict(zip(TOLD, self._rows(network, hidden, targets, said).unbind(-1)))
+        named = ["token_accuracy"]
+        if said == Said():
+            figures["hard_loss"] = -rowwise(hidden, network.head, logprob_of, targets)
+        else:
+            figures |= dict(zip(TOLD, self._rows(network, hidden, targets, said).unbind(-1)))
+            named += ["kl", "agreement"]
 
         def of_rows(values: Tensor) -> Tensor:
             sums = torch.zeros(batch.documents, dtype=torch.float64, device=owners.device)
             return sums.index_add_(0, owners, values.double())
 
-        named = ("token_accuracy", "kl", "agreement")
         columns = {name: of_rows(figures[name] * weights) for name in named}
         nll = figures["hard_loss"]
         return Loss(of_rows(nll * weights), of_rows(weights), columns | {"nll": of_rows(nll)})

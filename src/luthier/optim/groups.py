@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..errors import ConfigError
-from ..settings import nearest
+from ..settings import did_you_mean
 from ..surgery import base_name, matches
 from . import Muon, Optim, Optimisation
 
@@ -63,9 +63,8 @@ def _chosen(parameters: Mapping[str, nn.Parameter], config: Optimisation) -> dic
             found = {name for name in parameters if any(matches(part, pattern) for part in prefixes(name))}
             if not found:
                 parts = {part for name in parameters for part in (*prefixes(name), *name.split("."))}
-                meant = nearest(pattern, parts)
-                hint = f"; did you mean {meant!r}?" if meant else f"; {next(iter(parameters))!r} is one that does"
-                raise ConfigError(f"{key}.patterns: {pattern!r} matches no parameter that moves{hint}")
+                meant = did_you_mean(pattern, parts, f"; {next(iter(parameters))!r} is one that does")
+                raise ConfigError(f"{key}.patterns: {pattern!r} matches no parameter that moves{meant}")
             mine |= found
         left = [name for name in parameters if name in mine and name not in chosen]
         if not left:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..figures import greater_is_better
 from . import (
     Constant,
     Cosine,
@@ -20,8 +21,6 @@ from . import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-HIGHER_IS_BETTER = ("accuracy", "match", "f1", "bleu", "chrf", "rouge", "valid", "equal", "win", "reward")
 
 
 def steps_of(share: float, total: int) -> int:
@@ -93,11 +92,6 @@ def problems(schedule: Schedule, total: int | None) -> list[str]:
     return found
 
 
-def lower_is_better(metric: str, mode: str = "auto") -> bool:
-    """Which way a figure of an evaluation gets better, told by its name unless by the mode."""
-    return mode == "min" if mode != "auto" else not any(part in metric for part in HIGHER_IS_BETTER)
-
-
 class Scheduler:
     """The schedule of one run, with what it has seen of the evaluations: a part of the checkpoint."""
 
@@ -141,9 +135,9 @@ class Scheduler:
         assert isinstance(c, ReduceLROnPlateau)
         if self.best is None:
             return math.isfinite(value)
-        sign = 1 if lower_is_better(c.metric, c.mode) else -1
+        greater = greater_is_better(c.metric) if c.mode == "auto" else c.mode == "max"
         least = c.threshold * (abs(self.best) if c.threshold_mode == "rel" else 1.0)
-        return sign * (self.best - value) > least
+        return (value - self.best if greater else self.best - value) > least
 
     def tensors(self) -> dict[str, Tensor]:
         return {}

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -59,23 +58,26 @@ class ChatClient:
     timeout: float = 120.0  # seconds for each
     retries: int = 6
     body: Mapping[str, Any] = field(default_factory=dict)  # more keys of each request; None leaves one of ours out
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], Any] | None = None  # between tries; without it, until another request fails for good
 
     def answers(
         self, questions: Sequence[Question], keep: Callable[[int, Answer], None] = lambda place, answer: None
     ) -> list[Answer]:
-        """One for each, in order; `keep` is called with each as it comes, from this thread."""
+        """One for each, in order; `keep` is called with each as it comes, from the thread that asked."""
         made: list[Answer | None] = [None] * len(questions)
         if not questions:
             return []
         stopped = threading.Event()
+
+        def one(place: int) -> None:
+            made[place] = answer = self._asked(questions[place], stopped)
+            keep(place, answer)
+
         with ThreadPoolExecutor(min(self.parallel, len(questions))) as threads:
-            waiting = {threads.submit(self._asked, q, stopped): place for place, q in enumerate(questions)}
+            waiting = [threads.submit(one, place) for place in range(len(questions))]
             try:
                 for done in as_completed(waiting):
-                    place = waiting[done]
-                    made[place] = answer = done.result()
-                    keep(place, answer)
+                    done.result()
             except BaseException:
                 stopped.set()
                 threads.shutdown(wait=False, cancel_futures=True)
@@ -100,18 +102,19 @@ class ChatClient:
                 with error:
                     said = _hidden(error.read(2000).decode("utf-8", "replace"), key)
                 if error.code not in AGAIN or attempt == self.retries:
-                    raise ServerError(f"{self.base_url}: {error.code} {error.reason}: {' '.join(said.split())[:500]}") from None
+                    told = f"{error.code} {error.reason}: {' '.join(said.split())[:500]}"
+                    raise ServerError(f"{self.base_url}: {told}") from None
                 after = error.headers.get("Retry-After", "")
                 pause = float(after) if after.isdecimal() else 0.0
             except (OSError, HTTPException) as error:  # refused, reset, too slow
                 if attempt == self.retries:
                     reason = getattr(error, "reason", None) or error
                     raise ServerError(
-                        f"{self.base_url} cannot be reached: {_hidden(str(reason) or type(error).__name__, key)}; what was "
-                        "answered is kept, the same command goes on"
+                        f"{self.base_url} cannot be reached: {_hidden(str(reason) or type(error).__name__, key)}; what "
+                        "was answered is kept, the same command goes on"
                     ) from None
                 pause = 0.0
-            self.sleep(min(LONGEST_WAIT, max(pause, 2.0**attempt * (0.5 + waited.random() / 2))))
+            (self.sleep or stopped.wait)(min(LONGEST_WAIT, max(pause, 2.0**attempt * (0.5 + waited.random() / 2))))
         raise AssertionError("the last try returns or raises")
 
     def _request(self, question: Question) -> tuple[urllib.request.Request, str]:
@@ -139,7 +142,8 @@ class ChatClient:
                 raise TypeError("the content is no text")
         except (ValueError, KeyError, IndexError, TypeError) as error:
             said = _hidden(data[:200].decode("utf-8", "replace"), key)
-            raise ServerError(f"{self.base_url}: no chat completion ({type(error).__name__}: {error}): {said}") from None
+            why = f"{type(error).__name__}: {error}"
+            raise ServerError(f"{self.base_url}: no chat completion ({why}): {said}") from None
         return Answer((text or "").strip(), choice.get("finish_reason") == "length")
 
 

@@ -99,7 +99,7 @@ def viewed(row: Row) -> View:
 
 
 def put(values: dict, path: Path, text: str) -> dict:
-    """The values with another text at `path`; what is changed is copied, the rest shared. ValueError if it cannot be."""
+    """The values with another text at `path`; what is changed is copied, the rest shared. ValueError if it cannot."""
     return _put(values, path, text)
 
 
@@ -204,7 +204,7 @@ def _parsed(text: str) -> list | dict | None:
 
 
 Told = str | Callable[[str, object, list[Text]], None]
-TOLD: dict[str, Told] = {  # by column; what a format reads and is not here is no text (labels, margins, tokens' numbers)
+TOLD: dict[str, Told] = {  # by column; what a format reads and is not here is no text (labels, margins, numbers)
     "messages": _turns, "conversations": _turns, "prompt": _turns, "completion": _answers, "chosen": _answers,
     "rejected": _rejected, "instruction": "user", "input": "user", "output": "assistant", "history": _history,
     "system": "system", "text": "text", "text_pair": "text", "sentence": "text", "sentence1": "text",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError
-from ..settings import nearest
+from ..settings import did_you_mean
 from ..surgery import (
     Adapter,
     adapters,
@@ -76,9 +76,9 @@ def _experts(config: LoRA, model: Any) -> dict[str, list[str]]:
         for pattern in config.target_parameters:
             mine = {name for name in every if matches(name, pattern)}
             if not mine:
-                meant = nearest(pattern, {".".join(name.split(".")[-2:]) for name in every})
-                hint = f"; did you mean {meant!r}?" if meant else "" if every else "; the model has none"
-                raise ModelError(f"trainable.target_parameters: {pattern!r} matches no fused expert weight{hint}")
+                lasts = {".".join(name.split(".")[-2:]) for name in every}
+                meant = did_you_mean(pattern, lasts, "" if every else "; the model has none")
+                raise ModelError(f"trainable.target_parameters: {pattern!r} matches no fused expert weight{meant}")
             chosen |= mine
     chosen -= {name for name in every if any(matches(name, pattern) for pattern in config.exclude_modules)}
     prefix, _ = blocks(model)
@@ -111,9 +111,8 @@ def _check_patterns(config: LoRA, names: Sequence[str]) -> None:
                 raise ModelError(
                     f"trainable.{setting}: patterns before {pattern!r} take all that it matches; put it first"
                 )
-            meant = nearest(pattern, {part for name in names for part in (name, name.rpartition(".")[2])})
-            hint = f"; did you mean {meant!r}?" if meant else ""
-            raise ModelError(f"trainable.{setting}: {pattern!r} matches none of the layers that are adapted{hint}")
+            meant = did_you_mean(pattern, {part for name in names for part in (name, name.rpartition(".")[2])})
+            raise ModelError(f"trainable.{setting}: {pattern!r} matches none of the layers that are adapted{meant}")
 
 
 # ---------------------------------------------------------------------------- tied embeddings

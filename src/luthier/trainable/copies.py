@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import ModelError
-from ..settings import nearest
+from ..settings import did_you_mean
 from ..surgery import Adapter, QuantisedLinear, base_name, dense, heads, matches, outer, swap
 
 
@@ -76,9 +76,8 @@ def chosen(model: nn.Module, patterns: list[str]) -> list[str]:
     for pattern in patterns:
         mine = {name for name in names if matches(name, pattern)}
         if not mine:
-            meant = nearest(pattern, {name.rpartition(".")[2] for name in names})
-            hint = f"; did you mean {meant!r}?" if meant else ""
-            raise ModelError(f"trainable.modules_to_save: {pattern!r} matches no module of the model{hint}")
+            meant = did_you_mean(pattern, {name.rpartition(".")[2] for name in names})
+            raise ModelError(f"trainable.modules_to_save: {pattern!r} matches no module of the model{meant}")
         found |= mine
     return [name for name in names if name in found and not any(name.startswith(other + ".") for other in found)]
 

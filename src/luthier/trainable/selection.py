@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError
-from ..settings import nearest
+from ..settings import did_you_mean
 from ..surgery import blocks, heads, linear_shape, matches, outer
 from . import Selection
 
@@ -22,9 +22,8 @@ def named(model: nn.Module, patterns: list[str], setting: str) -> set[str]:
     for pattern in patterns:
         found = {name for name in names if any(matches(part, pattern) for part in _prefixes(name))}
         if not found:
-            meant = nearest(pattern, {part for name in names for part in _prefixes(name)})
-            hint = f"; did you mean {meant!r}?" if meant else ""
-            raise ModelError(f"{setting}: {pattern!r} matches no parameter of the model{hint}")
+            meant = did_you_mean(pattern, {part for name in names for part in _prefixes(name)})
+            raise ModelError(f"{setting}: {pattern!r} matches no parameter of the model{meant}")
         chosen |= found
     return chosen
 

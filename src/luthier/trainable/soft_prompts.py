@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..surgery import VirtualTokens, adapters_off
+from ..surgery import VirtualTokens, adapters_off, cache_keyword
 
 LAYERS = {"full_attention", "sliding_attention"}
 
@@ -182,13 +181,13 @@ def begin_as_run(tokens: Any, model: Any, chosen: Sequence[int]) -> None:
     from transformers import DynamicCache
 
     weight, before, training = tokens.embedding.weight, model.config._attn_implementation, model.training
-    cache, named = DynamicCache(), inspect.signature(model.base_model.forward).parameters
-    keyword = "cache" if "cache" in named else "past_key_values"  # its name until transformers 5.23
+    cache = DynamicCache()
+    given: dict[str, Any] = {"use_cache": True, cache_keyword(model): cache}
     try:
         model.set_attn_implementation("eager")
         model.eval()
         with adapters_off(model, [tokens.name]):
-            model.base_model(input_ids=torch.tensor([chosen], device=weight.device), use_cache=True, **{keyword: cache})
+            model.base_model(input_ids=torch.tensor([chosen], device=weight.device), **given)
         layers: list[Any] = list(cache.layers)
         made = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in layers])
         weight.copy_(made.permute(3, 0, 1, 2, 4).flatten(1))  # of [layers, 2, K, P, d]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError
-from ..settings import nearest
+from ..settings import did_you_mean
 from ..surgery import Adapter, blocks, freeze, heads, linear_shape, matches, outer, swap
 from . import experts
 from .adapter import OnLayers
@@ -83,10 +83,9 @@ def _told_of_experts(config: OnLayers, weights: list[str]) -> None:
 
 def _unmatched(setting: str, pattern: str, linear: Iterable[str], also: Iterable[str] = ()) -> str:
     lasts = {n.rpartition(".")[2] for n in linear}
-    meant = nearest(pattern, lasts | set(also))
-    hint = f"; did you mean {meant!r}?" if meant else ""
+    meant = did_you_mean(pattern, lasts | set(also))
     return (
-        f"trainable.{setting}: {pattern!r} matches no linear layer of the model{hint} "
+        f"trainable.{setting}: {pattern!r} matches no linear layer of the model{meant} "
         f"(it has {', '.join(sorted(lasts))})"
     )
 

@@ -1,4 +1,4 @@
-"""luthier data augment: new rows of given ones, by noise, synonyms or a model; labels stay, nothing held out gets in."""
+"""luthier data augment: new rows of given ones, by noise, synonyms or a model; labels stay."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def add(actions: argparse._SubParsersAction) -> None:
     made.add_argument("--recipe", metavar="FILE.yaml", help="ways with their settings")
     made.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe")
     made.add_argument("--model", help="who is asked: a run's folder, a model, or with --base-url its name there")
-    made.add_argument("--base-url", metavar="ADDRESS", help="of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    made.add_argument("--base-url", metavar="ADDRESS", help="of an OpenAI-compatible server")
     made.add_argument("--validation", action="append", default=[], metavar="FILE", help="rows that are held out")
     made.add_argument("--seed", type=int, metavar="N", help="another one makes other rows (default: 0)")
     made.add_argument("--new-only", action="store_true", help="write the new rows without the given ones")
     made.add_argument("--split", default="train", help="of a folder with several splits (default: train)")
-    made.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core; with a model one)")
+    made.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core; with a model one)")
     made.set_defaults(run=run)
 
 

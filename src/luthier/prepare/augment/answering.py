@@ -101,7 +101,8 @@ def _files(folder: Path) -> list:
         return [[folder.stat().st_size, folder.stat().st_mtime_ns]]
     if not folder.is_dir():  # on the hub
         return []
-    found = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".gguf", ".json", ".yaml") and p.is_file())
+    kinds = (".safetensors", ".gguf", ".json", ".yaml")
+    found = sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
     return [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in found]
 
 
@@ -145,6 +146,11 @@ class Answerer:
         self.identity = settings.identity()
 
     def __call__(self, questions: Sequence[Question]) -> list[Answer]:
+        different = list(dict.fromkeys(questions))
+        found = dict(zip(different, self._answers(different)))
+        return [found[question] for question in questions]
+
+    def _answers(self, questions: Sequence[Question]) -> list[Answer]:
         keys = [["answer", self.identity, question.told()] for question in questions]
         made = [self.store.get(key) for key in keys]
         missing = [place for place, found in enumerate(made) if found is None]
@@ -168,8 +174,8 @@ class Answerer:
 def model(settings: Server | Own) -> Callable[[Sequence[Question], Keep], Any]:
     if isinstance(settings, Server):
         return ChatClient(
-            settings.base_url, settings.name, settings.api_key_env, settings.parallel, settings.timeout, settings.retries,
-            settings.body,
+            settings.base_url, settings.name, settings.api_key_env, settings.parallel, settings.timeout,
+            settings.retries, settings.body,
         ).answers  # fmt: skip
     return _opened(settings.name, settings.batch_size)
 
@@ -212,7 +218,7 @@ def _network(name: str) -> tuple[Any, Any]:
     """The network of a run or a model, and what renders conversations for it."""
     from ...assemble import restore
     from ...data.masks import Renderer
-    from ...models import Model, load, names, network
+    from ...models import Model, load, names, network, trials
     from ...parallel import Parallel
     from ...parallel.ranks import Ranks
     from ...precision import AsLoaded
@@ -224,10 +230,10 @@ def _network(name: str) -> tuple[Any, Any]:
     resolved = names.resolved(Model(name=name))  # type: ignore[call-arg]
     tokenizer = load.load_tokenizer(resolved)
     if not tokenizer.chat_template:
-        raise ConfigError(f"model.name={name!r} has no chat template, and cannot be asked: give a model for conversations")
+        raise ConfigError(f"model.name={name!r} has no chat template: give a model for conversations")
     device = Ranks(Parallel()).device  # type: ignore[call-arg]
     net = network.Network(load.load_model(resolved, AsLoaded().resolve(device), device))
-    network.check_head(net)
+    trials.check_head(net)
     net.requires_grad_(False).eval()
     return net, Renderer(tokenizer, "all", 1 << 30)
 

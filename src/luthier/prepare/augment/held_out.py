@@ -1,34 +1,27 @@
-"""What must not be met in training: the inputs of held-out rows, by hashes that small differences do not change."""
+"""What must not be met in training: the inputs of held-out rows, whole or for the most part."""
 
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from pathlib import Path
 
-from ...data import formats
-from ...data.sources import read
-from ...errors import DataError
+from ...data import formats, sources
+from ...errors import ConfigError, DataError
+from ..overlap import Index
 from ..views import View, view
 from .way import ASKING
 
 BYTES = 16  # of a hash
+RUN = 13  # words in a row that are no chance
+COMMON = 10  # runs that more held-out rows have than this are the wording of the task
 
 
-def asked(seen: View) -> str:
-    """The model's input in a row: what the user says, or all of a row without roles."""
-    return "\x1e".join(text.text for text in seen.texts if text.role in ASKING) or seen.joined()
-
-
-def loose(text: str) -> bytes:
-    """The hash of a text's words: capitals, accents written in two ways, marks and blanks do not count."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    words = " ".join(re.findall(r"\w+", plain)) or plain
-    return blake2b(words.encode("utf-8", "surrogatepass"), digest_size=BYTES).digest()
+def inputs(seen: View) -> list[str]:
+    """What a model is given of a row: what the user says; all of a row without roles."""
+    return [text.text for text in seen.texts if text.role in ASKING] or [text.text for text in seen.texts]
 
 
 def exact(text: str) -> bytes:
@@ -37,22 +30,41 @@ def exact(text: str) -> bytes:
     return blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=BYTES).digest()
 
 
-def write(sources: Sequence[str], columns: Mapping[str, str], out: Path) -> str:
-    """The hashes of held-out inputs, sorted, into a file; what they are known by."""
-    found = set()
-    for row in read(list(sources), split="validation"):
+class HeldOut:
+    """The inputs of held-out rows; capitals, marks and blanks make no difference."""
+
+    def __init__(self, paths: Sequence[str], columns: Mapping[str, str], share: float):
+        self.share = share
+        self.index = Index(_inputs(paths, columns), RUN, 1 << 30, COMMON)
+
+    def has(self, seen: View) -> bool:
+        return self.has_input(inputs(seen))
+
+    def has_input(self, texts: Sequence[str]) -> bool:
+        """Whether a held-out row has the same words, or this share of its runs of words is among these texts'."""
+        return bool(self.index.matches(texts, self.share))
+
+
+def _inputs(paths: Sequence[str], columns: Mapping[str, str]) -> Iterator[list[str]]:
+    for row in sources.read(list(paths), split="validation"):
         if row.fault is not None:
             raise DataError(f"--validation: {row.place}: {row.fault}")
-        found.add(loose(asked(view(formats.renamed(row.values, columns)))))
-    data = b"".join(sorted(found))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    aside.write_bytes(data)
-    os.replace(aside, out)
-    return blake2b(data, digest_size=BYTES).hexdigest()
+        yield inputs(view(formats.renamed(row.values, columns)))
+
+
+def state(paths: Sequence[str]) -> list:
+    """What held-out rows are known by: their files, with sizes and times of change. ConfigError of a missing one."""
+    made: list = []
+    for path in paths:
+        if problem := sources.missing(path):
+            raise ConfigError(f"validation: {problem}")
+        files = sources.files_of(path, "validation")
+        told = [(str(file), os.stat(file)) for file in files or ()]
+        made += [[file, stat.st_size, stat.st_mtime_ns] for file, stat in told] or [path]
+    return made
 
 
 @lru_cache(maxsize=1)
-def hashes(path: Path) -> frozenset[bytes]:
-    data = path.read_bytes()
-    return frozenset(data[at : at + BYTES] for at in range(0, len(data), BYTES))
+def held_out(paths: tuple[str, ...], columns: tuple[tuple[str, str], ...], share: float, known: str) -> HeldOut:
+    """Read once in a process, as long as `known`, the state of the files, is the same."""
+    return HeldOut(paths, dict(columns), share)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,36 +44,44 @@ class Making:
 
     def new(self, rows: Sequence[Given]) -> list[list[New]]:
         """The new rows of each."""
-        going: list[tuple[int, str, int, Steps]] = []
+        made: list[list[New]] = [[] for _ in rows]
+        going: list[tuple[int, int, Steps]] = []  # (place of the row, place among its new ones, what is done)
         for place, given in enumerate(rows):
             known = given.sha256
-            for way in self.ways:
-                if way.share == 1.0 or Draw(self.seed, way.kind, "share", known).number() < way.share:
-                    for copy in range(way.copies):
-                        steps = way.made(given, Draw(self.seed, way.kind, copy, known), self.tools)
-                        going.append((place, way.kind, copy, steps))
-        made: list[list[New]] = [[] for _ in rows]
-        ended = [New(kind, copy, None) for _, kind, copy, _ in going]
-        waiting = {at: None for at in range(len(going))}
-        answers: dict[int, Any] = dict.fromkeys(waiting)
-        while waiting:
-            asked: list[tuple[int, list[Question]]] = []
-            for at in waiting:
-                try:
-                    asked.append((at, going[at][3].send(answers[at])))
-                except StopIteration as end:
-                    ended[at] = ended[at]._replace(values=end.value)
-                except Refused as why:
-                    ended[at] = ended[at]._replace(reason=str(why))
-            said = self.ask([question for _, questions in asked for question in questions])
-            waiting, done = {}, 0
-            for at, questions in asked:
-                waiting[at] = None
-                answers[at] = said[done : done + len(questions)]
-                done += len(questions)
-        for (place, *_), new in zip(going, ended):
-            made[place].append(new)
+            for way, copy in self._wanted(known):
+                draw = Draw(self.seed, way.kind, copy, known)
+                new = New(way.kind, copy, None)
+                if way.asks:
+                    going.append((place, len(made[place]), way.made(given, draw, self.tools)))
+                else:
+                    try:
+                        new = new._replace(values=way.changed(given, draw))
+                    except Refused as why:
+                        new = new._replace(reason=str(why))
+                made[place].append(new)
+        self._go(going, made)
         return made
+
+    def _wanted(self, known: str) -> Iterator[tuple[Way, int]]:
+        for way in self.ways:
+            if way.share == 1.0 or Draw(self.seed, way.kind, "share", known).number() < way.share:
+                yield from ((way, copy) for copy in range(way.copies))
+
+    def _go(self, going: Sequence[tuple[int, int, Steps]], made: list[list[New]]) -> None:
+        """All that ask, step by step together, until each has its row or none."""
+        answers: dict[int, Any] = dict.fromkeys(range(len(going)))
+        while answers:
+            asked: list[tuple[int, list[Question]]] = []
+            for at, said in answers.items():
+                place, which, steps = going[at]
+                try:
+                    asked.append((at, steps.send(said)))
+                except StopIteration as end:
+                    made[place][which] = made[place][which]._replace(values=end.value)
+                except Refused as why:
+                    made[place][which] = made[place][which]._replace(reason=str(why))
+            given = iter(self.ask([question for _, questions in asked for question in questions]))
+            answers = {at: list(islice(given, len(questions))) for at, questions in asked}
 
 
 def tools_of(recipe: Augmentation, store: Store) -> Tools:

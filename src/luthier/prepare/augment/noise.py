@@ -1,4 +1,4 @@
-"""Noise: the base of ways that change a row's user-side texts in place; labels, answers and the rest stay as they are."""
+"""Noise: the base of ways that change a row's user-side texts in place; all the rest stays as it is."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from ..views import Text, put
-from .way import NO_QUESTIONS, Draw, Given, Refused, Steps, Tools, Way
+from .way import Draw, Given, Refused, Way
 
 WORD = re.compile(r"\S+")
 INNER = re.compile(r"\w(?:.*\w)?", re.S)  # a word without the marks around it
 MARKUP = re.compile(  # what programs read: code, addresses, places to fill in, tags
-    r"```.*?```|`[^`\n]+`|https?://\S+|www\.\S+|\S+@\S+|\$?\{[^{}\s]*\}|\[[A-Z_]+\]|<[^<>\s][^<>]*>|%\w\b|\S*[/\\_]\S*", re.S
+    r"```.*?```|`[^`\n]+`|https?://\S+|www\.\S+|\S+@\S+|\$?\{[^{}\s]*\}|\[[A-Z_]+\]|<[^<>\s][^<>]*>|%\w\b|"
+    r"\S*[/\\_]\S*",
+    re.S,
 )
-NEGATIONS = frozenset(
-    "not no never none nothing nobody nowhere neither nor without cannot nicht kein keine keinen keinem nie niemals ohne "
-    "ne pas jamais rien sans aucun nunca nada sin ni nem sem non mai senza nie geen niet".split()
-)
+NEGATIONS = frozenset((
+    "not", "no", "never", "none", "nothing", "nobody", "nowhere", "neither", "nor", "without", "cannot",
+    "nicht", "kein", "keine", "keinen", "keinem", "nie", "niemals", "ohne", "ne", "pas", "jamais", "rien", "sans",
+    "aucun", "nunca", "nada", "sin", "ni", "nem", "sem", "non", "mai", "senza", "niet", "geen", "nooit", "zonder",
+))  # fmt: skip
 PLACES = ("answer_start", "start", "end", "start_char", "end_char", "start_offset", "end_offset")  # of no known form
 
 
@@ -74,8 +77,7 @@ class Noise(Way):
         """The changes of a text; of its `words` [W] those that are `free` may be changed. Perhaps none."""
         raise NotImplementedError
 
-    def made(self, given: Given, draw: Draw, tools: Tools) -> Steps:
-        yield from NO_QUESTIONS
+    def changed(self, given: Given, draw: Draw) -> dict:
         texts = given.asked()
         answer = self._answer(given)
         found = [self._edits(given, text, answer, draw) for text in texts]

@@ -1,4 +1,4 @@
-"""Preferences: several answers of a model to one prompt, ranked by rewards or a judge; the best and the worst are a pair."""
+"""Preferences: answers of a model to one prompt, ranked by rewards or a judge; the best and the worst are a pair."""
 
 from __future__ import annotations
 
@@ -90,9 +90,8 @@ class Preferences(Way):
         self, given: Given, conversation: Conversation, messages: list[dict], texts: Sequence[str], tools: Tools
     ) -> list[float]:  # fmt: skip
         users = [m["content"] for m in messages if m["role"] == "user"]
-        completed = [
-            Completed(users[-1] if users else "", messages, text, conversation.columns, row=given.seen.number) for text in texts
-        ]  # fmt: skip
+        prompt, row = users[-1] if users else "", given.seen.number
+        completed = [Completed(prompt, messages, text, conversation.columns, row=row) for text in texts]
 
         def scored() -> list[float]:
             try:
@@ -141,7 +140,8 @@ def prompt_of(given: Given) -> tuple[Conversation, list[dict], str | None]:
         raise Refused("it has no prompt that ends with the user's turn")
     if any(m.get("tool_calls") for m in messages):
         raise Refused("its prompt has calls of tools, which a model is not asked with")
-    return conversation, [{"role": m["role"], "content": m["content"]} for m in messages], own if isinstance(own, str) else None
+    turns = [{"role": m["role"], "content": m["content"]} for m in messages]
+    return conversation, turns, own if isinstance(own, str) else None
 
 
 PREFERRED = ("messages", "sharegpt", "alpaca", "prompt_completion", "prompt", "prompt_messages")

@@ -25,13 +25,15 @@ class Augmentation(Settings):
     ways: dict[str, Any] = {}
     """By their kinds, each with its settings."""
     model: Answering | None = None
-    """Who is asked, by ways that ask: `{kind: openai, base_url, name}`, or `{kind: luthier, name}` of a run or model."""
+    """Who is asked: `{kind: openai, base_url, name}`, or `{kind: luthier, name}` of a run or model."""
     columns: dict[str, str] = {}
     """Columns by the names that formats know, as in data.columns: `{text: review, label: stars}`."""
     given: bool | None = None
     """Write the given rows, too, each before its new ones. By default yes, but for pairs, which are other rows."""
     validation: list[str] = []
-    """Rows that are held out: given rows whose input is theirs are refused, and new ones are."""
+    """Rows that are held out: a given row with the input of one is neither copied nor augmented; a new one goes."""
+    overlap: float = Field(0.8, gt=0.0, le=1.0)
+    """From which share of a held-out row's runs of 13 words a row counts as having its input."""
     seed: int = Field(0, ge=0)
     """Another one makes other rows."""
     cache: str | None = None
@@ -50,7 +52,10 @@ class Augmentation(Settings):
 
     def dump(self) -> str:
         """YAML that is read as this recipe."""
-        ways = {kind: way.model_dump(mode="json", exclude={"kind"}, exclude_defaults=True) for kind, way in self.ways.items()}
+        ways = {
+            kind: way.model_dump(mode="json", exclude={"kind"}, exclude_defaults=True)
+            for kind, way in self.ways.items()
+        }  # fmt: skip
         told = self.model_dump(mode="json", exclude={"ways"}, exclude_defaults=True)
         if self.model is not None:  # else it does not say which it is
             told["model"]["kind"] = self.model.kind
@@ -63,8 +68,9 @@ class Augmentation(Settings):
         judges = {k: {"judge": w.judge.model_dump(mode="json", exclude=how)} for k, w in self.ways.items()
                   if isinstance(w, Preferences) and w.judge is not None}  # fmt: skip
         return {
-            "ways": {kind: way.told() | judges.get(kind, {}) for kind, way in self.ways.items()}, "order": list(self.ways),
-            "model": asked, "columns": self.columns, "given": self.writes_given, "seed": self.seed,
+            "ways": {kind: way.told() | judges.get(kind, {}) for kind, way in self.ways.items()},
+            "order": list(self.ways), "model": asked, "columns": self.columns, "given": self.writes_given,
+            "seed": self.seed, "overlap": self.overlap,
         }  # fmt: skip
 
     def problems(self) -> list[str]:
@@ -82,13 +88,14 @@ class Augmentation(Settings):
                 found.append(f"model: {text}")
         whole = [kind for kind, way in self.ways.items() if way.whole]
         if whole and len(self.ways) > 1:
-            found.append(f"ways: {whole[0]} makes rows of another kind than the other ways: give it an output of its own")
+            found.append(f"ways: {whole[0]} makes rows of another kind than other ways: give it its own output")
         if whole and self.given:
             found.append(f"given: {whole[0]} makes rows of another kind than the given ones: leave it out")
         drawn = self.ways.get("preferences")
         if drawn is not None and self.model is not None and self.model.temperature == 0:
             found.append("model.temperature: 0 gives preferences the same answer each time: give more")
-        if "self_instruct" in self.ways and (self.ways["self_instruct"].copies, self.ways["self_instruct"].share) != (1, 1):
+        instructed = self.ways.get("self_instruct")
+        if instructed is not None and (instructed.copies, instructed.share) != (1, 1):
             found.append("ways.self_instruct: it makes `count` rows in all: leave out copies and share")
         return found
 
@@ -109,11 +116,8 @@ def augmentation(*sources: str | Path | Mapping) -> Augmentation:
             read = parse_override(source)
         else:
             read = read_yaml(source)
-        values = merged(values, {key: [value] if key == "validation" and isinstance(value, str) else value
-                                 for key, value in read.items()})  # fmt: skip
+        values = merged(values, _written_out(read))
     given = values.get("ways", {})
-    if isinstance(given, list) and all(isinstance(kind, str) for kind in given):  # ways: [characters, words]
-        given = dict.fromkeys(given)
     if not isinstance(given, Mapping):
         raise ConfigError("ways: expected kinds of ways with their settings, such as `characters: {rate: 0.05}`")
     problems: list[str] = []
@@ -125,6 +129,14 @@ def augmentation(*sources: str | Path | Mapping) -> Augmentation:
     if problems := problems or made.problems():
         raise ConfigError(problems)
     return made
+
+
+def _written_out(read: dict) -> dict:
+    """Short forms in full: `ways: [characters, words]`, `validation: held-out.jsonl`."""
+    ways, held = read.get("ways"), read.get("validation")
+    if isinstance(ways, list) and all(isinstance(kind, str) for kind in ways):
+        read = read | {"ways": dict.fromkeys(ways)}
+    return read | {"validation": [held]} if isinstance(held, str) else read
 
 
 def _section(error: ValidationError) -> type[Settings]:

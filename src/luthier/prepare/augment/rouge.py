@@ -1,4 +1,7 @@
-"""ROUGE-L between one text and many: the longest common subsequence of words, bit by bit (https://aclanthology.org/W04-1013)."""
+"""ROUGE-L between one text and many: the longest common subsequence of words, bit by bit.
+
+https://aclanthology.org/W04-1013 (Lin 2004).
+"""
 
 from __future__ import annotations
 

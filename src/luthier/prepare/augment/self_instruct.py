@@ -1,4 +1,7 @@
-"""Self-instruct: a model writes new instructions after some it is shown, and answers them (https://arxiv.org/abs/2212.10560)."""
+"""Self-instruct: a model writes new instructions after some that it is shown, and answers them.
+
+https://arxiv.org/abs/2212.10560 (Wang and others).
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from .rouge import Pool
 from .way import PARENT, Draw, Given, Refused, Tools, Way
 
 ASKED = (
-    "Below are tasks that people give an assistant that reads and writes text. Write {new} more, unlike these and unlike "
-    "one another in subject, wording and kind, in the same language. Each must be complete in itself and need nothing but "
-    "text to be done. Write one a line, with its number, and nothing else.\n\n{shown}"
+    "Below are tasks that people give an assistant that reads and writes text. Write {new} more, unlike these and "
+    "unlike one another in subject, wording and kind, in the same language. Each must be complete in itself and need "
+    "nothing but text to be done. Write one a line, with its number, and nothing else.\n\n{shown}"
 )
 NUMBERED = re.compile(r"^\s*(?:task\s*)?(\d+)\s*[.):]\s*(.+?)\s*$", re.I)
-UNFIT = re.compile(r"\b(image|images|picture|pictures|photo|photos|graph|graphs|video|audio|diagram|plot|file|files)\b", re.I)
+UNFIT = re.compile(r"\b(images?|pictures?|photos?|graphs?|videos?|audio|diagrams?|plots?|files?)\b", re.I)
 SYSTEM = "system"
 
 
@@ -61,10 +64,12 @@ class SelfInstruct(Way):
         self, found: Sequence[tuple[Given, dict]], seed: int, ask: Callable[[Sequence[Question]], list[Answer]],
         tools: Tools, say: Callable[[str], None], refused: Callable[[str], bool] = lambda text: False,
     ) -> Iterator[dict]:  # fmt: skip
-        """New rows in the format of the first given one; `found` are given rows, each with what says where it stands."""
+        """New rows in the format of the first given one; `found` are given rows, each with where it stands."""
         first = next((given for given, _ in found if given.seen.format in MAKERS), None)
         if first is None:
-            raise DataError(f"ways.self_instruct: no row is of a format with answers to instructions ({', '.join(MAKERS)})")
+            raise DataError(
+                f"ways.self_instruct: no row is of a format with answers to instructions ({', '.join(MAKERS)})"
+            )
         pool, given_seeds = Pool(), []
         for given, parent in found:
             if (text := instruction_of(given)) is not None:
@@ -85,7 +90,8 @@ class SelfInstruct(Way):
                 if answer.text and not answer.cut:
                     made += 1
                     own.append(Seed(text, None))
-                    yield MAKERS[first.seen.format](first, text, answer.text) | {PARENT: self._parent(seeds, seed, number)}
+                    values = MAKERS[first.seen.format](first, text, answer.text)
+                    yield values | {PARENT: self._parent(seeds, seed, number)}
             number += 1
             idle = 0 if new else idle + 1
             say(f"self_instruct: {made:,} of {self.count:,} rows after {number:,} rounds")
@@ -103,7 +109,8 @@ class SelfInstruct(Way):
     def _shown(self, given: Sequence[Seed], own: Sequence[Seed], draw: Draw) -> list[Seed]:
         of_own = min(len(own), self.shown // 4)
         chosen = draw.some(range(len(given)), self.shown - of_own)
-        return draw.some([*(given[i] for i in chosen), *(own[i] for i in draw.some(range(len(own)), of_own))], self.shown)
+        shown = [*(given[i] for i in chosen), *(own[i] for i in draw.some(range(len(own)), of_own))]
+        return draw.some(shown, self.shown)
 
     def _question(self, seeds: Sequence[Seed], draw: Draw, tools: Tools) -> Question:
         lines = "\n".join(f"{i}. {' '.join(seed.text.split())}" for i, seed in enumerate(seeds, 1))

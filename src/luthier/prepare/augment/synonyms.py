@@ -50,7 +50,9 @@ class Synonyms(Noise):
         return None
 
     def told(self) -> dict:
-        return super().told() | ({} if self.table == WORDNET else {"read": sha256(Path(self.table).read_bytes()).hexdigest()})
+        if self.table == WORDNET:
+            return super().told()
+        return super().told() | {"read": sha256(Path(self.table).expanduser().read_bytes()).hexdigest()}
 
     def edits(self, text: str, free: Sequence[bool], words: Sequence[re.Match], draw: Draw, tagged: bool) -> list[Edit]:
         made, left = [], []
@@ -69,8 +71,9 @@ class Synonyms(Noise):
 
     def _others(self, word: str, tagged: bool) -> list[str]:
         """Of a word that has its tag, words only: as many after as before."""
-        found = of_wordnet(word.casefold(), self.senses) if self._words is None else self._words.get(word.casefold(), ())
-        return [other for other in found if other.casefold() != word.casefold() and not (tagged and " " in other)]
+        plain = word.casefold()
+        found = of_wordnet(plain, self.senses) if self._words is None else self._words.get(plain, ())
+        return [other for other in found if other.casefold() != plain and not (tagged and " " in other)]
 
 
 def _edit(place: tuple[int, int, str, list[str]], draw: Draw) -> Edit:
@@ -102,7 +105,7 @@ def table_of(path: str) -> dict[str, list[str]]:
         elif suffix in (".tsv", ".csv", ".txt"):
             entries = list(_lines(file))
         else:
-            raise ConfigError(f"ways.synonyms.table: {path}: known are .yaml, .json, .tsv, .csv and .txt, or {WORDNET!r}")
+            raise ConfigError(f"ways.synonyms.table: {path}: known are .yaml .json .tsv .csv .txt, or {WORDNET!r}")
     except OSError as error:
         raise ConfigError(f"ways.synonyms.table: {path}: {error.strerror}") from None
     except ValueError as error:
@@ -110,9 +113,10 @@ def table_of(path: str) -> dict[str, list[str]]:
     made: dict[str, list[str]] = {}
     for word, others in entries:
         others = [others] if isinstance(others, str) else others
-        texts = isinstance(word, str) and isinstance(others, list) and all(isinstance(o, str) and o.strip() for o in others)
-        if not texts or not others or len(word.split()) != 1:
-            raise ConfigError(f"ways.synonyms.table: {path}: {word!r}: expected one word and its synonyms, found {others!r}")
+        listed = isinstance(others, list) and others and all(isinstance(o, str) and o.strip() for o in others)
+        if not listed or not isinstance(word, str) or len(word.split()) != 1:
+            expected = f"{word!r}: expected one word and its synonyms, found {others!r}"
+            raise ConfigError(f"ways.synonyms.table: {path}: {expected}")
         known = made.setdefault(word.strip().casefold(), [])
         known += [other for o in others if (other := " ".join(o.split())) not in known]
     if not made:

@@ -6,11 +6,10 @@ import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from ...data.sources import Row
 from ...settings import Settings
 from ..chat_client import Answer, Question
 from ..encoded import dumps
@@ -29,7 +28,8 @@ class Draw:
 
     def __init__(self, *names: object):
         told = "\x1f".join(map(str, names)).encode("utf-8", "surrogatepass")
-        self.number = random.Random(int.from_bytes(blake2b(told, digest_size=16).digest(), "big")).random  # in [0, 1)
+        seed = int.from_bytes(blake2b(told, digest_size=16).digest(), "big")
+        self.number = random.Random(seed).random  # in [0, 1)
 
     def below(self, count: int) -> int:
         return min(count - 1, int(self.number() * count))
@@ -75,10 +75,6 @@ class Given:
         return self.renamed.get(str(name), name)
 
 
-def given(row: Row, seen: View, columns: Mapping[str, str]) -> Given:
-    return Given(row.values, seen, columns)
-
-
 def digest(values: Mapping) -> str:
     """Of the row's line of JSON, without its line break."""
     return sha256(dumps(values).encode("utf-8", "surrogatepass")).hexdigest()
@@ -86,9 +82,6 @@ def digest(values: Mapping) -> str:
 
 Steps = Generator[list[Question], list[Answer], dict]
 """Yields what a model is asked, all at once, is sent the answers, and returns the new row's values."""
-
-
-NO_QUESTIONS: tuple[list[Question], ...] = ()
 
 
 def nothing(place: str, key: object, make: Callable[[], Any]) -> Any:
@@ -100,7 +93,7 @@ def nothing(place: str, key: object, make: Callable[[], Any]) -> Any:
 class Tools:
     """What ways that ask models need beside their settings."""
 
-    sampling: Mapping[str, Any] = field(default_factory=dict)  # temperature, top_p, max_new_tokens of the model's section
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # what the model's section says
     kept: Callable[[str, object, Callable[[], Any]], Any] = nothing  # a value of JSON, made once for a key
     score: Any = None  # rewards, ready to score
     fingerprint: Any = None  # of what scores
@@ -130,6 +123,10 @@ class Way(Settings):
         """What is wrong with the settings beyond their form, such as a table that is not there."""
         return None
 
+    def changed(self, given: Given, draw: Draw) -> dict:
+        """The values of a new row, by a way that asks nothing; Refused where none can be made."""
+        raise NotImplementedError
+
     def made(self, given: Given, draw: Draw, tools: Tools) -> Steps:
-        """The values of a new row; Refused where none can be made."""
+        """The same by a way that asks."""
         raise NotImplementedError

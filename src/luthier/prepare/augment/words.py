@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from .noise import Edit, Noise
-from .way import NO_QUESTIONS, Draw, Given, Refused, Steps, Tools
+from .way import Draw, Given, Refused
 
 Kind = Literal["delete", "swap", "repeat"]
 TAGS = ("ner_tags", "tags", "labels")
@@ -72,11 +72,9 @@ class Words(Noise):
             made.append(Change(draw.one(kinds), at))
         return bool(kinds)
 
-    def made(self, given: Given, draw: Draw, tools: Tools) -> Steps:
-        if given.seen.format in ("ner_tags", "tags", "token_labels"):
-            yield from NO_QUESTIONS
-            return self._tagged(given, draw)
-        return (yield from super().made(given, draw, tools))
+    def changed(self, given: Given, draw: Draw) -> dict:
+        tagged = given.seen.format in ("ner_tags", "tags", "token_labels")
+        return self._tagged(given, draw) if tagged else super().changed(given, draw)
 
     def _tagged(self, given: Given, draw: Draw) -> dict:
         """Words of one tag may be changed with it; those of entities, which may have several, stay."""

@@ -1,4 +1,4 @@
-"""Augmentation: given rows and new ones in two passes; nothing twice, nothing that is held out, everything with its parent."""
+"""Augmentation in two passes: given rows and new ones, none twice, none held out, each with its parent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from itertools import islice
@@ -23,7 +23,7 @@ from ..encoded import line
 from ..journal import difference, finished, refuse_existing
 from ..looking import gathered_file, load, save
 from ..outputs import beside
-from ..pieces import Done, Piece, Say, Work, journal_of, pieces_of, rows_of, run
+from ..pieces import Done, Piece, Say, Work, inputs_of, journal_of, pieces_of, rows_of, run
 from ..views import View, view
 from . import held_out
 from .answering import Own, Server
@@ -43,7 +43,6 @@ class Places:
     def __init__(self, out: Path, recipe: Augmentation):
         self.journal = journal_of(out)
         self.survey = self._beside("survey")
-        self.held = self._beside("held") / "hashes"
         self.answers = Path(recipe.cache).expanduser() if recipe.cache else self._beside("answers")
         self.written = self._beside("answers") / "rows"  # of ways that make rows of all rows together
 
@@ -57,7 +56,11 @@ class Rows(Work):
     def __init__(self, recipe: Augmentation, places: Places):
         self.recipe, self.places = recipe, places
         self.making = Making(recipe, places.answers)
-        self.held = held_out.hashes(places.held) if recipe.validation else frozenset()
+        self.held = None
+        if recipe.validation:
+            known = json.dumps(held_out.state(recipe.validation))
+            columns = tuple(recipe.columns.items())
+            self.held = held_out.held_out(tuple(recipe.validation), columns, recipe.overlap, known)
         self.whole = {way.kind for way in self.making.ways if way.whole}
 
     def begin(self, piece: Any, folder: Path, number: int) -> None:
@@ -77,7 +80,10 @@ class Rows(Work):
         return Given(row.values, seen, self.recipe.columns)
 
     def is_held(self, seen: View) -> bool:
-        return bool(self.held) and held_out.loose(held_out.asked(seen)) in self.held
+        return self.held is not None and self.held.has(seen)
+
+    def is_held_input(self, text: str) -> bool:
+        return self.held is not None and self.held.has_input([text])
 
 
 class Surveying(Rows):
@@ -94,7 +100,7 @@ class Surveying(Rows):
         if self.made_before:
             self._new(seen, "")
         elif not self.is_held(seen):
-            self.given_hashes += held_out.exact(held_out.asked(seen))
+            self.given_hashes += held_out.exact(joined(seen))
             if PARENT not in row.values:
                 self.waiting.append((row, self.given(row, seen)))
                 if len(self.waiting) == self.most:
@@ -111,14 +117,15 @@ class Surveying(Rows):
 
     def _new(self, seen: View, way: str) -> None:
         whole = way in self.whole
-        self.new_hashes += held_out.exact("whole\x1d" + seen.joined() if whole else held_out.asked(seen))
+        self.new_hashes += held_out.exact("whole\x1d" + seen.joined() if whole else joined(seen))
         self.leaks.append(not whole and self.is_held(seen))
 
     def end(self) -> dict:
         self._made()
         arrays = {
             "given": np.frombuffer(self.given_hashes, np.uint64).reshape(-1, 2),
-            "new": np.frombuffer(self.new_hashes, np.uint64).reshape(-1, 2), "leaks": np.frombuffer(self.leaks, np.uint8),
+            "new": np.frombuffer(self.new_hashes, np.uint64).reshape(-1, 2),
+            "leaks": np.frombuffer(self.leaks, np.uint8),
         }  # fmt: skip
         save(gathered_file(self.folder, "inputs", self.number), arrays)
         return {"given": len(self.given_hashes) // held_out.BYTES}
@@ -159,8 +166,10 @@ class Augmenting(Rows):
             if new.values is None:
                 yield self._refusal(row, new, new.reason, None)
             else:
-                parent = {"file": str(self.piece.hub or self.piece.path), "row": self.offsets[self.number] + row.number,
-                          "sha256": given.sha256, "way": new.way, "seed": self.recipe.seed, "copy": new.copy}  # fmt: skip
+                parent = {
+                    "file": str(self.piece.hub or self.piece.path), "row": self.offsets[self.number] + row.number,
+                    "sha256": given.sha256, "way": new.way, "seed": self.recipe.seed, "copy": new.copy,
+                }  # fmt: skip
                 yield from self._new(row, new._replace(values=new.values | {PARENT: parent}))
 
     def _new(self, row: Row, new: New) -> Iterator[tuple[str, dict]]:
@@ -180,7 +189,13 @@ class Augmenting(Rows):
 
     def end(self) -> dict:
         assert self.at == len(self.codes), "both passes make the same rows"
-        return {"counts": dict(self.counts), "new": dict(self.new), "refused": [[*k, n] for k, n in self.refused.items()]}
+        refused = [[*key, count] for key, count in self.refused.items()]
+        return {"counts": dict(self.counts), "new": dict(self.new), "refused": refused}
+
+
+def joined(seen: View) -> str:
+    """A row's input as one text."""
+    return "\x1e".join(held_out.inputs(seen))
 
 
 def together(recipe: Augmentation) -> int:
@@ -231,9 +246,8 @@ def augment(
     places = Places(out, recipe)
     sides = {REFUSED: beside(out, REFUSED)}
     refuse_existing(places.journal, [out, *sides.values()])
-    held = held_out.write(recipe.validation, recipe.columns, places.held) if recipe.validation else None
     models = {name: one.identity() for name, one in recipe.models().items()}
-    settings = {"verb": "augment", **recipe.told(), "held_out": held, "models": models}
+    settings = {"verb": "augment", **recipe.told(), "held_out": held_out.state(recipe.validation), "models": models}
     _refuse_other(places.journal, settings)
     workers = _workers(recipe, workers)
     pieces = [*pieces_of(source, split)]
@@ -253,8 +267,7 @@ def augment(
         say("second pass: writing")
     done = run(pieces, out, partial(Augmenting, recipe, places, offsets), settings=settings, workers=workers, say=say,
                sides=sides, journal=places.journal)  # fmt: skip
-    for folder in (places.survey, places.held.parent):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(places.survey, ignore_errors=True)
     return _told(done, out, sides[REFUSED])
 
 
@@ -267,9 +280,9 @@ def _told(done: Sequence[Done], out: Path, refused: Path) -> dict:
         for way, reason, count in d.end["refused"]:
             reasons.setdefault(way, Counter())[reason] += count
     told: dict[str, Any] = {
-        "given": counts["given"] + counts["held_out"], "held_out": counts["held_out"], "new_before": counts["new_before"],
-        "new": sum(new.values()), "ways": dict(new), "refused": {way: dict(why) for way, why in reasons.items()},
-        "out": str(out),
+        "given": counts["given"] + counts["held_out"], "held_out": counts["held_out"],
+        "new_before": counts["new_before"], "new": sum(new.values()), "ways": dict(new),
+        "refused": {way: dict(why) for way, why in reasons.items()}, "out": str(out),
     }  # fmt: skip
     return told | ({"refused_rows": str(refused)} if refused.exists() else {})
 
@@ -297,8 +310,8 @@ def _instructed(
     way: SelfInstruct, pieces: Sequence[Piece], recipe: Augmentation, places: Places, settings: Mapping, say: Say
 ) -> Path:  # fmt: skip
     """A file of the rows that self-instruct makes; written whole, once."""
-    known = sha256(json.dumps([settings, [str(piece.path) for piece in pieces]], sort_keys=True).encode()).hexdigest()[:16]
-    path = places.written / f"{way.kind}-{known}.jsonl"
+    told = json.dumps([settings, [inputs_of(piece) for piece in pieces]], sort_keys=True)
+    path = places.written / f"{way.kind}-{sha256(told.encode()).hexdigest()[:16]}.jsonl"
     if path.exists():
         return path
     rows = Rows(recipe, places)
@@ -311,9 +324,8 @@ def _instructed(
             found.append((given, told))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    refused: Callable[[str], bool] = lambda text: held_out.loose(text) in rows.held  # noqa: E731
     with open(aside, "wb") as file:
-        for values in way.rows(found, recipe.seed, rows.making.ask, rows.making.tools, say, refused):
+        for values in way.rows(found, recipe.seed, rows.making.ask, rows.making.tools, say, rows.is_held_input):
             file.write(line(values))
         file.flush()
         os.fsync(file.fileno())
