@@ -1,4 +1,4 @@
-"""The labelling page in a real headless browser: keys, spans, preferences, edits, kills, several people, and attacks."""
+"""The labelling page in a real headless browser: keys, spans, preferences, edits, kills, people at once, attacks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from luthier.cli import main
 from luthier.data import sources
-from luthier.errors import CheckpointError
+from luthier.errors import CheckpointError, ConfigError, DataError
 from luthier.prepare.label.plan import plan
 from luthier.prepare.label.project import Project
 from luthier.prepare.label.server import Desk, Server, order
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--disable-quic",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +97,25 @@ def command(folder: Path, *settings: str) -> Iterator[tuple[subprocess.Popen, st
     """The command itself, and its address."""
     given = [part for one in settings for part in ("--set", one)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "luthier", "data", "label", "page", "rows.jsonl", "out.jsonl", *given, "--by", "ann", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "luthier",
+            "data",
+            "label",
+            "page",
+            "rows.jsonl",
+            "out.jsonl",
+            *given,
+            "--by",
+            "ann",
+            "--json",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
     try:
         said = ""
         while not said.startswith("label here: "):
@@ -182,7 +206,9 @@ def test_classes_by_keys_undone_skipped_and_killed(browser, tmp_path):
         process.terminate()
         told = json.loads(process.communicate(timeout=60)[0])
         assert process.returncode == 0
-    assert read(out) == [{**REVIEWS[i], "label": label} for i, label in enumerate(["good", "bad", "bad", "bad", "good"])]
+    assert read(out) == [
+        {**REVIEWS[i], "label": label} for i, label in enumerate(["good", "bad", "bad", "bad", "good"])
+    ]
     assert told["labelled"] == 5
     assert told["labels"] == {"bad": 3, "good": 2}
     assert [e["row"] for e in map(json.loads, journal.read_text().splitlines()) if e.get("undone")] == [3]
@@ -190,7 +216,9 @@ def test_classes_by_keys_undone_skipped_and_killed(browser, tmp_path):
 
 def test_several_classes_toggle_and_are_saved_by_enter(browser, tmp_path):
     rows = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}, {"text": "x"}]
-    with labelling(tmp_path, rows, "task.kind=classes", "task.labels=[cheap, quick, kind]", "task.several=true") as made:
+    with labelling(
+        tmp_path, rows, "task.kind=classes", "task.labels=[cheap, quick, kind]", "task.several=true"
+    ) as made:
         page = Page(browser, made.url)
         assert page.page.locator("#texts .role").all_inner_texts() == ["user", "assistant"]
         page.keys("3", "2", "1", "2")
@@ -229,7 +257,10 @@ def test_spans_by_keys_and_by_mouse(browser, tmp_path):
         page.end()
         made.end()
         assert made.rows() == [
-            {"tokens": ["👩", "Ann", "Lee", "went", "to", "Rome", "."], "tags": ["O", "B-PER", "I-PER", "O", "O", "B-LOC", "O"]},
+            {
+                "tokens": ["👩", "Ann", "Lee", "went", "to", "Rome", "."],
+                "tags": ["O", "B-PER", "I-PER", "O", "O", "B-LOC", "O"],
+            },
             {"tokens": ["Bo", "saw", "York"], "tags": ["B-PER", "O", "O"]},
         ]
 
@@ -249,7 +280,9 @@ def test_preferences_are_shuffled_and_the_order_is_kept(browser, tmp_path):
         page.press("t")
         page.end()
         told = made.end()
-        assert made.rows() == [{"prompt": f"question {i}", "chosen": f"first {i}", "rejected": f"second {i}"} for i in range(7)]
+        assert made.rows() == [
+            {"prompt": f"question {i}", "chosen": f"first {i}", "rejected": f"second {i}"} for i in range(7)
+        ]
         assert [entry["shown"] for entry in made.journal()] == orders
         assert [row["why"] for row in made.rows("out.aside.jsonl")] == ["tie"]
         assert told["aside"] == {"tie": 1}
@@ -276,9 +309,12 @@ def test_answers_are_edited(browser, tmp_path):
 
 
 ATTACKS = [
-    "<script>document.title = 'owned'; fetch('http://127.0.0.1:9/')</script>", "<img src=x onerror=alert(1)>",
-    "</script><script>alert(2)</script>", "\u202e<svg onload=alert(3)>", "{{7*7}} ${alert(4)} javascript:alert(5)",
-]  # fmt: skip
+    "<script>document.title = 'owned'; fetch('http://127.0.0.1:9/')</script>",
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(2)</script>",
+    "\u202e<svg onload=alert(3)>",
+    "{{7*7}} ${alert(4)} javascript:alert(5)",
+]
 
 
 @pytest.mark.parametrize("kind", ["classes", "spans", "preference", "edit"])
@@ -292,12 +328,18 @@ def test_rows_are_text_and_never_markup(browser, tmp_path, kind):
         rows = [{"text": text} for text in ATTACKS]
     settings = [f"task.kind={kind}", f"task.instructions={json.dumps(ATTACKS[1])}"]
     labels = ["<img src=x onerror=alert(6)>", "<b>"]
-    with labelling(tmp_path, rows, *settings, *([f"task.labels={json.dumps(labels)}"] if kind in ("classes", "spans") else [])) as made:
+    with labelling(
+        tmp_path, rows, *settings, *([f"task.labels={json.dumps(labels)}"] if kind in ("classes", "spans") else [])
+    ) as made:
         page = Page(browser, made.url, "<script>alert(7)</script>")
         for text in ATTACKS:
-            seen = page.page.evaluate("document.getElementById('work').textContent + document.getElementById('edited').value")
+            seen = page.page.evaluate(
+                "document.getElementById('work').textContent + document.getElementById('edited').value"
+            )
             assert text in seen
-            assert page.page.evaluate("document.querySelectorAll('main img, main svg, main script, main b').length") == 0
+            assert (
+                page.page.evaluate("document.querySelectorAll('main img, main svg, main script, main b').length") == 0
+            )
             page.press("s" if kind != "edit" else "Alt+s")
         assert page.page.title() == "Label rows"
         assert page.problems == []
@@ -360,8 +402,9 @@ def ask(url: str, path: str | None = None, body: object = None, method: str | No
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     if data is not None:
         given = {"Origin": f"http://{parts.netloc}", "Content-Type": "application/json"} | given
-    connection.putrequest(method or ("GET" if data is None else "POST"), parts.path if path is None else path,
-                          skip_host="Host" in given)  # fmt: skip
+    connection.putrequest(
+        method or ("GET" if data is None else "POST"), parts.path if path is None else path, skip_host="Host" in given
+    )
     for name, value in ({"Content-Length": str(len(data))} if data is not None else {}).items():
         given.setdefault(name, value)
     for name, value in given.items():
@@ -383,8 +426,22 @@ def test_the_page_is_closed_to_all_but_itself(served):
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cache-Control"] == "no-store"
     base = urlsplit(served.url).path
-    for path in ("/", "/x/", base[:-1], base[:-2] + "/", f"{base}../rows.jsonl", f"{base}rows.jsonl", f"{base}..%2f..%2fetc/passwd",
-                 f"{base}api/task", f"/..{base}", f"{base}//etc/passwd", f"{base}page.js", "/%C3%A9/", "*", "x"):  # fmt: skip
+    for path in (
+        "/",
+        "/x/",
+        base[:-1],
+        base[:-2] + "/",
+        f"{base}../rows.jsonl",
+        f"{base}rows.jsonl",
+        f"{base}..%2f..%2fetc/passwd",
+        f"{base}api/task",
+        f"/..{base}",
+        f"{base}//etc/passwd",
+        f"{base}page.js",
+        "/%C3%A9/",
+        "*",
+        "x",
+    ):
         state, _, text = ask(served.url, path)
         assert state == 404, path
         assert "review" not in text
@@ -398,8 +455,13 @@ def test_the_page_is_closed_to_all_but_itself(served):
 def test_other_sites_can_do_nothing(served):
     api = urlsplit(served.url).path + "api/"
     body = {"by": "eve", "row": 0, "label": "good"}
-    for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": None}, {"Sec_Fetch_Site": "cross-site"},
-                    {"Origin": "https://127.0.0.1"}):  # fmt: skip
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": None},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Origin": "https://127.0.0.1"},
+    ):
         assert ask(served.url, f"{api}label", body, **headers)[0] == 403
     assert ask(served.url, f"{api}label", body, Content_Type="text/plain")[0] == 415
     assert ask(served.url, f"{api}label", body, Content_Type="application/x-www-form-urlencoded")[0] == 415
@@ -411,14 +473,26 @@ def test_other_sites_can_do_nothing(served):
     assert ask(served.url, f"{api}next", {"by": "eve"})[0] == 200  # as the page asks
 
 
-@pytest.mark.parametrize(("what", "body", "state"), [
-    ("label", {"by": "ann", "row": 99, "label": "good"}, 400), ("label", {"by": "ann", "row": -1, "label": "good"}, 400),
-    ("label", {"by": "ann", "row": True, "label": "good"}, 400), ("label", {"by": "ann", "row": 0, "label": "great"}, 400),
-    ("label", {"by": "ann", "row": 0, "label": {"a": []}}, 400), ("label", {"by": "", "row": 0, "label": "good"}, 400),
-    ("label", {"by": "a\nb", "row": 0, "label": "good"}, 400), ("label", {"by": "x" * 65, "row": 0, "label": "good"}, 400),
-    ("label", {"row": 0, "label": "good"}, 400), ("next", {"by": ["ann"]}, 400), ("undo", {"by": "nobody"}, 400),
-    ("__class__", {"by": "ann"}, 404), ("label", b"[" * 100000, 400), ("label", b"\xff", 400), ("label", [], 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "body", "state"),
+    [
+        ("label", {"by": "ann", "row": 99, "label": "good"}, 400),
+        ("label", {"by": "ann", "row": -1, "label": "good"}, 400),
+        ("label", {"by": "ann", "row": True, "label": "good"}, 400),
+        ("label", {"by": "ann", "row": 0, "label": "great"}, 400),
+        ("label", {"by": "ann", "row": 0, "label": {"a": []}}, 400),
+        ("label", {"by": "", "row": 0, "label": "good"}, 400),
+        ("label", {"by": "a\nb", "row": 0, "label": "good"}, 400),
+        ("label", {"by": "x" * 65, "row": 0, "label": "good"}, 400),
+        ("label", {"row": 0, "label": "good"}, 400),
+        ("next", {"by": ["ann"]}, 400),
+        ("undo", {"by": "nobody"}, 400),
+        ("__class__", {"by": "ann"}, 404),
+        ("label", b"[" * 100000, 400),
+        ("label", b"\xff", 400),
+        ("label", [], 400),
+    ],
+)
 def test_requests_that_are_wrong(served, what, body, state):
     told = ask(served.url, urlsplit(served.url).path + "api/" + what, body)
     assert told[0] == state, told
@@ -436,3 +510,136 @@ def test_two_processes_cannot_label_the_same(served):
     with pytest.raises(CheckpointError, match="another process"), again:
         pass
     assert again.rows.closed
+
+
+# ---------------------------------------------------------------------------- what comes out
+
+
+def test_what_was_labelled_is_written_without_the_page(tmp_path, capsys):
+    rows = [{"text": f"review {i}"} for i in range(3)] + [{"no": "text"}]
+    with labelling(tmp_path, rows[:3], *CLASSES) as made:
+        desk = made.server.desk
+        desk("label", {"by": "ann@x.example", "row": 0, "label": "good"})
+        desk("label", {"by": "bo", "row": 0, "label": "good"})
+        desk("label", {"by": "bo", "row": 1, "label": "bad"})
+        desk("skip", {"by": "bo", "row": 2})
+        made.stop()
+    project = tmp_path / "project.json"
+    given = [
+        "data",
+        "label",
+        "page",
+        str(made.source),
+        str(made.out),
+        "--set",
+        CLASSES[0],
+        "--set",
+        CLASSES[1],
+        "--write",
+    ]
+    assert main([*given, "--label-studio", str(project)]) == 0
+    said = capsys.readouterr().out
+    assert "labelled        2" in said
+    assert "ann@x.example, bo: 1.000 the same of 1" in said
+    assert read(made.out) == [{"text": "review 0", "label": "good"}, {"text": "review 1", "label": "bad"}]
+    tasks = json.loads(project.read_text())
+    assert [len(task["annotations"]) for task in tasks] == [2, 1, 0]
+    assert tasks[0]["annotations"][0]["completed_by"] == {"email": "ann@x.example"}
+    assert tasks[0]["annotations"][1]["luthier_by"] == "bo"
+    back = [
+        "data",
+        "label",
+        "import",
+        str(project),
+        str(tmp_path / "back.jsonl"),
+        "--set",
+        CLASSES[0],
+        "--set",
+        CLASSES[1],
+    ]
+    assert main([*back, "--quiet"]) == 0
+    assert read(tmp_path / "back.jsonl") == read(made.out)
+
+
+def test_the_output_follows_what_is_taken_back(tmp_path):
+    with labelling(tmp_path, REVIEWS, *CLASSES) as made:
+        desk = made.server.desk
+        for row, by, label in ((0, "ann", "good"), (0, "bo", "bad"), (1, "ann", "good")):
+            desk("label", {"by": by, "row": row, "label": label})
+        assert made.project.write()["labelled"] == 1
+        assert len(made.rows("out.aside.jsonl")) == 1
+        desk("undo", {"by": "bo"})
+        desk("undo", {"by": "ann"})
+        told = made.project.write()
+        assert made.rows() == [{**REVIEWS[0], "label": "good"}]
+        assert "aside_rows" not in told
+        assert not made.out.with_name("out.aside.jsonl").exists()
+        desk("undo", {"by": "ann"})
+        assert made.project.write()["labelled"] == 0
+        assert made.rows() == []
+
+
+def test_another_task_or_another_source_is_refused(tmp_path):
+    with labelling(tmp_path, REVIEWS, *CLASSES) as made:
+        pass
+    with pytest.raises(CheckpointError, match=r"task.labels\[1\] was \"bad\" and is now \"poor\""):
+        Project(str(made.source), made.out, plan("task.kind=classes", "task.labels=[good, poor]"))
+    Project(str(made.source), made.out, plan(*CLASSES, "task.instructions=Told better.")).rows.close()
+    made.source.write_text(json.dumps({"text": "other"}) + "\n")
+    with pytest.raises(CheckpointError, match="was begun otherwise: inputs"):
+        Project(str(made.source), made.out, plan(*CLASSES))
+    other = tmp_path / "there.jsonl"
+    other.write_text("{}")
+    with pytest.raises(ConfigError, match="exists"):
+        Project(str(made.source), other, plan(*CLASSES))
+
+
+def test_rows_that_cannot_be_labelled_are_told_of(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"text": "one"}\n{"number": 3}\nnot JSON\n{"text": "two"}\n')
+    said = []
+    with Project(
+        str(source), tmp_path / "out.jsonl.gz", plan("task.kind=spans", "task.labels=[X]"), said.append
+    ) as project:
+        assert [project.values(i)["text"] for i in range(len(project))] == ["one", "two"]
+        assert project.place(1) == f"{source}:4"
+        assert said == [
+            f"2 of 4 rows cannot be labelled, the first: {source}:2: it has neither `tokens`, a list of words, "
+            "nor a `text` with words; name it in task.columns"
+        ]
+        project.journal.add("ann", 1, [[0, 3, "X"]])
+        project.write()
+    assert read(tmp_path / "out.jsonl.gz") == [{"tokens": ["two"], "tags": ["B-X"]}]
+    source.write_text('{"number": 3}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: it has neither"):
+        Project(str(source), tmp_path / "none.jsonl", plan("task.kind=spans", "task.labels=[X]"))
+    assert not (tmp_path / ".none.jsonl.luthier" / "rows.jsonl").exists()
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    with labelling(tmp_path, REVIEWS, *CLASSES) as made:
+        made.server.desk("label", {"by": "ann", "row": 0, "label": "good"})
+    journal = made.project.folder / "said.jsonl"
+    journal.write_bytes(b"garbage\n" + journal.read_bytes())
+    again = Project(str(made.source), made.out, plan(*CLASSES))
+    with pytest.raises(CheckpointError, match=r"said\.jsonl:1: damaged"), again:
+        pass
+
+
+def test_a_full_disk_keeps_nothing_half_and_says_so(tmp_path, monkeypatch):
+    with labelling(tmp_path, REVIEWS, *CLASSES) as made:
+        api = urlsplit(made.url).path + "api/label"
+        assert ask(made.url, api, {"by": "ann", "row": 0, "label": "good"})[0] == 200
+        before = (made.project.folder / "said.jsonl").read_bytes()
+
+        def full(_):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("luthier.prepare.label.journal.os.fsync", full)
+            state, _, text = ask(made.url, api, {"by": "ann", "row": 1, "label": "good"})
+        assert state == 500
+        assert "not kept" in json.loads(text)["error"]
+        assert (made.project.folder / "said.jsonl").read_bytes() == before
+        assert ask(made.url, api, {"by": "ann", "row": 1, "label": "bad"})[0] == 200
+        assert [entry["label"] for entry in made.journal()] == ["good", "bad"]

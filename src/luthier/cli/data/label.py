@@ -33,6 +33,12 @@ WAYS = {
 }
 
 
+FIGURES = (
+    "rows", "labelled", "kept", "asked", "votes", "not_understood", "mean_agreement", "krippendorff", "known",
+    "same_as_known", "tasks", "annotations",
+)  # fmt: skip
+
+
 def add(actions: argparse._SubParsersAction) -> None:
     caption = "label rows by rules, by a model, or by people"
     made = actions.add_parser("label", help=caption, description=caption, allow_abbrev=False, epilog=EPILOG,
@@ -168,8 +174,7 @@ def _agreement(options: argparse.Namespace, plan: Any) -> dict:
 
 
 def show(told: dict) -> None:
-    for key in ("rows", "labelled", "kept", "asked", "votes", "not_understood", "mean_agreement", "krippendorff", "known",
-                "same_as_known", "tasks", "annotations", "of"):  # fmt: skip
+    for key in FIGURES:
         if key in told and told[key] is not None:
             print(
                 f"{key.replace('_', ' '):<16}{told[key]:,}"

@@ -234,8 +234,11 @@ def interface(task: AnyTask) -> str:
     """The labelling configuration that the tasks are for, to be pasted into the settings of a project."""
     text = '<Text name="text" value="$text"/>' if isinstance(task, Spans) else f'<Text name="text" value="${SHOWN}"/>'
     if isinstance(task, Preference):
-        inner = [f'<Text name="shown" value="${SHOWN}"/>', f'<Pairwise name="{NAME}" toName="a,b"/>',
-                 *(f'<Text name="{name}" value={quoteattr("$" + key)}/>' for name, key in zip("ab", task.answers))]  # fmt: skip
+        inner = [
+            f'<Text name="shown" value="${SHOWN}"/>',
+            f'<Pairwise name="{NAME}" toName="a,b"/>',
+            *(f'<Text name="{n}" value={quoteattr("$" + key)}/>' for n, key in zip("ab", task.answers)),
+        ]
     elif isinstance(task, Classes):
         many = "multiple" if task.several else "single"
         choices = "".join(f"<Choice value={quoteattr(name)}/>" for name in task.labels)

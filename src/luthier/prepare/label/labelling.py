@@ -17,6 +17,7 @@ from .judge import VOTES, Judging, ask, expanded
 from .plan import Plan
 from .rules import ASIDE, Ruling
 
+COUNTED = ("rows", "overlaps", "conflicts")  # of each rule
 VERSION = 1  # of what the same settings make of the same rows
 
 
@@ -32,11 +33,10 @@ def by_rules(
         source, out, work, settings=settings, workers=workers, say=say, sides={ASIDE: beside(out, ASIDE)}, split=split
     )
     told = _told(done, out, (ASIDE,))
-    told["rules"] = [
-        {"name": name, **{key: sum(d.end["rules"][i].get(key, 0) for d in done) for key in ("rows", "overlaps", "conflicts")},
-         **_right(_sum(done, lambda end, i=i: end["rules"][i]))}
-        for i, name in enumerate(plan.rules.names())
-    ]  # fmt: skip
+    told["rules"] = []
+    for i, name in enumerate(plan.rules.names()):
+        counts = _sum(done, lambda end, i=i: end["rules"][i])
+        told["rules"].append({"name": name, **{key: counts[key] for key in COUNTED}, **_right(counts)})
     return told
 
 
@@ -53,8 +53,8 @@ def by_model(
     told_model["model"] = {
         k: v for k, v in told_model["model"].items() if k not in ("parallel", "timeout", "retries", "api_key_env")
     }
-    settings = {"what": "label model", "version": VERSION, "plan": plan.model_dump(mode="json", exclude={"rules", "judge"}),
-                "judge": told_model}  # fmt: skip
+    whole = plan.model_dump(mode="json", exclude={"rules", "judge"})
+    settings = {"what": "label model", "version": VERSION, "plan": whole, "judge": told_model}
     pieces = pieces_of(source, split)
     before = [inputs_of(piece) for piece in pieces]
     if not finished(journal_of(out)):

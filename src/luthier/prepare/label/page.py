@@ -10,13 +10,15 @@ from pathlib import Path
 from ...data.page import STYLE
 
 HERE = Path(__file__).parent
-BODY = """<form id=name><h1>Label rows</h1><p><label>Your name <input id=by maxlength=64 required autocomplete=off></label>
+BODY = """<form id=name><h1>Label rows</h1><p><label>Your name
+<input id=by maxlength=64 required autocomplete=off></label>
 <button>Begin</button></p></form>
 <div id=work class=hidden>
 <header><h1>Label rows</h1><span id=told role=status></span><progress id=progress value=0 max=1></progress>
 <span class=dim id=who></span></header>
 <main><p id=instructions class=dim></p><p id=problem role=alert></p>
-<div id=texts></div><div id=words></div><div id=answers></div><textarea id=edited class=hidden aria-label=Answer></textarea>
+<div id=texts></div><div id=words></div><div id=answers></div>
+<textarea id=edited class=hidden aria-label=Answer></textarea>
 <div id=choices class=choices></div>
 <div id=actions class="choices hidden"><button type=button id=save>Save <kbd>enter</kbd></button>
 <button type=button id=skip>Skip <kbd>s</kbd></button><button type=button id=undo>Undo <kbd>u</kbd></button></div>
@@ -37,15 +39,17 @@ def page() -> tuple[str, str]:
     """(the document, its Content-Security-Policy)."""
     style = STYLE + (HERE / "page.css").read_text(encoding="utf-8")
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    assert "</script" not in script and "</style" not in style
+    assert "</script" not in script
+    assert "</style" not in style
     policy = (
-        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; connect-src 'self'; img-src data:; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     document = (
         "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n"
         '<meta name=viewport content="width=device-width, initial-scale=1">\n<meta name=referrer content=no-referrer>\n'
         '<link rel=icon href="data:,">\n'
-        f"<title>Label rows</title>\n<style>{style}</style>\n</head>\n<body>\n{BODY}\n<script>{script}</script>\n</body>\n</html>\n"
+        f"<title>Label rows</title>\n<style>{style}</style>\n</head>\n<body>\n{BODY}\n"
+        f"<script>{script}</script>\n</body>\n</html>\n"
     )
     return document, policy

@@ -1,4 +1,4 @@
-"""A labelling as a YAML file: the task, the rules, the model that is asked; strict, with the nearest name for a wrong one."""
+"""A labelling as a YAML file: the task, the rules, the model that is asked; a wrong name is told its nearest."""
 
 from __future__ import annotations
 
@@ -90,6 +90,10 @@ def _explained(fault: Any) -> str:
         return f"{where}.kind: should be one of {', '.join(TASKS)}" + (f", not {given!r}{hint}" if given else "")
     if fault["type"] == "missing":
         return f"{where}: required, and not given"
+    if isinstance(fault["input"], bool) and fault["type"] == "string_type":
+        return (
+            f"{where}: should be a text (found {fault['input']}); YAML reads yes, no, on and off so: put it in quotes"
+        )
     text = fault["msg"].removeprefix("Value error, ").replace("Input should be ", "should be ")
     return f"{where}: {text}" + ("" if fault["type"] == "value_error" else f" (found {fault['input']!r})")
 

@@ -88,8 +88,8 @@ class Project:
             flush_folder(self.folder)
         elif differs := difference(known, self.key):
             raise CheckpointError(
-                f"{self.folder} was begun otherwise: {differs}. Give another output, or remove the folder with all labels "
-                "that are in it"
+                f"{self.folder} was begun otherwise: {differs}. Give another output, or remove the folder, with all "
+                "labels that are in it"
             )
 
     def _copy(self, source: str | list[str], split: str, say: Say) -> None:

@@ -1,4 +1,4 @@
-"""Labels by rules: each names a label where all its conditions hold; what they disagree on or say nothing of is counted."""
+"""Labels by rules: each names a label where all its conditions hold; conflicts and abstentions are counted."""
 
 from __future__ import annotations
 
@@ -158,9 +158,8 @@ class Rules(Settings):
                 if (rule.regex is None and rule.keywords is None) or rule.never:
                     made.append(f"rules.rules[{i}]: spans come of what regex or keywords find; it has none, or `never`")
         for i, rule in enumerate(self.rules):
-            if rule.json_schema is not None:
-                if problem := _wrong_schema(rule.json_schema):
-                    made.append(f"rules.rules[{i}].json_schema: {problem}")
+            if rule.json_schema is not None and (problem := _wrong_schema(rule.json_schema)):
+                made.append(f"rules.rules[{i}].json_schema: {problem}")
         return made
 
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The server of the labelling page: this machine only, a random word in the address, nothing read from the disk by name."""
+"""The server of the labelling page: this machine only, a random word in the address, no file read by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of each row: classes, spans, which of two answers is better, or a better text; and what a label makes of it.
+"""What is asked of each row (classes, spans, the better of two answers, a better text), and what labels make of it.
 
 A label is JSON: the name of a class, or several in the order of the task; spans as [start, end, label] of characters;
 "a", "b" or "tie"; a text.
@@ -34,7 +34,7 @@ class Task(Settings):
 
     adds: ClassVar[tuple[str, ...]]  # columns of a row that is labelled
     columns: dict[str, str] = {}
-    """Columns by the names that formats know, as in data.columns: `{text: review}`. Rows are written with these names."""
+    """Columns by the names that formats know, as in data.columns: `{text: review}`. Rows are written with these."""
     instructions: str = ""
     """What annotators and models are told: when a row is of which label."""
 
@@ -205,7 +205,7 @@ def _spans(label: Label) -> list[Span]:
 
 
 class Preference(Task):
-    """Which of two answers is better. Rows are written with `chosen` and `rejected`; those without a better one are not."""
+    """Which of two answers is better. Rows are written with `chosen` and `rejected`; ties go aside."""
 
     adds = ("chosen", "rejected")
     kind: Literal["preference"] = "preference"
