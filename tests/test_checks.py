@@ -80,6 +80,14 @@ def mended(check, seen) -> str:
         ({"text": "t", "label": "x"}, [("text", "t")]),
         ({"tokens": ["a", "b"], "ner_tags": [0, 1]}, [("text", "a b")]),
         ({"messages": '[{"role": "user", "content": "q"}]'}, [("user", "q")]),
+        (
+            {"prompt": '[{"role": "user"}]', "completion": '{"intent": "x"}'},
+            [("user", '[{"role": "user"}]'), ("assistant", '{"intent": "x"}')],
+        ),
+        (
+            {"prompt": "p", "chosen": '[{"role": "assistant", "content": "c"}]', "rejected": '{"a": 1}'},
+            [("user", "p"), ("assistant", "c"), ("rejected", '{"a": 1}')],
+        ),
         ({"review": "r", "stars": 3, "note": "n"}, [("text", "r"), ("text", "n")]),
         ({"input_ids": [1, 2]}, []),
     ],

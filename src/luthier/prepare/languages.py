@@ -162,7 +162,10 @@ def language_of(text: str, words: Sequence[bytes] | None = None) -> str:
             words = None
     if words is None:
         words = text[:LONGEST].lower().encode("utf-8", "surrogatepass").translate(APART).split()
-    return _by_words(words, None if plain else text.lower(), among)
+    found = _by_words(words, None if plain else text.lower(), among)
+    if found == UNKNOWN and sum(map(text.count, "{}=;<>_|")) * 25 <= len(text):  # neither code nor JSON
+        found = by_trigrams(list(dict.fromkeys(words[:MOST])), among is not None)
+    return found
 
 
 def _script_of(text: str) -> tuple[str, int]:
@@ -195,9 +198,7 @@ def _by_words(words: Sequence[bytes], letters: str | None, among: set[str] | Non
                 scores[code] = scored(code, 0.0) + weight
         if (sure := _surest(scores, min(most, start + TOGETHER), among, 2.5, 2.5)) != UNKNOWN:
             return sure
-    if (sure := _surest(scores, most, among, 1.2, 1.25)) != UNKNOWN:
-        return sure
-    return by_trigrams(different, among is not None)
+    return _surest(scores, most, among, 1.2, 1.25)
 
 
 @lru_cache(maxsize=1)

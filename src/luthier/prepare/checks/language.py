@@ -82,10 +82,13 @@ class Language(Check):
 
 
 def of(view: View) -> str:
-    """The language of what is learnt of a row: of its answers, whoever asked in which; else of all its texts."""
+    """The language of what is learnt of a row: of its answers, whoever asked in which; else that of all its texts."""
     if view.language is None:
         said = [text.text for text in view.texts if text.role in LEARNT] or [text.text for text in view.texts]
-        view.language = language_of(together(said), view.words() if len(said) == len(view.texts) else None)
+        whole = len(said) == len(view.texts)
+        view.language = language_of(together(said), view.words() if whole else None)
+        if view.language == UNKNOWN and not whole:  # an answer of one word, or of code
+            view.language = language_of(together(text.text for text in view.texts), view.words())
     return view.language
 
 
