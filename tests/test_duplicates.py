@@ -15,7 +15,7 @@ import pytest
 
 from luthier.cli import main
 from luthier.data import sources
-from luthier.errors import ConfigError, DataError
+from luthier.errors import CheckpointError, ConfigError, DataError
 from luthier.prepare import lsh, pieces
 from luthier.prepare.audit import audit
 from luthier.prepare.checks.check import Decision, Gathered
@@ -321,7 +321,7 @@ def test_leaks_are_found_with_the_evaluation_row_and_the_words(sets, tmp_path):
     path, start, stop = found[1]["spans"][0]
     assert path == ["messages", 0, "content"]
     said = read(train)[31]["messages"][0]["content"][start:stop]
-    words = found[1]["detail"].split("such as ")[1].strip("'")
+    words = found[1]["detail"].split("in 13 words such as ")[1].strip("'")
     assert normal(said) == words
     assert len(words.split()) == 13
     assert words in normal(read(held)[5]["question"])
@@ -343,6 +343,22 @@ def test_leaks_are_removed_and_the_cli_names_benchmarks(sets, tmp_path, capsys):
     assert "NAME=PATH" in capsys.readouterr().err
 
 
+def test_near_copies_by_hand(tmp_path):
+    """Of 40 words every tenth is another: no run of 13 is left, but of 36 runs of five four times 5."""
+    rows = text_rows(["One and two.", LONG, " ".join(LONG.split()[:15])])
+    held = write(tmp_path / "held.jsonl", rows)
+    copy = " ".join(f"changed{i}" if i % 10 == 9 else f"word{i}" for i in range(40))
+    seen = view({"text": copy})
+    [finding] = Overlap(against={"held": str(held)}).prepared({}).look(seen)
+    assert finding.what == "near"
+    assert finding.detail == f"held: 56% of {held}:2, in 5 words such as 'word0 word1 word2 word3 word4'"
+    assert copy[finding.spans[0].start : finding.spans[0].stop] == "word0 word1 word2 word3 word4"
+    for given in ({"near": 0.6}, {"near": None}):
+        assert Overlap(against={"held": str(held)}, **given).prepared({}).look(seen) == []
+    few = view({"text": " ".join(LONG.split()[:12]) + " and more"})  # 8 of 11 runs of a row of 15 words
+    assert Overlap(against={"held": str(held)}).prepared({}).look(few) == []
+
+
 def test_evaluation_sets_that_cannot_be_read(sets, tmp_path):
     train, held = sets
 
@@ -356,6 +372,17 @@ def test_evaluation_sets_that_cannot_be_read(sets, tmp_path):
     held.write_text("{}\nnot JSON\n")
     with pytest.raises(DataError, match=r"against\.held: .*held\.jsonl:2: not JSON"):
         audit(str(train), tmp_path / "audit2", checked(held), workers=1)
+
+
+def test_an_audit_begun_against_other_rows_is_another(sets, tmp_path):
+    train, held = sets
+    made = recipe({"checks": {"overlap": {"against": {"held": str(held)}}}})
+    first = audit(str(train), tmp_path / "audit", made, workers=1)
+    assert audit(str(train), tmp_path / "audit", made, workers=1) == first
+    with open(held, "a") as file:
+        file.write(json.dumps({"question": TEXTS[0], "answer": ""}) + "\n")
+    with pytest.raises(CheckpointError, match=r"settings\.recipe\.read\.overlap"):
+        audit(str(train), tmp_path / "audit", made, workers=1)
 
 
 def test_an_index_is_made_anew_when_its_file_changes(sets):

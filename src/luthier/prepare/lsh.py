@@ -16,7 +16,8 @@ from .clusters import Clusters
 from .minhash import differing
 
 WINDOW = 32  # rows of a band with the same number that each is compared with, and the first of them
-TOGETHER = 1 << 21  # shingles that are compared at a time
+TOGETHER = 1 << 19  # shingles that are compared at a time: what they need fits into a core's cache
+REMEMBERED = 1 << 26  # pairs that are not alike: 512 MiB of them
 
 Band = Callable[[int], np.ndarray]  # which -> [N] uint32, of all rows
 
@@ -48,7 +49,7 @@ class Sets:
         assert len(self.size) == len(self.rows), "a row changed between two readings"
         self.start = np.cumsum(self.size) - self.size
         empty = np.zeros(0, np.uint32)
-        self.values = np.memmap(self.file, np.uint32, "r") if self.size.sum() else empty
+        self.values = np.asarray(np.memmap(self.file, np.uint32, "r")) if self.size.sum() else empty
 
     def jaccard(self, a: np.ndarray, b: np.ndarray, least: float = 0.0) -> np.ndarray:
         """[P] float: shared shingles of two rows over all of both; 0 where sizes alone say that it is below `least`."""
@@ -81,7 +82,7 @@ class Sets:
 
 
 class Banded:
-    """Rows with the numbers of their bands and their sketches, and how much sketches of rows that are alike may differ."""
+    """The bands and sketches of all rows, and in how many bits sketches of rows that are alike may differ."""
 
     def __init__(self, band: Band, bands: int, sketches: np.ndarray, differing: int):
         self.band, self.bands, self.sketches, self.differing = band, bands, sketches, differing
@@ -146,15 +147,28 @@ def candidates(of: Banded, pool: np.ndarray) -> np.ndarray:
 def unite_near(clusters: Clusters, of: Banded, pool: np.ndarray, sets: Sets, threshold: float) -> bool:
     """Rows of `pool` that are at least so similar, whether there were any; each pair is compared by its true sets."""
     any_found = False
+    known = np.zeros(0, np.uint64)  # rising: pairs that were compared and are not alike, which other bands have too
     for which in range(of.bands):
+        unlike = []
         for a, b in of.pairs(which, pool):
-            apart = clusters.roots(a) != clusters.roots(b)
-            a, b = a[apart], b[apart]
+            keys = a.astype(np.uint64) << np.uint64(32) | b.astype(np.uint64)
+            todo = (clusters.roots(a) != clusters.roots(b)) & ~_among(keys, known)
+            a, b, keys = a[todo], b[todo], keys[todo]
             near = sets.jaccard(a, b, threshold) >= threshold
+            unlike.append(keys[~near])
             if near.any():
                 any_found = True
                 clusters.unite(a[near], b[near])
+        if len(known) < REMEMBERED:
+            known = np.concatenate([known, *unlike])
+            known.sort()
     return any_found
+
+
+def _among(values: np.ndarray, rising: np.ndarray) -> np.ndarray:
+    if not len(rising):
+        return np.zeros(len(values), bool)
+    return rising[np.minimum(np.searchsorted(rising, values), len(rising) - 1)] == values
 
 
 def kept(clusters: Clusters, sizes: np.ndarray, longest: bool) -> np.ndarray:

@@ -165,7 +165,9 @@ def sketches(signature: np.ndarray) -> np.ndarray:
 
 def differing(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[P]: in how many bits the sketches [P, W] differ, row by row."""
-    return _ones((a ^ b).view(np.uint8)).sum(axis=1, dtype=np.int64)
+    if hasattr(np, "bitwise_count"):  # numpy 2: some ten times as fast
+        return np.bitwise_count(a ^ b).sum(axis=1, dtype=np.int64)
+    return _ONES[(a ^ b).view(np.uint8)].sum(axis=1, dtype=np.int64)
 
 
 def most_differing(threshold: float, hashes: int) -> int:
@@ -178,7 +180,3 @@ def most_differing(threshold: float, hashes: int) -> int:
 
 
 _ONES = np.array([i.bit_count() for i in range(256)], np.uint8)
-
-
-def _ones(values: np.ndarray) -> np.ndarray:
-    return _ONES[values]

@@ -54,7 +54,8 @@ class Recipe(Settings):
     def told(self) -> dict:
         """Everything that decides what is done, as JSON."""
         whole = {kind: check.model_dump(mode="json") for kind, check in self.checks.items()}
-        return {"model": self.model, "columns": self.columns, "order": list(self.checks), "checks": whole}
+        read = {kind: inputs for kind, check in self.checks.items() if (inputs := check.inputs())}
+        return {"model": self.model, "columns": self.columns, "order": list(self.checks), "checks": whole, "read": read}
 
 
 def recipe(*sources: str | Path | Mapping) -> Recipe:

@@ -131,6 +131,10 @@ class Check(Settings):
         """
         return self.action != "keep" and self.gatherer() is not None
 
+    def inputs(self) -> list:
+        """JSON of what the files are that it reads by itself: a run that was begun with others is another run."""
+        return []
+
     def prepared(self, given: Mapping[str, str]) -> Check:
         """The check as it works in a process: what has to be read or compiled first is kept on it.
 
