@@ -9,8 +9,8 @@
 Model, rows and settings are those of benchmarks/classify.py. One arm learns the given rows, the other those and three
 noised copies of each (`luthier data augment`: characters twice, words once, default rates), held-out rows kept out by
 `validation`. Both take the same number of steps: the first passes four times (`--passes`) over its rows. Each is asked
-the held-out rows as they are, and with a noise that neither has seen: another seed, and `--noise` as the rate. Prints a Markdown table:
-accuracies, and for the noisy rows the difference with its 95% interval, of the same rows in both arms (bootstrap).
+the held-out rows as they are, and with a noise that neither has seen: another seed, and `--noise` as the rate. Prints a
+Markdown table of accuracies, and the differences with their 95% intervals, of the same rows in both arms (bootstrap).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -122,15 +123,19 @@ class Noise(Way):
         return made
 
     def _may(self, word: str, kept: set[str], answer: frozenset[str]) -> bool:
-        inner = INNER.search(word)
-        if inner is None:  # marks alone
+        bare, parts, has_digits, negates = _known(word)
+        if not bare or (has_digits and "numbers" in self.protect) or (negates and "negations" in self.protect):
             return False
-        bare = inner[0]
-        if "numbers" in self.protect and any(c.isdecimal() for c in bare):
-            return False
-        if "negations" in self.protect and (bare in NEGATIONS or bare.endswith(("n't", "n’t"))):
-            return False
-        return bare not in kept and not any(part in answer for part in re.findall(r"\w+", bare))
+        return bare not in kept and (not answer or answer.isdisjoint(parts))
+
+
+@lru_cache(maxsize=1 << 16)
+def _known(word: str) -> tuple[str, tuple[str, ...], bool, bool]:
+    """Of a word in small letters: it without marks around it, its parts, whether it has digits, whether it negates."""
+    inner = INNER.search(word)
+    bare = inner[0] if inner is not None else ""  # of marks alone
+    digits = any(c.isdecimal() for c in bare)
+    return bare, tuple(re.findall(r"\w+", bare)), digits, bare in NEGATIONS or bare.endswith(("n't", "n’t"))
 
 
 def is_tagged(given: Given, text: Text) -> bool:
