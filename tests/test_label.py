@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from luthier.cli import main
 from luthier.data import formats, sources
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, DataError
+from luthier.prepare.label import labelling
 from luthier.prepare.label.judge import questions, understood
 from luthier.prepare.label.plan import plan
 from luthier.prepare.label.rules import Ruler
