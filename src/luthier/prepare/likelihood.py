@@ -1,4 +1,4 @@
-"""How likely a language model finds what is learnt of rows: sums of log-probabilities, of many rows at a time, packed."""
+"""How likely a language model finds what is learnt of rows: sums of log-probabilities, many rows at a time, packed."""
 
 from __future__ import annotations
 

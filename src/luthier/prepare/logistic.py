@@ -89,13 +89,15 @@ def folds_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return made
 
 
-def held_out(matrix: Matrix, labels: np.ndarray, classes: int, folds: int, seed: int, c: float, steps: int) -> np.ndarray:
-    """[N, K] float32 probabilities, each row's by a classifier that learnt the other folds."""
+def held_out(
+    matrix: Matrix, labels: np.ndarray, right: np.ndarray, classes: int, folds: int, seed: int, c: float, steps: int
+) -> np.ndarray:
+    """[N, K] float32 probabilities, each row's by a classifier of the other folds' rows, of those that are `right`."""
     fold, wanted = folds_of(labels, folds, seed), torch.from_numpy(labels)
     made = np.empty((len(labels), classes), np.float32)
     for number in range(folds):
         out = fold == number
-        weights, bias = fitted(matrix, wanted, torch.from_numpy(~out), classes, c, steps)
+        weights, bias = fitted(matrix, wanted, torch.from_numpy(right & ~out), classes, c, steps)
         with torch.no_grad():
             made[out] = (matrix.times(weights) + bias).softmax(-1).numpy()[out]
     return made

@@ -46,7 +46,8 @@ class Balance(Check):
     def look(self, view: View) -> Sequence[Finding]:
         if not self.classes or (label := label_of(view)) is None or label in self.classes:
             return ()
-        return [Finding(UNKNOWN, f"{label!r} is none of the {len(self.classes)} classes{did_you_mean(label, self.classes)}")]
+        meant = did_you_mean(label, self.classes)
+        return [Finding(UNKNOWN, f"{label!r} is none of the {len(self.classes)} classes{meant}")]
 
     def gatherer(self) -> Gatherer:
         return _Counted()
@@ -74,7 +75,8 @@ class Balance(Check):
         if len(counts) == 1:
             told.append((first[most], SINGLE, f"all {total:,} rows are labelled {most!r}"))
         elif many > self.largest * total:
-            told.append((first[most], DOMINANT, f"{many:,} of {total:,} rows ({many / total:.1%}) are labelled {most!r}"))
+            detail = f"{many:,} of {total:,} rows ({many / total:.1%}) are labelled {most!r}"
+            told.append((first[most], DOMINANT, detail))
         few = max(self.fewest, self.rarest * even) if len(counts) > 1 else 0
         rare = [name for name in meant if 0 < counts[name] < few]
         for name in rare:

@@ -68,7 +68,7 @@ class Decision:
     others: np.ndarray | None = None  # [N] int64: the row that a row is found because of, -1 for none
     numbers: np.ndarray | None = None  # [N] float: a measure, such as a similarity
     summary: Mapping = field(default_factory=dict)  # JSON, for the verdict and the page
-    files: Mapping[str, Sequence[dict]] = field(default_factory=dict)  # JSONL by name, which an audit leaves in its folder
+    files: Mapping[str, Sequence[dict]] = field(default_factory=dict)  # JSONL that an audit leaves
 
     def at(self, place: int) -> tuple[int, int, float]:
         """(code, other row, number) of a row found, by its place in `rows`."""
@@ -151,7 +151,7 @@ class Check(Settings):
         """What is found in this row by itself."""
         return ()
 
-    def repair(self, view: View, findings: Sequence[Finding]) -> Mapping[int | str, Any]:
+    def repair(self, view: View, findings: Sequence[Finding]) -> Mapping[int, str] | Mapping[str, Any]:
         """Other texts by their place in `view.texts`, or other values by column; where nothing could be changed, the
         row is dropped."""
         raise NotImplementedError

@@ -51,24 +51,25 @@ class LabelNoise(Check):
     """Of cross-validation. A class with fewer rows than that is not judged."""
     seed: int = Field(0, ge=0)
     """Of drawing the folds."""
-    c: float = Field(4.0, gt=0.0)
+    rounds: int = Field(2, ge=1, le=5)
+    """Of cross-validation. From the second on, rows that were found before (by `both` ways) are not learnt from."""
+    c: float = Field(20.0, gt=0.0)
     """Inverse strength of the classifier's L2 regularisation, as C of scikit-learn's LogisticRegression."""
     iterations: int = Field(50, ge=1)
     """The most of its optimiser."""
     predictions: str | None = None
-    """Your own instead: an .npz file with `probabilities` [rows, classes] and `classes` [classes], where line i is of row
-    i of the source; or a column of the rows with the probability of each class by its name. They have to be of models
-    that did not learn the row."""
+    """Your own instead: an .npz file with `probabilities` [rows, classes] and `classes` [classes], where line i is of
+    row i of the source; or a column of the rows with the probability of each class by its name. They have to be of
+    models that did not learn the row."""
     corrections: str | None = None
     """The file of an audit that says which rows are cleaned, and what their labels become."""
 
     _corrections: Mapping[tuple[bytes, str], Any] | None = None
 
     @model_validator(mode="after")
-    def _one_of(self) -> LabelNoise:
-        if self.predictions is not None and self.corrections is None and self._is_file():
-            if not Path(self.predictions).expanduser().is_file():
-                raise ValueError(f"predictions: there is no file {self.predictions}")
+    def _there(self) -> LabelNoise:
+        if self.corrections is None and self._is_file() and not Path(str(self.predictions)).expanduser().is_file():
+            raise ValueError(f"predictions: there is no file {self.predictions}")
         return self
 
     def _is_file(self) -> bool:
@@ -101,9 +102,10 @@ class LabelNoise(Check):
         key = text_hash(view), label
         return [Finding(MISLABELLED, _told(label, called(self._corrections[key])))] if key in self._corrections else ()
 
-    def repair(self, view: View, findings: Sequence[Finding]) -> Mapping[int | str, Any]:  # type: ignore[override]
+    def repair(self, view: View, findings: Sequence[Finding]) -> Mapping[str, Any]:
         label = label_of(view)
-        assert self._corrections is not None and label is not None
+        assert self._corrections is not None
+        assert label is not None
         return {"label": self._corrections[text_hash(view), label]}
 
     def gatherer(self) -> Gatherer | None:
@@ -169,8 +171,17 @@ class LabelNoise(Check):
         bits = min(BITS, max(12, 24 - int(np.ceil(np.log2(len(names))))))  # 2^24 weights: 64 MiB, some twenty times
         matrix = Matrix(features, bits)
         judged = np.bincount(labels, minlength=len(names))[labels] >= self.folds
-        made = held_out(matrix, labels, len(names), self.folds, self.seed, self.c, self.iterations)
-        return judged, made[judged].astype(np.float64)
+        right = np.ones(len(labels), bool)
+
+        def predicted(seed: int) -> np.ndarray:
+            made = held_out(matrix, labels, right, len(names), self.folds, seed, self.c, self.iterations)
+            return made[judged].astype(np.float64)
+
+        made = predicted(self.seed)
+        for number in range(1, self.rounds if judged.any() else 1):
+            right[judged] = ~issues(labels[judged], made, joint(labels[judged], made), "both")
+            made = predicted(self.seed + number)
+        return judged, made
 
     def _lines(
         self, found: Decision, gathered: Sequence[Gathered], details: Sequence[tuple[str, str]],

@@ -1,4 +1,4 @@
-"""Rows that the model itself finds far less likely than the others, or far likelier: noise, and what is said by rote."""
+"""Rows that the model itself finds far less likely than the others, or far likelier."""
 
 from __future__ import annotations
 
