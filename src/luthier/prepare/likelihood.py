@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from ..assemble import quietly
 from ..batch import Batch, rectangles
 from ..document import Document
 from ..errors import ModelError
@@ -29,6 +30,7 @@ class Likelihood:
     """A causal model as it is, without training and without a chat template."""
 
     def __init__(self, name: str, tokenizer: str, max_length: int, say: Say = lambda text: None):
+        quietly()
         self.tokenizer: Any = Tokenizer.from_str(tokenizer)
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_length)
