@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 SECTIONS = ("perl", "python", "fonts", "localization", "rust", "golang")
+OTHERS = ("haskell", "java", "javascript", "php", "ruby", "gnu-r", "ocaml", "lisp")
 SIZE = 8000
 FILTER = "prune_by_noise_rate"
 
@@ -43,14 +44,15 @@ def intents(_: Path | None) -> list[dict]:
     return [{"text": row["prompt"], "label": json.loads(row["completion"])["intent"]} for row in rows]
 
 
-def packages(_: Path | None) -> list[dict]:
+def packages(_: Path | None, sections: tuple[str, ...] = SECTIONS) -> list[dict]:
     told = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
     rows = []
     for block in told.split("\n\n"):
         found = [re.search(rf"^{key}: (.*)$", block, re.M) for key in ("Package", "Section", "Description(?:-en)?")]
         if all(found):
             name, section, described = (match.group(1) for match in found if match)
-            if (label := section.split("/")[-1]) in SECTIONS:
+            label = section.split("/")[-1]
+            if not sections or label in sections:
                 rows.append({"text": f"{name}: {described}", "label": label})
     return rows
 
@@ -62,7 +64,15 @@ def films(source: Path | None) -> list[dict]:
     return [dict(row) for row in importlib.import_module("classify").rows_of(source)]
 
 
-SETS = {"intents": intents, "packages": packages, "films": films}
+def languages(_: Path | None) -> list[dict]:
+    return packages(None, OTHERS)
+
+
+def sections(_: Path | None) -> list[dict]:
+    return packages(None, ())
+
+
+SETS = {"intents": intents, "packages": packages, "languages": languages, "sections": sections, "films": films}
 
 
 def planted(rows: list[dict], noise: float, seed: int) -> list[int]:
