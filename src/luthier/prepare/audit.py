@@ -58,6 +58,9 @@ def audit(
     setwise = [check for check in checks if check.gatherer() is not None]
     again = partial(views, done, lambda row: _seen(row, recipe.columns))
     decisions = decided(setwise, done, journal, again)
+    for decision in decisions.values():
+        for name, lines in decision.files.items():
+            write_atomically(folder / name, b"".join(map(line, lines)).decode())
     whole = _written(folder / FINDINGS, found, setwise, decisions, Places(done, journal))
     verdict = _verdict(source, rows, checks, done, decisions, whole, folder)
     write_atomically(folder / RECIPE, mending(recipe, verdict).dump())
@@ -117,6 +120,8 @@ def _verdict(
         }  # fmt: skip
         if kind in decisions and decisions[kind].summary:
             told[kind]["summary"] = dict(decisions[kind].summary)
+            if files := decisions[kind].files:
+                told[kind]["summary"]["files"] = {name: str(folder / name) for name in files}
     kinds: Counter[str] = Counter()
     for d in done:
         kinds.update(d.end["formats"])

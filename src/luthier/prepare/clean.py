@@ -79,6 +79,9 @@ class Mending:
         """The values with other texts; None where nothing changes, or not without damage."""
         made = values
         for index, text in check.repair(seen, findings).items():
+            if isinstance(index, str):
+                made = {**made, self.columns.get(index, index): text}
+                continue
             path = seen.texts[index].path
             if text != seen.texts[index].text:
                 try:

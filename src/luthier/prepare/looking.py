@@ -183,7 +183,7 @@ def decided(
     made = {}
     for check in checks:
         gathered = [Gathered(d.first, load(gathered_file(folder, check.kind, d.number))) for d in done]
-        made[check.kind] = check.decide(gathered, again)
+        made[check.kind] = check.decided(gathered, again, folder)
     return made
 
 

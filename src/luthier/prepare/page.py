@@ -25,6 +25,9 @@ WHATS = {
     "boilerplate": "Refusals and set phrases",
     "language": "Languages",
     "length": "Lengths",
+    "label_noise": "Wrong labels",
+    "balance": "Rows of each class",
+    "perplexity": "Rows that the model finds unlikely",
     "exact_duplicates": "Equal rows",
 }
 
@@ -110,6 +113,11 @@ def _check(kind: str, one: Mapping) -> str:
         parts.append(_bars("found", one["what"]))
     if languages := summary.get("languages"):
         parts.append(_bars("language", languages))
+    if classes := summary.get("counts"):
+        parts.append(_bars("class", classes))
+    if mistaken := summary.get("mistaken"):
+        pairs = {f"{one['label']} looks like {one['looks_like']}": one["rows"] for one in mistaken}
+        parts.append(_bars("estimated", pairs))
     if lengths := summary.get("histogram"):
         parts.append(_lengths(summary, lengths))
     parts.append(_examples(one["examples"], one["rows"]) if one["examples"] else "<p>Nothing found.</p>\n")

@@ -24,7 +24,7 @@ class Recipe(Settings):
     columns: dict[str, str] = {}
     """Columns by the names that formats know, as in data.columns: `{text: review, label: stars}`."""
     checks: dict[str, Any] = Field(
-        default_factory=lambda: {kind: check.model_validate({}) for kind, check in CHECKS.items()}
+        default_factory=lambda: {kind: check.model_validate({}) for kind, check in CHECKS.items() if check.by_default}
     )
     """By their kinds, each with its settings; one that is not named is left out. All of them by default."""
 
@@ -80,7 +80,8 @@ def recipe(*sources: str | Path | Mapping) -> Recipe:
         raise ConfigError(
             "checks: expected the kinds of checks with their settings, such as `encoding: {action: repair}`"
         )
-    named = list(given) if whole else [*CHECKS, *(kind for kind in given if kind not in CHECKS)]
+    standing = [kind for kind, check in CHECKS.items() if check.by_default or kind in given]
+    named = list(given) if whole else [*standing, *(kind for kind in given if kind not in CHECKS)]
     values["checks"] = {kind: made for kind in named if (made := _check(kind, given.get(kind), problems)) is not None}
     try:
         made = Recipe.model_validate(values)
@@ -91,6 +92,8 @@ def recipe(*sources: str | Path | Mapping) -> Recipe:
     lengths = made.checks.get("length")
     if lengths is not None and lengths.unit == "tokens" and made.model is None:
         raise ConfigError("checks.length.unit: tokens are those of a model: give --model, or model in the recipe")
+    if "perplexity" in made.checks and made.model is None:
+        raise ConfigError("checks.perplexity: it is that of a model: give --model, or model in the recipe")
     return made
 
 

@@ -82,6 +82,8 @@ def run(options: argparse.Namespace) -> Any:
             verdict = made(Path(folder))
         for key in ("findings", "page", "recipe"):
             verdict[key] = None
+        for one in verdict["checks"].values():
+            one.get("summary", {}).pop("files", None)
     if not options.json:
         show(verdict)
     return verdict
@@ -94,6 +96,13 @@ def show(verdict: Any) -> None:
     for unit in ("characters", "words", "tokens"):
         if unit in lengths:
             print(f"{unit:<12}" + ", ".join(f"{name} {value:,}" for name, value in lengths[unit].items()))
+    classes = verdict["checks"].get("balance", {}).get("summary", {}).get("counts", {})
+    if classes:
+        more = f", and {len(classes) - 12:,} more" if len(classes) > 12 else ""
+        print("classes     " + ", ".join(f"{name} {n:,}" for name, n in list(classes.items())[:12]) + more)
+    likely = verdict["checks"].get("perplexity", {}).get("summary", {}).get("perplexity", {})
+    if likely:
+        print("perplexity  " + ", ".join(f"{name} {value:,}" for name, value in likely.items()))
     languages = verdict["checks"].get("language", {}).get("summary", {}).get("languages", {})
     if languages:
         print("languages   " + ", ".join(f"{code} {count:,}" for code, count in list(languages.items())[:12]))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -67,6 +68,7 @@ class Decision:
     others: np.ndarray | None = None  # [N] int64: the row that a row is found because of, -1 for none
     numbers: np.ndarray | None = None  # [N] float: a measure, such as a similarity
     summary: Mapping = field(default_factory=dict)  # JSON, for the verdict and the page
+    files: Mapping[str, Sequence[dict]] = field(default_factory=dict)  # JSONL that an audit leaves
 
     def at(self, place: int) -> tuple[int, int, float]:
         """(code, other row, number) of a row found, by its place in `rows`."""
@@ -84,6 +86,7 @@ class Check(Settings):
     """A check's settings; `kind` names it in recipes. A subclass narrows `action` to what it can do."""
 
     whats: ClassVar[tuple[str, ...]] = ()  # all that it can find
+    by_default: ClassVar[bool] = True  # whether it is made where no recipe says which checks are
     beyond_repair: ClassVar[tuple[str, ...]] = ()  # of these what no repair undoes: where others are repaired, dropped
 
     kind: str
@@ -148,8 +151,9 @@ class Check(Settings):
         """What is found in this row by itself."""
         return ()
 
-    def repair(self, view: View, findings: Sequence[Finding]) -> dict[int, str]:
-        """Other texts by their place in `view.texts`; a row in which nothing could be changed is dropped."""
+    def repair(self, view: View, findings: Sequence[Finding]) -> Mapping[int, str] | Mapping[str, Any]:
+        """Other texts by their place in `view.texts`, or other values by column; where nothing could be changed, the
+        row is dropped."""
         raise NotImplementedError
 
     # the whole set
@@ -157,6 +161,10 @@ class Check(Settings):
     def gatherer(self) -> Gatherer | None:
         """A new one for each piece, of a check that decides over the whole set; None of one that does not."""
         return None
+
+    def decided(self, gathered: Sequence[Gathered], again: Again, folder: Path) -> Decision:
+        """As `decide`, of a check that takes long: what it keeps in `folder` is there again after a kill."""
+        return self.decide(gathered, again)
 
     def decide(self, gathered: Sequence[Gathered], again: Again) -> Decision:
         """What is found over the whole set, from the pieces in their order."""
