@@ -11,12 +11,14 @@ import json
 import os
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import pytest
+from conftest import make_model
+from test_distillation import other_tokenizer, teacher  # noqa: F401
 from test_matrix import base, kind, members  # noqa: F401
 from test_objective_matrix import FORKS, configuration, rows_of
 from test_train import QUIET
@@ -35,10 +37,10 @@ STEPS = 3
 HERE = {"kind", "teacher", "rewards", "labels", "trust_remote_code", "revision", "trainable", "precision", "dtype"}
 """Fields that are no choices of how rows are learnt, or other axes."""
 ALWAYS = {  # of the first pass all ratios are 1; some answers are to come to their end
-    "grpo": {"num_iterations": 2, "max_completion_length": 24}, "ppo": {"max_completion_length": 24},
+    "grpo": {"num_iterations": 2, "max_completion_length": 12}, "ppo": {"max_completion_length": 12},
 }  # fmt: skip
 SHORT = {"max_completion_length": 8}  # where parts of an objective have it
-ROWS = {
+ROWS: dict[str, Callable[[int], Any]] = {
     "multi_label_classification": lambda i: list("xyz"[i % 4 :]),
     "regression": lambda i: i / 7,
 }
@@ -96,29 +98,39 @@ def _parts(annotation: Any) -> list[Any]:
 # ---------------------------------------------------------------------------- runs
 
 
-def runs(objective: Any, base: Path, folder: Path) -> dict[str, Config]:  # noqa: F811
-    """A configuration for each choice of an objective, by what is chosen; the first is as it comes."""
-    wanted = [{}, *choices(objective, str(base)), *TOGETHER.get(kind(objective), [])]
-    alone = {str(choice): _allowed(objective, base, folder / str(i), choice) for i, choice in enumerate(wanted)}
-    for i, choice in enumerate(wanted):
-        others = iter(wanted)
-        while alone[str(choice)] is None:
-            other = next(others, None)
-            assert other is not None, f"{kind(objective)}: {choice} goes with no other choice"
-            alone[str(choice)] = _allowed(objective, base, folder / str(i), other | choice)
-    return {name: config for name, config in alone.items() if config is not None}
+class Networks(NamedTuple):
+    base: Path
+    teacher: Path
+    foreign: Path  # a teacher with another vocabulary
 
 
-def _allowed(objective: Any, base: Path, folder: Path, choice: dict) -> Config | None:  # noqa: F811
-    """With the first of its numbers that is allowed."""
-    for number in range(3):
-        chosen = ALWAYS.get(kind(objective), {}) | _numbered(choice, number)
-        try:
-            return _configured(objective, base, folder, chosen)
-        except ConfigError as error:
-            told = str(error)
-    assert "objective" in told, told
-    return None
+@pytest.fixture(scope="session")
+def networks(base, teacher, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("foreign")
+    make_model().save_pretrained(folder)
+    other_tokenizer(folder, ["say and good bad user assistant"] * 9)
+    return Networks(base, teacher, folder)
+
+
+def runs(objective: Any, networks: Networks, folder: Path, wanted: Iterable[dict]) -> dict[str, Config]:
+    """A configuration for each of these choices of an objective, by what is chosen, in a folder of its own."""
+    every = [*choices(objective, str(networks.base))]
+    return {
+        str(choice): _first_allowed(objective, networks, folder / str(i), choice, every)
+        for i, choice in enumerate(wanted)
+    }
+
+
+def _first_allowed(objective: Any, networks: Networks, folder: Path, choice: dict, others: Iterable[dict]) -> Config:
+    """Alone, or with another choice; with the first of its numbers that may be."""
+    for other in ({}, *others):
+        for number in range(3):
+            chosen = ALWAYS.get(kind(objective), {}) | _numbered(other | choice, number)
+            try:
+                return configured(objective, networks, folder, chosen)
+            except ConfigError as error:
+                assert "objective" in str(error), error
+    raise AssertionError(f"{kind(objective)}: {choice} goes with no other choice")
 
 
 def _numbered(choice: Any, number: int) -> Any:
@@ -127,14 +139,17 @@ def _numbered(choice: Any, number: int) -> Any:
     return choice[min(number, len(choice) - 1)] if isinstance(choice, Numbers) else choice
 
 
-def _configured(objective: Any, base: Path, folder: Path, chosen: dict) -> Config:  # noqa: F811
+def configured(objective: Any, networks: Networks, folder: Path, chosen: dict) -> Config:
     """Of rows that differ in length, in steps of plain gradients, which make no small difference large."""
     folder.mkdir(exist_ok=True)
     changes = {
         "objective": chosen, "max_steps": STEPS + 1, "optim": {"kind": "sgd", "learning_rate": 0.3},
         "batch": {"micro_tokens": 512}, "checkpoint": {"every": 2},
     }  # fmt: skip
-    made = configuration(base, folder, objective, output_dir=str(folder / "one"), **changes)
+    if "teacher" in objective.model_fields:
+        theirs = networks.foreign if chosen.get("vocabulary") == "align" else networks.teacher
+        changes["objective"] = {"teacher": str(theirs)} | chosen
+    made = configuration(networks.base, folder, objective, output_dir=str(folder / "one"), **changes)
     rows = rows_of(objective.rows)
     for i, row in enumerate(rows):
         if label := ROWS.get(chosen.get("problem_type", "")):
@@ -182,10 +197,11 @@ def two_forks(work: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=kind)
 @FORKS
-def test_two_processes_with_rows_by_themselves_learn_what_one_does_with_all_in_a_row(objective, base, tmp_path):  # noqa: F811
+def test_two_processes_with_rows_in_parts_learn_what_one_does_with_all_in_one(objective, networks, tmp_path):
     """Micro-batches, accumulation, packing and ranks at once: of each choice the first steps say the same."""
     found, shared = {}, Shared()
-    wanted = runs(objective, base, tmp_path)
+    every = [{}, *choices(objective, str(networks.base)), *TOGETHER.get(kind(objective), [])]
+    wanted = runs(objective, networks, tmp_path, every)
     for name, config in wanted.items():
         found[name] = told(config, shared)
 
