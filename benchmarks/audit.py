@@ -1,19 +1,21 @@
-"""luthier data audit on real rows with planted faults: recall and precision of each check, peers, rows a second, memory.
+"""luthier data audit on real rows with planted faults: recall and precision of each check, peers, speed, memory.
 
     pip download --no-binary :all: --no-deps vaderSentiment==3.3.2
     pip install --no-deps home-assistant-intents python-stdnum phonenumbers   # what is planted is made by these
     pip install --no-deps ftfy wcwidth py3langid detect-secrets               # peers, each of which may be left out
     python benchmarks/audit.py vaderSentiment-3.3.2.tar.gz                    # recall and precision, and peers beside
-    python benchmarks/audit.py --speed 1000000                                # rows a second and memory, rows of 500 characters
-    python benchmarks/audit.py --speed 1000000 --short                        # rows of 60
+    python benchmarks/audit.py --speed 1000000                 # rows a second and memory, rows of 500 characters
+    python benchmarks/audit.py --speed 1000000 --short         # rows of 60
 
-Base: paragraphs of Python's manual, snippets of film reviews (Hutto and Gilbert 2014), descriptions of Debian's packages
-(apt-cache), as answers to a question. Planted, each into rows of its own: equal rows, UTF-8 read as Latin-1 and Windows-1252
-once and twice, control and invisible characters, what could not be decoded, addresses and numbers made by python-stdnum and
-libphonenumber, keys of the makers' forms, answers that refuse, rows in 40 languages (sentences of Home Assistant's voice
-commands), wrong orders of roles, lengths far out. What is planted stands in the middle of a sentence, without a word before it
-that tells what it is. Everything found in a row in which it was not planted counts against precision, though the base has some
-real ones, which are printed. Refusals come from a list that was written with the check in mind: their recall says least.
+Base: paragraphs of Python's manual, snippets of film reviews (Hutto and Gilbert 2014), descriptions of Debian's
+packages (apt-cache), as answers to a question. Planted, each into rows of its own: equal rows, UTF-8 read as Latin-1
+and Windows-1252 once and twice, control and invisible characters, what could not be decoded, addresses and numbers made
+by python-stdnum and libphonenumber, keys of the makers' forms, answers that refuse, rows in 40 languages (sentences of
+Home Assistant's voice commands), wrong orders of roles, lengths far out. Numbers and keys stand in the middle of a
+sentence, without a word before them that tells what they are. Everything found in a row in which it was not planted
+counts against precision, though the base has some real ones, which are printed. Refusals come from a list that was
+written with the check in mind: their recall says least. Trigrams of the languages were counted in texts of which the
+planted sentences are a part, too.
 """
 
 from __future__ import annotations
@@ -88,17 +90,24 @@ def drawn(rng: random.Random, count: int, letters: str = string.ascii_letters + 
 
 
 def email(rng: random.Random) -> str:
-    names, ends = "anna maria john li omar kofi ivan jose sven yuki".split(), "com org net de co.uk fr io edu com.br".split()
+    names = ["anna", "maria", "john", "li", "omar", "kofi", "ivan", "jose", "sven", "yuki"]
+    ends = ["com", "org", "net", "de", "co.uk", "fr", "io", "edu", "com.br"]
     joined = rng.choice([".", "_", "-", "", str(rng.randrange(99))])
-    return f"{rng.choice(names)}{joined}{rng.choice(names)}@{drawn(rng, rng.randrange(3, 12), string.ascii_lowercase)}.{rng.choice(ends)}"
+    host = drawn(rng, rng.randrange(3, 12), string.ascii_lowercase)
+    return f"{rng.choice(names)}{joined}{rng.choice(names)}@{host}.{rng.choice(ends)}"
+
+
+REGIONS = ("US", "GB", "DE", "FR", "IT", "ES", "IN", "BR", "JP", "CN", "AU", "NL", "SE", "PL", "MX", "ZA", "CH", "TR")
 
 
 def phone(rng: random.Random) -> str:
     import phonenumbers as p
 
     while True:
-        region = rng.choice("US GB DE FR IT ES IN BR JP CN AU NL SE PL MX ZA CH TR".split())
-        example = p.example_number_for_type(region, rng.choice([p.PhoneNumberType.MOBILE, p.PhoneNumberType.FIXED_LINE]))
+        region = rng.choice(REGIONS)
+        example = p.example_number_for_type(
+            region, rng.choice([p.PhoneNumberType.MOBILE, p.PhoneNumberType.FIXED_LINE])
+        )
         number = p.PhoneNumber(example.country_code, example.national_number // 10000 * 10000 + rng.randrange(10000))
         if p.is_valid_number(number):
             forms = [p.PhoneNumberFormat.INTERNATIONAL] * 3 + [p.PhoneNumberFormat.E164]
@@ -129,8 +138,11 @@ def ip(rng: random.Random) -> str:
     import ipaddress
 
     while True:
-        made = ipaddress.IPv4Address(rng.getrandbits(32)) if rng.random() < 0.7 else ipaddress.IPv6Address(
-            (0x2600 << 112) | rng.getrandbits(112))  # fmt: skip
+        made = (
+            ipaddress.IPv4Address(rng.getrandbits(32))
+            if rng.random() < 0.7
+            else ipaddress.IPv6Address((0x2600 << 112) | rng.getrandbits(112))
+        )
         if made.is_global and not made.is_multicast:
             return str(made)
 
@@ -145,12 +157,18 @@ def national_id(rng: random.Random) -> str:
     day = f"{rng.randrange(50, 99)}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}"
     forms: list[tuple[Callable, Callable[[str], bool], str]] = [
         (lambda: drawn(rng, 8, string.digits) + rng.choice("TRWAGMYFPDXBNJZSQVHLCKE"), dni.is_valid, ""),
-        (lambda: f"{drawn(rng, 3, string.digits)}.{drawn(rng, 3, string.digits)}.{drawn(rng, 3, string.digits)}-"
-                 f"{drawn(rng, 2, string.digits)}", cpf.is_valid, ""),
+        (
+            lambda: (
+                f"{drawn(rng, 3, string.digits)}.{drawn(rng, 3, string.digits)}.{drawn(rng, 3, string.digits)}-"
+                f"{drawn(rng, 2, string.digits)}"
+            ),
+            cpf.is_valid,
+            "",
+        ),
         (lambda: day + drawn(rng, 5, string.digits), pesel.is_valid, ""),
         (lambda: f"{day}-{drawn(rng, 4, string.digits)}", personnummer.is_valid, ""),
         (lambda: f"11010519{day}{drawn(rng, 3, string.digits)}{rng.choice(string.digits + 'X')}", ric.is_valid, ""),
-    ]  # fmt: skip
+    ]
     make, valid, _ = rng.choice(forms)
     while True:
         made = make()
@@ -159,8 +177,12 @@ def national_id(rng: random.Random) -> str:
 
 
 def jwt(rng: random.Random) -> str:
-    parts = [{"alg": rng.choice(["HS256", "RS256"]), "typ": "JWT"}, {"sub": drawn(rng, 10), "iat": rng.randrange(10**9)}]
-    return ".".join([*(base64.urlsafe_b64encode(json.dumps(p).encode()).decode().rstrip("=") for p in parts), drawn(rng, 43)])
+    parts = [
+        {"alg": rng.choice(["HS256", "RS256"]), "typ": "JWT"},
+        {"sub": drawn(rng, 10), "iat": rng.randrange(10**9)},
+    ]
+    coded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
+    return ".".join([*coded, drawn(rng, 43)])
 
 
 SECRETS: dict[str, Callable[[random.Random], str]] = {
@@ -171,20 +193,31 @@ SECRETS: dict[str, Callable[[random.Random], str]] = {
     "openai_key": lambda r: r.choice(["sk-", "sk-proj-", "sk-ant-api03-"]) + drawn(r, 48),
     "stripe_key": lambda r: "sk_live_" + drawn(r, 24),
     "jwt": jwt,
-    "private_key": lambda r: "-----BEGIN RSA PRIVATE KEY-----\n" + "\n".join(drawn(r, 64) for _ in range(4))
-    + "\n-----END RSA PRIVATE KEY-----",
-    "assigned": lambda r: f"{r.choice(['api_key', 'password', 'SECRET_TOKEN'])} = \"{drawn(r, 32)}\"",
+    "private_key": lambda r: (
+        "-----BEGIN RSA PRIVATE KEY-----\n"
+        + "\n".join(drawn(r, 64) for _ in range(4))
+        + "\n-----END RSA PRIVATE KEY-----"
+    ),
+    "assigned": lambda r: f'{r.choice(["api_key", "password", "SECRET_TOKEN"])} = "{drawn(r, 32)}"',
     "password_in_url": lambda r: f"postgres://admin:{drawn(r, 12)}@db.corp.net/main",
-}  # fmt: skip
+}
 PERSONAL = {"email": email, "phone": phone, "credit_card": card, "iban": iban, "ip": ip, "national_id": national_id}
 REFUSALS = (
-    "I'm sorry, but I can't assist with that.", "I am sorry, but I cannot provide instructions for doing so.",
-    "I apologize, but I'm not able to help with this request.", "Sorry, I can't do that.", "I cannot fulfill this request.",
-    "Unfortunately, I can't provide a link to that.", "I'm unable to browse the internet, so I cannot say.",
-    "As an AI language model, I cannot form an opinion on this.", "I’m really sorry, but I won’t be able to help with this.",
-    "I must decline to write that, as it may hurt people.", "I'm not able to share private information about people.",
-    "My apologies, but I can't comply with that.", "I do apologise, but we cannot discuss this here.", "I can't help with that, sorry.",
-)  # fmt: skip
+    "I'm sorry, but I can't assist with that.",
+    "I am sorry, but I cannot provide instructions for doing so.",
+    "I apologize, but I'm not able to help with this request.",
+    "Sorry, I can't do that.",
+    "I cannot fulfill this request.",
+    "Unfortunately, I can't provide a link to that.",
+    "I'm unable to browse the internet, so I cannot say.",
+    "As an AI language model, I cannot form an opinion on this.",
+    "I’m really sorry, but I won’t be able to help with this.",
+    "I must decline to write that, as it may hurt people.",
+    "I'm not able to share private information about people.",
+    "My apologies, but I can't comply with that.",
+    "I do apologise, but we cannot discuss this here.",
+    "I can't help with that, sorry.",
+)
 
 
 def sentences(rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -216,7 +249,8 @@ def _expanded(template: str, rng: random.Random) -> str:
 def planted(base: list[str], each: int, rng: random.Random) -> list[tuple[dict, str, str]]:
     """(row, check, what) with a fault each."""
     made: list[tuple[dict, str, str]] = []
-    typographic = [t.replace("'", "’") for t in base if "'" in t] + [t.replace('"', "“") for t in base if t.count('"') == 1]
+    typographic = [t.replace("'", "’") for t in base if "'" in t]
+    typographic += [t.replace('"', "“") for t in base if t.count('"') == 1]
     foreign = sentences(rng)
 
     def add(check: str, what: str, text: str | dict) -> None:
@@ -225,11 +259,12 @@ def planted(base: list[str], each: int, rng: random.Random) -> list[tuple[dict, 
     for number in range(each):
         text = rng.choice(base)
         damaged = rng.choice(typographic) if number % 2 else next(foreign)[1]
+        which = "mojibake" if number % 2 else "mojibake, other languages"
         for _ in range(1 + number % 3 // 2):
             damaged = misread(damaged, ("latin-1", "cp1252")[number % 2])
         if damaged.isascii():  # nothing in it that could have been misread
-            damaged = misread(rng.choice(typographic), "cp1252")
-        add("encoding", "mojibake", damaged)
+            damaged, which = misread(rng.choice(typographic), "cp1252"), "mojibake"
+        add("encoding", which, damaged)
         at = rng.randrange(len(text))
         add("encoding", "control", text[:at] + rng.choice("\x00\x07\x08\x1b\x7f\x92") + text[at:])
         add("encoding", "invisible", text[:at] + rng.choice("\ufeff\u200b\u2060\u202e") + text[at:])
@@ -243,10 +278,21 @@ def planted(base: list[str], each: int, rng: random.Random) -> list[tuple[dict, 
         add("language", "other_language", next(foreign)[1])
         turns = row(text, rng)["messages"]
         turns[0]["content"] += f" This is question {number}."
-        wrong = [turns[::-1], [turns[0], turns[0], turns[1]], [turns[0], {**turns[1], "content": " "}], [turns[1]], turns[:1]]
+        wrong = [
+            turns[::-1],
+            [turns[0], turns[0], turns[1]],
+            [turns[0], {**turns[1], "content": " "}],
+            [turns[1]],
+            turns[:1],
+        ]
         add("structure", "wrong", {"messages": rng.choice(wrong)})
-        add("length", "far", {"messages": [{"role": "user", "content": drawn(rng, 2)}, {"role": "assistant", "content": "ok"}]}
-            if number % 2 else " ".join(rng.choice(base) for _ in range(300)))  # fmt: skip
+        add(
+            "length",
+            "far",
+            {"messages": [{"role": "user", "content": drawn(rng, 4)}, {"role": "assistant", "content": "ok"}]}
+            if number % 2
+            else " ".join(rng.choice(base) for _ in range(300)),
+        )
         add("exact_duplicates", "duplicate", "")
     return made
 
@@ -259,19 +305,24 @@ def judge(source: Path, each: int, seed: int) -> None:
     from luthier.prepare.recipe import recipe
 
     rng = random.Random(seed)
-    base = list(dict.fromkeys([*python_manual(), *snippets(source), *rng.sample(debian() or [""], min(8000, len(debian())))]))
+    packages = debian()
+    base = list(dict.fromkeys([*python_manual(), *snippets(source), *rng.sample(packages, min(8000, len(packages)))]))
     rng.shuffle(base)
     faults = planted(base, each, rng)
     rows = [(row(text, rng), "", "") for text in base]
     originals = [r for r, *_ in rows[:each]]
     copies = iter(originals)
-    faults = [(json.loads(json.dumps(next(copies))) if check == "exact_duplicates" else r, check, what) for r, check, what in faults]
+    faults = [
+        (json.loads(json.dumps(next(copies))) if check == "exact_duplicates" else r, check, what)
+        for r, check, what in faults
+    ]
     everything = rows + faults
     rng.shuffle(everything)
     everything = [*[(r, "", "") for r in originals], *(e for e in everything if e[1] or e[0] not in originals)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r, *_ in everything), encoding="utf-8", errors="surrogatepass")
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r, *_ in everything)
+        path.write_text(lines, encoding="utf-8", errors="surrogatepass")
         settings = ["checks.language.languages=[en]"]
         began = time.perf_counter()
         verdict = audit(str(path), Path(folder) / "audit", recipe(*settings), workers=1)
@@ -286,9 +337,14 @@ def judge(source: Path, each: int, seed: int) -> None:
     for number, (_, check, what) in enumerate(everything):
         if check:
             truth[check, what].add(number)
+    abroad = truth.pop(("encoding", "mojibake, other languages"), set())
+    truth["encoding", "mojibake"] |= abroad
+    found["language", "other_language"] -= abroad  # which they are, too
+    findings = [f for f in findings if not (f["check"] == "language" and f["row"] in abroad)]
+    everything = [(r, c, w.split(",")[0]) for r, c, w in everything]
     _table(truth, found)
     _strange(everything, findings, truth)
-    _peers(everything, truth)
+    _peers(everything, truth, abroad)
 
 
 def _named(check: str, what: str) -> str:
@@ -323,7 +379,7 @@ def _strange(everything: list, findings: list[dict], truth: dict) -> None:
                 spans = f.get("spans")
                 cut = text[max(0, spans[0][1] - 30) : spans[0][2] + 30] if spans else text[:90]
                 print(f"  {f['check']} {f['what']} ({f['detail'][:40]}): {cut!r}")
-    print({key: count for key, count in shown.items()})
+    print(dict(shown))
     print("\nmissed:")
     got = {(f["row"], f["check"], _named(f["check"], f["what"])) for f in findings}
     shown.clear()
@@ -338,20 +394,24 @@ def _strange(everything: list, findings: list[dict], truth: dict) -> None:
 # ---------------------------------------------------------------------------- peers
 
 
-def _peers(everything: list, truth: dict) -> None:
+def _peers(everything: list, truth: dict, abroad: set[int]) -> None:
     """Libraries that look for some of the same, on the same rows."""
     print("\n| peer | looks for | recall | precision | rows/s |\n| --- | --- | --- | --- | --- |")
-    texts = ["\n".join(m["content"] for m in r["messages"]) for r, *_ in everything]
+    whole = ["\n".join(m["content"] for m in r["messages"]) for r, *_ in everything]
+    answers = [r["messages"][-1]["content"] for r, *_ in everything]
     for name, what, make in PEERS:
         try:
             looks = make()
         except ImportError:
             print(f"| {name} | not installed | | | |")
             continue
+        texts = answers if ("language", "other_language") in what else whole
         began = time.perf_counter()
         got = {number for number, text in enumerate(texts) if looks(text)}
         rate = len(texts) / (time.perf_counter() - began)
         wanted = set().union(*(rows for key, rows in truth.items() if key in what or (key[0], "*") in what))
+        if texts is answers:
+            got -= abroad
         right = len(wanted & got)
         told = ", ".join(sorted({w if w != "*" else c for c, w in what}))
         print(f"| {name} | {told} | {right / len(wanted):.3f} | {right / max(1, len(got)):.3f} | {rate:,.0f} |")
@@ -363,7 +423,8 @@ def _ours(module: str, check: str, kind: str) -> Callable:
 
         from luthier.prepare.views import view
 
-        made = getattr(import_module(f"luthier.prepare.checks.{module}"), check)(**({"languages": ["en"]} if kind == "language" else {}))
+        settings = {"languages": ["en"]} if kind == "language" else {}
+        made = getattr(import_module(f"luthier.prepare.checks.{module}"), check)(**settings)
         if kind == "mojibake":
             return lambda text: any(f.what == "mojibake" for f in made.look(view({"text": text})))
         return lambda text: any(kind in ("", "language", f.what) for f in made.look(view({"text": text})))
@@ -375,10 +436,17 @@ def _ftfy() -> Callable[[str], Any]:
     import ftfy
 
     config = ftfy.TextFixerConfig(
-        unescape_html=False, remove_terminal_escapes=False, fix_latin_ligatures=False, fix_character_width=False,
-        uncurl_quotes=False, fix_line_breaks=False, fix_surrogates=False, remove_control_chars=False, normalization=None,
+        unescape_html=False,
+        remove_terminal_escapes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        uncurl_quotes=False,
+        fix_line_breaks=False,
+        fix_surrogates=False,
+        remove_control_chars=False,
+        normalization=None,
         fix_c1_controls=False,
-    )  # fmt: skip
+    )
     return lambda text: ftfy.fix_text(text, config) != text
 
 
@@ -391,8 +459,12 @@ def _py3langid() -> Callable[[str], Any]:
 def _detect_secrets() -> Callable[[str], Any]:
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    plugins = [plugin() for plugin in get_mapping_from_secret_type_to_class().values() if "Entropy" not in plugin.__name__]
-    return lambda text: any(p.analyze_line(filename="x", line=line, line_number=1) for line in text.splitlines() for p in plugins)
+    plugins = [p() for p in get_mapping_from_secret_type_to_class().values() if "Entropy" not in p.__name__]
+
+    def looks(line: str) -> bool:
+        return any(plugin.analyze_line(filename="x", line=line, line_number=1) for plugin in plugins)
+
+    return lambda text: any(map(looks, text.splitlines()))
 
 
 def _datatrove() -> Callable[[str], Any]:
@@ -412,7 +484,7 @@ PEERS = (
     ("detect-secrets", {("secrets", "*")}, _detect_secrets),
     ("luthier", {("personal_data", "*")}, _ours("personal_data", "PersonalData", "")),
     ("datatrove", {("personal_data", "email"), ("personal_data", "ip")}, _datatrove),
-)  # fmt: skip
+)
 
 
 # ---------------------------------------------------------------------------- speed
@@ -432,22 +504,29 @@ def speed(count: int, short: bool, seed: int) -> None:
         with open(path, "w", encoding="utf-8") as file:
             for number in range(count):
                 text = rng.choice(whole)[:40] if short else " ".join(rng.choice(whole) for _ in range(5))[:450]
-                made = {"messages": [{"role": "user", "content": f"Question {number}: go on."}, {"role": "assistant", "content": text}]}
-                file.write(json.dumps(made) + "\n")
+                turns = [{"role": "user", "content": f"Question {number}: go on."}]
+                turns.append({"role": "assistant", "content": text})
+                file.write(json.dumps({"messages": turns}) + "\n")
         size = path.stat().st_size
         print(f"{count:,} rows, {size / count:.0f} bytes each, in one process; import and start {_peak():.0f} MiB")
-        cheap = {"checks": {k: {} for k in ("structure", "encoding", "secrets", "personal_data", "boilerplate", "language", "length")}}
-        local = {"checks": {k: {} for k in ("structure", "encoding", "secrets", "personal_data", "boilerplate")}}
+        rules = ("structure", "encoding", "secrets", "personal_data", "boilerplate")
+        local = {"checks": {kind: {} for kind in rules}}
+        cheap = {"checks": {kind: {} for kind in (*rules, "language", "length")}}
+        equal = {"checks": {kind: {} for kind in (*rules, "language", "length", "exact_duplicates")}}
         for name, work in (
-            ("clean, rules of single rows", lambda: clean(str(path), Path(folder) / "a.jsonl", recipe(local), workers=1)),
-            ("audit, all but duplicates", lambda: audit(str(path), Path(folder) / "b", recipe(cheap), workers=1)),
-            ("audit, all", lambda: audit(str(path), Path(folder) / "c", recipe(), workers=1)),
-            ("clean, all, two passes", lambda: clean(str(path), Path(folder) / "d.jsonl", recipe(), workers=1)),
+            (
+                "clean, rules of single rows",
+                lambda: clean(str(path), Path(folder) / "a.jsonl", recipe(local), workers=1),
+            ),
+            ("audit, without duplicates", lambda: audit(str(path), Path(folder) / "b", recipe(cheap), workers=1)),
+            ("audit, with equal rows", lambda: audit(str(path), Path(folder) / "c", recipe(equal), workers=1)),
+            ("clean, the same, two passes", lambda: clean(str(path), Path(folder) / "d.jsonl", recipe(equal), workers=1)),
         ):
             began, used = time.perf_counter(), time.process_time()
             work()
             wall, used = time.perf_counter() - began, time.process_time() - used
-            print(f"  {name:<30} {count / wall:>9,.0f} rows/s, {count / used:>9,.0f} a second of CPU, peak {_peak():,.0f} MiB", flush=True)
+            rates = f"{count / wall:>9,.0f} rows/s, {count / used:>9,.0f} a second of CPU"
+            print(f"  {name:<30} {rates}, peak {_peak():,.0f} MiB", flush=True)
 
 
 def _peak() -> float:

@@ -51,22 +51,47 @@ def mended(check, seen) -> str:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "q"}]},
-                       {"role": "assistant", "content": None, "tool_calls": [
-                           {"type": "function", "function": {"name": "f", "arguments": {"to": "x"}}}]}]},
-         [("system", "s"), ("user", "q"), ("assistant", "x")]),
-        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [("user", "q"), ("assistant", "a")]),
-        ({"output": "o", "instruction": "i", "input": "more", "history": [["a", "b"]]},
-         [("user", "a"), ("assistant", "b"), ("user", "i"), ("user", "more"), ("assistant", "o")]),
-        ({"prompt": "p", "chosen": "c", "rejected": [{"role": "assistant", "content": "r"}]},
-         [("user", "p"), ("assistant", "c"), ("rejected", "r")]),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": [{"type": "text", "text": "q"}]},
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"to": "x"}}}],
+                    },
+                ]
+            },
+            [("system", "s"), ("user", "q"), ("assistant", "x")],
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            [("user", "q"), ("assistant", "a")],
+        ),
+        (
+            {"output": "o", "instruction": "i", "input": "more", "history": [["a", "b"]]},
+            [("user", "a"), ("assistant", "b"), ("user", "i"), ("user", "more"), ("assistant", "o")],
+        ),
+        (
+            {"prompt": "p", "chosen": "c", "rejected": [{"role": "assistant", "content": "r"}]},
+            [("user", "p"), ("assistant", "c"), ("rejected", "r")],
+        ),
         ({"text": "t", "label": "x"}, [("text", "t")]),
         ({"tokens": ["a", "b"], "ner_tags": [0, 1]}, [("text", "a b")]),
         ({"messages": '[{"role": "user", "content": "q"}]'}, [("user", "q")]),
+        (
+            {"prompt": '[{"role": "user"}]', "completion": '{"intent": "x"}'},
+            [("user", '[{"role": "user"}]'), ("assistant", '{"intent": "x"}')],
+        ),
+        (
+            {"prompt": "p", "chosen": '[{"role": "assistant", "content": "c"}]', "rejected": '{"a": 1}'},
+            [("user", "p"), ("assistant", "c"), ("rejected", '{"a": 1}')],
+        ),
         ({"review": "r", "stars": 3, "note": "n"}, [("text", "r"), ("text", "n")]),
         ({"input_ids": [1, 2]}, []),
     ],
-)  # fmt: skip
+)
 def test_views_tell_texts_by_their_format_and_put_them_back(values, expected):
     seen = view(values)
     assert [(t.role, t.text) for t in seen.texts] == expected
@@ -89,11 +114,16 @@ def test_words_that_would_lose_their_tags_are_not_put_back():
 @pytest.mark.parametrize(
     ("damaged", "what", "sound"),
     [
-        ("Itâ€™s", ["mojibake"], "It’s"), ("a\x00b\x1b[0m", ["control"], "ab[0m"), ("it\x92s", ["control"], "it’s"),
-        ("\ufeffa\u200bb", ["invisible"], "ab"), ("a\u200db", ["invisible"], "ab"), ("user\u202enimda", ["invisible"], "usernimda"),
-        ("hi\U000e0041\U000e0042", ["invisible"], "hi"), ("a\ud800b", ["surrogate"], "ab"),
+        ("Itâ€™s", ["mojibake"], "It’s"),
+        ("a\x00b\x1b[0m", ["control"], "ab[0m"),
+        ("it\x92s", ["control"], "it’s"),
+        ("\ufeffa\u200bb", ["invisible"], "ab"),
+        ("a\u200db", ["invisible"], "ab"),
+        ("user\u202enimda", ["invisible"], "usernimda"),
+        ("hi\U000e0041\U000e0042", ["invisible"], "hi"),
+        ("a\ud800b", ["surrogate"], "ab"),
     ],
-)  # fmt: skip
+)
 def test_damage_to_characters(damaged, what, sound):
     check = Encoding()
     assert whats(check, text(damaged)) == what
@@ -101,8 +131,20 @@ def test_damage_to_characters(damaged, what, sound):
     assert whats(check, text(sound)) == []
 
 
-@pytest.mark.parametrize("sound", ["a\tb\r\nc\fd", "می‌خواهم", "👩‍👩‍👧", "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
-                                   "क्‍ष", "שלום \u202bx\u202c", "naïve", "日本", "a\u00adb".replace("\u00ad", "")])  # fmt: skip
+@pytest.mark.parametrize(
+    "sound",
+    [
+        "a\tb\r\nc\fd",
+        "می‌خواهم",
+        "👩‍👩‍👧",
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+        "क्‍ष",
+        "שלום \u202bx\u202c",
+        "naïve",
+        "日本",
+        "a\u00adb".replace("\u00ad", ""),
+    ],
+)
 def test_what_scripts_and_emoji_need_stays(sound):
     assert whats(Encoding(), text(sound)) == []
 
@@ -128,8 +170,18 @@ def test_what_is_lost_is_dropped_where_others_are_repaired():
         ({"messages": [{"role": "user", "content": "q"}]}, ["no_trained_token"]),
         ({"messages": []}, ["format"]),
         ({"messages": [{"role": "robot", "content": "q"}]}, ["role_order"]),
-        ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"},
-                       {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, []),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a"},
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a"},
+                ]
+            },
+            [],
+        ),
         ({"prompt": "p", "completion": ""}, ["empty_answer"]),
         ({"prompt": "p", "chosen": "a", "rejected": "a"}, ["equal_answers"]),
         ({"prompt": "p", "chosen": "a", "rejected": "b"}, []),
@@ -140,7 +192,7 @@ def test_what_is_lost_is_dropped_where_others_are_repaired():
         ({"tokens": ["a"], "ner_tags": [0, 1]}, ["label"]),
         ({"review": ""}, []),
     ],
-)  # fmt: skip
+)
 def test_structure(values, what):
     assert whats(Structure(), view(values)) == what
 
@@ -152,8 +204,13 @@ def test_structure_refuses_what_training_refuses():
 
     drawn = random.Random(0)
     for _ in range(3000):
-        turns = [{"role": drawn.choice(["system", "user", "assistant", "tool"]), "content": drawn.choice(["x", "y", " ", ""])}
-                 for _ in range(drawn.randrange(5))]  # fmt: skip
+        turns = [
+            {
+                "role": drawn.choice(["system", "user", "assistant", "tool"]),
+                "content": drawn.choice(["x", "y", " ", ""]),
+            }
+            for _ in range(drawn.randrange(5))
+        ]
         if drawn.random() < 0.3:
             turns = turns[:2]
         values = {"messages": turns}
@@ -195,13 +252,19 @@ def jwt() -> str:
 
 
 SECRETS = {
-    "aws_key": lambda: "AKIA" + drawn(16, string.ascii_uppercase + "234567"), "github_token": github,
-    "slack_token": lambda: f"xoxb-{drawn(12, string.digits)}-{drawn(24)}", "google_key": lambda: "AIza" + drawn(35),
-    "openai_key": lambda: "sk-proj-" + drawn(48), "stripe_key": lambda: "sk_live_" + drawn(24),
-    "huggingface_token": lambda: "hf_" + drawn(34, string.ascii_letters), "gitlab_token": lambda: "glpat-" + drawn(20),
-    "package_token": lambda: "npm_" + drawn(36), "sendgrid_key": lambda: f"SG.{drawn(22)}.{drawn(43)}", "jwt": jwt,
+    "aws_key": lambda: "AKIA" + drawn(16, string.ascii_uppercase + "234567"),
+    "github_token": github,
+    "slack_token": lambda: f"xoxb-{drawn(12, string.digits)}-{drawn(24)}",
+    "google_key": lambda: "AIza" + drawn(35),
+    "openai_key": lambda: "sk-proj-" + drawn(48),
+    "stripe_key": lambda: "sk_live_" + drawn(24),
+    "huggingface_token": lambda: "hf_" + drawn(34, string.ascii_letters),
+    "gitlab_token": lambda: "glpat-" + drawn(20),
+    "package_token": lambda: "npm_" + drawn(36),
+    "sendgrid_key": lambda: f"SG.{drawn(22)}.{drawn(43)}",
+    "jwt": jwt,
     "private_key": lambda: f"-----BEGIN RSA PRIVATE KEY-----\n{drawn(64)}\n{drawn(64)}\n-----END RSA PRIVATE KEY-----",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", SECRETS)
@@ -238,12 +301,23 @@ def test_what_is_assigned_and_passwords_in_addresses():
 @pytest.mark.parametrize(
     "sound",
     [
-        "AKIAIOSFODNN7EXAMPLE", "sk-xxxxxxxxxxxxxxxxxxxxxxxx", "token = get_token_from_environment_1()", "the sk-learn library",
-        "password: ************", "https://user:password@host.com", "-----BEGIN PRIVATE KEY-----", "api_key=YOUR_API_KEY_HERE",
-        "secret: os.environ['SECRET_TOKEN_12']", "eyJhbGciOi.eyJub.x", "token=aaaaaaaaaaaaaaaaaaaa1", "self.token = tokens[index_of_token_2]",
-        "tokenizer: Qwen/Qwen3-0.6B-instruct-2507", "key = 'a_long_name_of_a_setting_2'", "sk-learn-compatible-estimators-for-all",
+        "AKIAIOSFODNN7EXAMPLE",
+        "sk-xxxxxxxxxxxxxxxxxxxxxxxx",
+        "token = get_token_from_environment_1()",
+        "the sk-learn library",
+        "password: ************",
+        "https://user:password@host.com",
+        "-----BEGIN PRIVATE KEY-----",
+        "api_key=YOUR_API_KEY_HERE",
+        "secret: os.environ['SECRET_TOKEN_12']",
+        "eyJhbGciOi.eyJub.x",
+        "token=aaaaaaaaaaaaaaaaaaaa1",
+        "self.token = tokens[index_of_token_2]",
+        "tokenizer: Qwen/Qwen3-0.6B-instruct-2507",
+        "key = 'a_long_name_of_a_setting_2'",
+        "sk-learn-compatible-estimators-for-all",
     ],
-)  # fmt: skip
+)
 def test_examples_and_code_are_no_secrets(sound):
     assert whats(Secrets(), text(sound)) == []
 
@@ -319,18 +393,34 @@ def test_further_patterns():
 # ---------------------------------------------------------------------------- languages
 
 SENTENCES = {
-    "en": "The cat sat on the mat and looked at the birds in the garden.", "de": "Die Katze saß auf der Matte und sah die Vögel im Garten.",
-    "fr": "Le chat était assis sur le tapis et regardait les oiseaux dans le jardin.", "es": "El gato estaba sentado en la alfombra y miraba los pájaros del jardín.",
-    "it": "Il gatto era seduto sul tappeto e guardava gli uccelli nel giardino.", "pt": "O gato estava sentado no tapete e olhava para os pássaros do jardim.",
-    "nl": "De kat zat op de mat en keek naar de vogels in de tuin.", "sv": "Katten satt på mattan och tittade på fåglarna i trädgården.",
-    "pl": "Kot siedział na macie i patrzył na ptaki, które były w ogrodzie.", "tr": "Kedi paspasın üzerinde oturdu ve bahçedeki kuşlara baktı, çünkü bu çok güzeldi.",
-    "fi": "Kissa istui matolla ja katsoi lintuja, jotka olivat puutarhassa.", "cs": "Kočka seděla na podložce a dívala se na ptáky, kteří byli v zahradě.",
-    "hu": "A macska a szőnyegen ült, és nézte a madarakat, amelyek a kertben voltak.", "ru": "Кошка сидела на коврике и смотрела на птиц в саду.",
-    "uk": "Кішка сиділа на килимку і дивилася на птахів у саду, які співали.", "zh": "猫坐在垫子上看着花园里的鸟。", "ja": "猫はマットの上に座って庭の鳥を見ていました。",
-    "ko": "고양이가 매트 위에 앉아 정원의 새를 보았다.", "ar": "جلست القطة على السجادة ونظرت إلى الطيور في الحديقة.", "he": "החתול ישב על השטיח והביט בציפורים.",
-    "el": "Η γάτα κάθισε στο χαλί και κοίταξε τα πουλιά.", "hi": "बिल्ली चटाई पर बैठी और पक्षियों को देखा।", "th": "แมวนั่งบนเสื่อและมองดูนก", "vi": "Con mèo ngồi trên thảm và nhìn những con chim trong vườn.",
-    "id": "Kucing itu duduk di atas tikar dan melihat burung yang ada di kebun.", "ro": "Pisica stătea pe covor și se uita la păsările din grădină.", "fa": "گربه روی فرش نشست و به پرندگان نگاه کرد",
-}  # fmt: skip
+    "en": "The cat sat on the mat and looked at the birds in the garden.",
+    "de": "Die Katze saß auf der Matte und sah die Vögel im Garten.",
+    "fr": "Le chat était assis sur le tapis et regardait les oiseaux dans le jardin.",
+    "es": "El gato estaba sentado en la alfombra y miraba los pájaros del jardín.",
+    "it": "Il gatto era seduto sul tappeto e guardava gli uccelli nel giardino.",
+    "pt": "O gato estava sentado no tapete e olhava para os pássaros do jardim.",
+    "nl": "De kat zat op de mat en keek naar de vogels in de tuin.",
+    "sv": "Katten satt på mattan och tittade på fåglarna i trädgården.",
+    "pl": "Kot siedział na macie i patrzył na ptaki, które były w ogrodzie.",
+    "tr": "Kedi paspasın üzerinde oturdu ve bahçedeki kuşlara baktı, çünkü bu çok güzeldi.",
+    "fi": "Kissa istui matolla ja katsoi lintuja, jotka olivat puutarhassa.",
+    "cs": "Kočka seděla na podložce a dívala se na ptáky, kteří byli v zahradě.",
+    "hu": "A macska a szőnyegen ült, és nézte a madarakat, amelyek a kertben voltak.",
+    "ru": "Кошка сидела на коврике и смотрела на птиц в саду.",
+    "uk": "Кішка сиділа на килимку і дивилася на птахів у саду, які співали.",
+    "zh": "猫坐在垫子上看着花园里的鸟。",
+    "ja": "猫はマットの上に座って庭の鳥を見ていました。",
+    "ko": "고양이가 매트 위에 앉아 정원의 새를 보았다.",
+    "ar": "جلست القطة على السجادة ونظرت إلى الطيور في الحديقة.",
+    "he": "החתול ישב על השטיח והביט בציפורים.",
+    "el": "Η γάτα κάθισε στο χαλί και κοίταξε τα πουλιά.",
+    "hi": "बिल्ली चटाई पर बैठी और पक्षियों को देखा।",
+    "th": "แมวนั่งบนเสื่อและมองดูนก",
+    "vi": "Con mèo ngồi trên thảm và nhìn những con chim trong vườn.",
+    "id": "Kucing itu duduk di atas tikar dan melihat burung yang ada di kebun.",
+    "ro": "Pisica stătea pe covor și se uita la păsările din grădină.",
+    "fa": "گربه روی فرش نشست و به پرندگان نگاه کرد",
+}
 
 
 @pytest.mark.parametrize("code", SENTENCES)
@@ -363,7 +453,7 @@ def test_rows_in_other_languages():
 
 
 def test_lengths_far_from_the_others():
-    """Lengths 100 in the middle, spread at its floor of 0.15: bounds are 100 exp(-0.75) = 47.2 and 100 exp(0.75) = 211.7."""
+    """Lengths of 100, spread at its floor of 0.15: bounds are 100 exp(-0.75) = 47.2 and 100 exp(0.75) = 211.7."""
     lengths = np.array([100] * 50 + [10, 1000])
     assert bounds(lengths, 5.0) == (47, 212)
     gatherer = Length().gatherer()
@@ -441,11 +531,14 @@ def test_what_makes_rows_equal():
         ({"checks": {"structure": {"action": "repair"}}}, "'drop' or 'keep'"),
         ({"checks": {"encoding": {"actions": {"mojibak": "drop"}}}}, "did you mean 'mojibake'"),
         ({"checks": {"encoding": {"actions": {"replacement": "repair"}}}}, "cannot be done"),
-        ({"check": {}}, "did you mean 'checks'"), ({"columns": {"txt": "review"}}, "no format has a key 'txt'"),
-        ("checks.length.unit=tokens", "give --model"), ("checks.encoding.allowed=2", "less than or equal to 1"),
-        ({"checks": {"encoding": 3}}, "expected settings"), ({"checks": ["encoding"]}, "expected the kinds"),
+        ({"check": {}}, "did you mean 'checks'"),
+        ({"columns": {"txt": "review"}}, "no format has a key 'txt'"),
+        ("checks.length.unit=tokens", "give --model"),
+        ("checks.encoding.allowed=2", "less than or equal to 1"),
+        ({"checks": {"encoding": 3}}, "expected settings"),
+        ({"checks": ["encoding"]}, "expected the kinds"),
     ],
-)  # fmt: skip
+)
 def test_recipes_are_strict(given, told):
     with pytest.raises(ConfigError, match=told):
         recipe(given)

@@ -39,9 +39,17 @@ BAD = {  # row number -> (row, check, what)
     22: (chat("", "An answer to nothing at all, as it seems."), "structure", "empty_turn"),
     23: (chat("Who?", "caf\ufffd"), "encoding", "replacement"),
     24: (chat("Whose is it?", "Itâ€™s mine, and it was yours before that."), "encoding", "mojibake"),
-    25: (chat("Write to ann@corp.com for the details, please.", "I will do that tomorrow, as it is late."), "personal_data", "email"),
-    26: (chat("My key is AKIAQ3EGV5JX7M2K6N4P, is it not?", "It was; replace it, as others have read it."), "secrets", "aws_key"),
-}  # fmt: skip
+    25: (
+        chat("Write to ann@corp.com for the details, please.", "I will do that tomorrow, as it is late."),
+        "personal_data",
+        "email",
+    ),
+    26: (
+        chat("My key is AKIAQ3EGV5JX7M2K6N4P, is it not?", "It was; replace it, as others have read it."),
+        "secrets",
+        "aws_key",
+    ),
+}
 
 
 def write(path: Path, rows) -> Path:
@@ -68,7 +76,7 @@ def test_an_audit_names_every_row_and_changes_nothing(rows_file, tmp_path):
     verdict = audit(str(rows_file), tmp_path / "audit", recipe(), workers=1)
     assert rows_file.read_bytes() == before
     findings = read(tmp_path / "audit" / "findings.jsonl")
-    found = {(f["row"], f["check"], f["what"]) for f in findings if f["check"] != "length"}
+    found = {(f["row"], f["check"], f["what"]) for f in findings if f["check"] not in ("length", "near_duplicates")}
     assert found == {(row, check, what) for row, (_, check, what) in BAD.items()}
     assert {f["place"] for f in findings} >= {f"{rows_file}:{row + 1}" for row in BAD}
     assert verdict["verdict"] == "faulty"
@@ -172,19 +180,42 @@ def test_columns_that_training_knows_by_another_name(tmp_path, capsys):
 # ---------------------------------------------------------------------------- twice
 
 PARTS = [
-    "plain words of a sentence", "Itâ€™s", "ann@corp.com", "AKIAQ3EGV5JX7M2K6N4P", "caf\ufffd", "a\x00b", "\u200b", "", " ",
-    "I'm sorry, but I can't assist with that.", "+44 20 7946 0958", "Ã¢â‚¬â„¢", "annâ€‹@corp.com", "Das ist nicht gut und es war nie so.",
-    "4539 1488 0343 6467", "[Your Name]", "\u202eabc", "ann\u200b@corp.com", "password=hU7kk2LmQz81pWx9", "x" * 50, "é", "Ã©",
-]  # fmt: skip
+    "plain words of a sentence",
+    "Itâ€™s",
+    "ann@corp.com",
+    "AKIAQ3EGV5JX7M2K6N4P",
+    "caf\ufffd",
+    "a\x00b",
+    "\u200b",
+    "",
+    " ",
+    "I'm sorry, but I can't assist with that.",
+    "+44 20 7946 0958",
+    "Ã¢â‚¬â„¢",
+    "annâ€‹@corp.com",
+    "Das ist nicht gut und es war nie so.",
+    "4539 1488 0343 6467",
+    "[Your Name]",
+    "\u202eabc",
+    "ann\u200b@corp.com",
+    "password=hU7kk2LmQz81pWx9",
+    "x" * 50,
+    "é",
+    "Ã©",
+]
 TEXTS = st.lists(st.sampled_from(PARTS), max_size=3).map(" ".join)
 ROWS = st.lists(
     st.one_of(
-        st.builds(chat, TEXTS, TEXTS), st.builds(lambda t, label: {"text": t, "label": label}, TEXTS, st.sampled_from(["a", ""])),
+        st.builds(chat, TEXTS, TEXTS),
+        st.builds(lambda t, label: {"text": t, "label": label}, TEXTS, st.sampled_from(["a", ""])),
         st.builds(lambda p, c, r: {"prompt": p, "chosen": c, "rejected": r}, TEXTS, TEXTS, TEXTS),
-        st.builds(lambda words: {"tokens": words, "tags": ["O"] * len(words)}, st.lists(st.sampled_from(PARTS), max_size=3)),
+        st.builds(
+            lambda words: {"tokens": words, "tags": ["O"] * len(words)}, st.lists(st.sampled_from(PARTS), max_size=3)
+        ),
     ),
-    min_size=1, max_size=8,
-)  # fmt: skip
+    min_size=1,
+    max_size=8,
+)
 ACTIONS = {kind: check.model_json_schema()["properties"]["action"]["enum"] for kind, check in CHECKS.items()}
 
 
@@ -326,7 +357,7 @@ def test_a_line_without_end_is_passed_over_in_bounded_memory(tmp_path, monkeypat
     assert done["why_removed"] == {"structure": {"unreadable": 1}}
     [removed] = read(tmp_path / "out.removed.jsonl")
     assert removed["place"] == f"{path}:2"
-    with pytest.raises(DataError, match="rows.jsonl:2: the line is longer than"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the line is longer than"):
         clean(str(path), tmp_path / "other.jsonl", recipe({"checks": {"encoding": {}}}), workers=1)
     for name, content in (("rows.csv", "text\na\n" + "x" * 20_000), ("rows.csv", 'text\n"' + "x\n" * 20_000)):
         (tmp_path / name).write_text(content)

@@ -129,7 +129,7 @@ def test_an_error_leaves_nothing_half_written_and_the_next_run_goes_on(large, tm
     run = partial(pieces.run, str(large), out, Failing, settings={}, workers=workers,
                   sides={"odd": tmp_path / "odd.jsonl"}, say=said.append)  # fmt: skip
     monkeypatch.setenv("FAIL", "1")
-    with pytest.raises(DataError, match="rows.jsonl:4001: this one"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:4001: this one"):
         run()
     assert not out.exists()
     assert not (tmp_path / "odd.jsonl").exists()

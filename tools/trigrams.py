@@ -3,8 +3,8 @@
     pip install --no-deps django home-assistant-intents hassil
     python tools/trigrams.py src/luthier/prepare/trigrams.txt
 
-Counted in the translations of Django's messages (BSD) and the commands of Home Assistant's languages (Apache-2.0): counts
-of letters, none of the texts. As Cavnar and Trenkle, N-Gram-Based Text Categorization, 1994.
+Counted in the translations of Django's messages (BSD) and the commands of Home Assistant's languages (Apache-2.0); none
+of the texts is kept. As Cavnar and Trenkle, N-Gram-Based Text Categorization, 1994.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from collections import Counter
 from pathlib import Path
 
 LANGUAGES = (
-    "en de fr es it pt nl sv da no fi pl cs sk hu ro tr id vi ca hr et lt lv af sq eu gl is sl az cy ga eo ms sw "
-    "ru uk bg sr mk be kk ky mn"
-).split()  # fmt: skip
-SAME = {"nb": "no", "nn": "no", "pt-BR": "pt", "pt_BR": "pt", "sr-Latn": "hr", "sr_Latn": "hr", "bs": "hr", "de-CH": "de"}
+    "en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "no", "fi", "pl", "cs", "sk", "hu", "ro", "tr", "id", "vi",
+    "ca", "hr", "et", "lt", "lv", "af", "sq", "eu", "gl", "is", "sl", "az", "cy", "ga", "eo", "ms", "sw",
+    "ru", "uk", "bg", "sr", "mk", "be", "kk", "ky", "mn",
+)  # fmt: skip
+SAME = {"nb": "no", "nn": "no", "pt-BR": "pt", "pt_BR": "pt", "sr-Latn": "hr", "sr_Latn": "hr", "bs": "hr"}
+SLOTS = re.compile(r"%\(\w+\)[sd]|%[sd]|\\[nt]|<[^>]+>|\{[^}]*\}|&\w+;")
 KEPT = 300
 WORD = re.compile(r"[^\W\d_]+")
 
@@ -44,7 +46,7 @@ def messages(root: Path) -> dict[str, list[str]]:
             for match in re.finditer(rf'^{key} "(.*)"\n((?:".*"\n)*)', content, re.M):
                 text = match[1] + "".join(re.findall(r'"(.*)"', match[2]))
                 if "Project-Id" not in text:
-                    texts.setdefault(name, []).append(re.sub(r"%\(\w+\)[sd]|%[sd]|\\[nt]|<[^>]+>|\{[^}]*\}|&\w+;", " ", text))
+                    texts.setdefault(name, []).append(SLOTS.sub(" ", text))
     return texts
 
 

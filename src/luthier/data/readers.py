@@ -31,7 +31,7 @@ TEXTS = (
     ".txt", ".text", ".md", ".markdown", ".rst", ".tex",
     ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".java", ".js", ".ts", ".go", ".rs", ".rb", ".sh", ".sql",
 )  # fmt: skip
-LONGEST_LINE = 256 << 20  # bytes of a line, a paragraph or a field; what is longer is passed over or refused, unread
+LONGEST_LINE = 128 << 20  # bytes of a line, a paragraph or a field; what is longer is passed over or refused, unread
 LONGEST_FILE = 2 << 30  # bytes of what is one value as a whole: a list of rows in JSON, a text that is one document
 SLICE = 1024  # rows of a columnar file that are Python objects at a time
 WIDE = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
@@ -127,7 +127,7 @@ def _lines(path: Path, start: int = 0, stop: int | None = None, number: int = 1)
                 _refuse_binary(path, line[:4096])
             at += len(line)
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                while rest := file.readline(LONGEST_LINE):
+                while rest := file.readline(1 << 20):
                     at += len(rest)
                     if rest.endswith(b"\n"):
                         break
@@ -251,7 +251,7 @@ def _csv(path: Path, skip: int, sample_by: str) -> Iterator[Item]:
 
 
 def _short_lines(path: Path, text: IO[str]) -> Iterator[str]:
-    """Lines for the CSV reader, which would take one of any length; where a row is after too long a one is not known."""
+    """Lines for the CSV reader, which takes them of any length; after too long a one, nobody knows where a row is."""
     for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE), ""), start=1):
         if len(line) == LONGEST_LINE and not line.endswith("\n"):
             raise DataError(f"{shown(path)}:{number}: the line is {_too_long(LONGEST_LINE)}")

@@ -27,7 +27,7 @@ class Clusters:
             if not apart.any():
                 return
             a, b = np.minimum(a[apart], b[apart]), np.maximum(a[apart], b[apart])
-            np.minimum.at(self.parent, b, a)  # a root that two would take goes to the lower; the other comes round again
+            np.minimum.at(self.parent, b, a)  # of two the lower; the other comes round again
 
     def all(self) -> np.ndarray:
         """[N]: the first row of each row's cluster."""

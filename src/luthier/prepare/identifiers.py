@@ -20,10 +20,7 @@ def luhn(digits: str) -> bool:
 
 
 # The dihedral group of the pentagon: turns are 0 to 4, reflections 5 to 9.
-_D = [
-    [(a + b) % 5 + 5 * (b > 4) if a < 5 else (a - b) % 5 + 5 * (b < 5) for b in range(10)]
-    for a in range(10)
-]  # fmt: skip
+_D = [[(a + b) % 5 + 5 * (b > 4) if a < 5 else (a - b) % 5 + 5 * (b < 5) for b in range(10)] for a in range(10)]
 _P = [list(range(10)), [1, 5, 7, 6, 2, 8, 3, 0, 9, 4]]
 for _i in range(2, 8):
     _P.append([_P[_i - 1][_P[1][_j]] for _j in range(10)])
@@ -53,14 +50,80 @@ def _day(year: int, month: int, day: int) -> bool:
 
 # Lengths of IBANs by country: the registry of ISO 13616.
 _IBAN_LENGTHS = {
-    "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29, "BY": 28,
-    "CH": 21, "CR": 22, "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "DO": 28, "EE": 20, "EG": 29, "ES": 24, "FI": 18,
-    "FO": 18, "FR": 27, "GB": 22, "GE": 22, "GI": 23, "GL": 18, "GR": 27, "GT": 28, "HR": 21, "HU": 28, "IE": 22,
-    "IL": 23, "IQ": 23, "IS": 26, "IT": 27, "JO": 30, "KW": 30, "KZ": 20, "LB": 28, "LC": 32, "LI": 21, "LT": 20,
-    "LU": 20, "LV": 21, "MC": 27, "MD": 24, "ME": 22, "MK": 19, "MR": 27, "MT": 31, "MU": 30, "NL": 18, "NO": 15,
-    "PK": 24, "PL": 28, "PS": 29, "PT": 25, "QA": 29, "RO": 24, "RS": 22, "SA": 24, "SE": 24, "SI": 19, "SK": 24,
-    "SM": 27, "TN": 24, "TR": 26, "UA": 29, "VA": 22, "VG": 24, "XK": 20,
-}  # fmt: skip
+    "AD": 24,
+    "AE": 23,
+    "AL": 28,
+    "AT": 20,
+    "AZ": 28,
+    "BA": 20,
+    "BE": 16,
+    "BG": 22,
+    "BH": 22,
+    "BR": 29,
+    "BY": 28,
+    "CH": 21,
+    "CR": 22,
+    "CY": 28,
+    "CZ": 24,
+    "DE": 22,
+    "DK": 18,
+    "DO": 28,
+    "EE": 20,
+    "EG": 29,
+    "ES": 24,
+    "FI": 18,
+    "FO": 18,
+    "FR": 27,
+    "GB": 22,
+    "GE": 22,
+    "GI": 23,
+    "GL": 18,
+    "GR": 27,
+    "GT": 28,
+    "HR": 21,
+    "HU": 28,
+    "IE": 22,
+    "IL": 23,
+    "IQ": 23,
+    "IS": 26,
+    "IT": 27,
+    "JO": 30,
+    "KW": 30,
+    "KZ": 20,
+    "LB": 28,
+    "LC": 32,
+    "LI": 21,
+    "LT": 20,
+    "LU": 20,
+    "LV": 21,
+    "MC": 27,
+    "MD": 24,
+    "ME": 22,
+    "MK": 19,
+    "MR": 27,
+    "MT": 31,
+    "MU": 30,
+    "NL": 18,
+    "NO": 15,
+    "PK": 24,
+    "PL": 28,
+    "PS": 29,
+    "PT": 25,
+    "QA": 29,
+    "RO": 24,
+    "RS": 22,
+    "SA": 24,
+    "SE": 24,
+    "SI": 19,
+    "SK": 24,
+    "SM": 27,
+    "TN": 24,
+    "TR": 26,
+    "UA": 29,
+    "VA": 22,
+    "VG": 24,
+    "XK": 20,
+}
 # A pattern begins with a set of characters and looks back after the first: so a text is searched for these at once.
 IBAN = re.compile(r"[A-Z](?<![A-Za-z0-9].)[A-Z]\d{2}(?: ?[A-Z0-9]){11,30}(?![A-Za-z0-9])")
 CARDS = (
@@ -92,13 +155,14 @@ def card(text: str) -> bool:
     length, two, three, four = len(digits), int(digits[:2]), int(digits[:3]), int(digits[:4])
     network = (
         (digits[0] == "4" and length in (13, 16, 19))
-        or (51 <= two <= 55 and length == 16) or (2221 <= four <= 2720 and length == 16)
+        or (51 <= two <= 55 and length == 16)
+        or (2221 <= four <= 2720 and length == 16)
         or (two in (34, 37) and length == 15)
         or ((four == 6011 or 644 <= three <= 649 or two == 65) and 16 <= length <= 19)
         or (3528 <= four <= 3589 and 16 <= length <= 19)
         or ((300 <= three <= 305 or two in (36, 38, 39)) and length == 14)
         or (two == 62 and 16 <= length <= 19)
-    )  # fmt: skip
+    )
     return network and len(set(digits)) > 2 and luhn(digits)
 
 
@@ -112,7 +176,7 @@ _VERSION = re.compile(r"(?:\bv|\bver(?:sion)?|\brelease|\bsection|\bchapter|\bbu
 
 
 def ip(text: str, before: str) -> bool:
-    """Whether an address is one that somebody may have: not of a private or documentation network, no version number."""
+    """Whether somebody may have this address: not of a private or documentation network, no number of a version."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -130,15 +194,84 @@ def ip(text: str, before: str) -> bool:
 CANDIDATE = re.compile(r"\d(?:[ .\-/()]{0,3}\d){6,}")
 # Codes of countries: ITU-T E.164, assigned ones.
 _CODES = {
-    "1", "7", "20", "27", "30", "31", "32", "33", "34", "36", "39", "40", "41", "43", "44", "45", "46", "47", "48", "49",
-    "51", "52", "53", "54", "55", "56", "57", "58", "60", "61", "62", "63", "64", "65", "66", "81", "82", "84", "86",
-    "90", "91", "92", "93", "94", "95", "98", *(str(n) for n in range(211, 214)), "216", "218",
-    *(str(n) for n in range(220, 270) if n != 259), "290", "291", "297", "298", "299",
-    *(str(n) for n in range(350, 360)), *(str(n) for n in range(370, 390) if n not in (384, 388)), "420", "421", "423",
-    *(str(n) for n in range(500, 510)), *(str(n) for n in range(590, 600)), *(str(n) for n in range(670, 693) if n not in (671, 684)),
-    "850", "852", "853", "855", "856", "880", "886", *(str(n) for n in range(960, 978) if n not in (969,)), "992", "993",
-    "994", "995", "996", "998",
-}  # fmt: skip
+    "1",
+    "7",
+    "20",
+    "27",
+    "30",
+    "31",
+    "32",
+    "33",
+    "34",
+    "36",
+    "39",
+    "40",
+    "41",
+    "43",
+    "44",
+    "45",
+    "46",
+    "47",
+    "48",
+    "49",
+    "51",
+    "52",
+    "53",
+    "54",
+    "55",
+    "56",
+    "57",
+    "58",
+    "60",
+    "61",
+    "62",
+    "63",
+    "64",
+    "65",
+    "66",
+    "81",
+    "82",
+    "84",
+    "86",
+    "90",
+    "91",
+    "92",
+    "93",
+    "94",
+    "95",
+    "98",
+    *(str(n) for n in range(211, 214)),
+    "216",
+    "218",
+    *(str(n) for n in range(220, 270) if n != 259),
+    "290",
+    "291",
+    "297",
+    "298",
+    "299",
+    *(str(n) for n in range(350, 360)),
+    *(str(n) for n in range(370, 390) if n not in (384, 388)),
+    "420",
+    "421",
+    "423",
+    *(str(n) for n in range(500, 510)),
+    *(str(n) for n in range(590, 600)),
+    *(str(n) for n in range(670, 693) if n not in (671, 684)),
+    "850",
+    "852",
+    "853",
+    "855",
+    "856",
+    "880",
+    "886",
+    *(str(n) for n in range(960, 978) if n not in (969,)),
+    "992",
+    "993",
+    "994",
+    "995",
+    "996",
+    "998",
+}
 PHONE = re.compile(
     r"(?<![\w.+/=#-])"
     r"(?:(?:\+|(?<!\d )\b00)\d{1,3}(?:[ .\-/]?\(0?\d{1,4}\))?(?:[ .\-/]{0,2}\d{1,5}){1,6}"  # international
@@ -149,7 +282,7 @@ PHONE = re.compile(
     r"(?![\w]|[.,:/-]\d| \d{3})"
 )
 _CALLED = re.compile(
-    r"(?:\btel|\bphone|\bmobil|\bcell|\bcall|\bfax|\bfon\b|\btelef|\bwhatsapp|\bsms|\bnumber is|\bdial|☎|📞)[^\d\n]{0,25}\Z",
+    r"(?:\b(?:tel|phone|mobil|cell|call|fax|fon\b|telef|whatsapp|sms|number is|dial)|☎|📞)[^\d\n]{0,25}\Z",
     re.I,
 )
 CALLED = re.compile(r"(?<![\w.+-])\d{2,5}(?:[ .-]?\d{2,5}){1,4}(?![\w]|[.,:-]\d)")
@@ -206,9 +339,49 @@ def _dni(text: str) -> bool:
     return "TRWAGMYFPDXBNJZSQVHLCKE"[int(number) % 23] == plain[-1]
 
 
-_ODD: dict[str, int] = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-                (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14,
-                 16, 10, 22, 25, 24, 23)))  # fmt: skip
+_ODD: dict[str, int] = dict(
+    zip(
+        "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+        (
+            1,
+            0,
+            5,
+            7,
+            9,
+            13,
+            15,
+            17,
+            19,
+            21,
+            1,
+            0,
+            5,
+            7,
+            9,
+            13,
+            15,
+            17,
+            19,
+            21,
+            2,
+            4,
+            18,
+            20,
+            11,
+            3,
+            6,
+            8,
+            12,
+            14,
+            16,
+            10,
+            22,
+            25,
+            24,
+            23,
+        ),
+    )
+)
 
 
 def _fiscale(text: str) -> bool:
@@ -295,7 +468,11 @@ fiscale = _fiscale
 _ = r"(?<![\w.+-])"
 NATIONAL: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = (  # all but Italy's have seven digits in a row
     ("ES", re.compile(_ + r"(?:\d{8}|[XYZ]-?\d{7})[ -]?[A-HJ-NP-TV-Z](?!\w)"), _dni),
-    ("FR", re.compile(_ + r"[12] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}(?![\w]|[ .-]\d)"), _nir),
+    (
+        "FR",
+        re.compile(_ + r"[12] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}(?!\w|[ .-]\d)"),
+        _nir,
+    ),
     ("BR", re.compile(_ + r"\d{3}\.\d{3}\.\d{3}-\d{2}(?!\w)"), _cpf),
     ("CN", re.compile(_ + r"[1-8]\d{5}(?:19|20)\d{2}[01]\d[0-3]\d\d{3}[\dXx](?!\w)"), _resident),
     ("SE", re.compile(_ + r"(?:19|20)?\d{2}[01]\d[0-3]\d[-+]\d{4}(?![\w-])"), _personnummer),
@@ -305,4 +482,4 @@ NATIONAL: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = (  # all b
     ("PL", re.compile(_ + r"\d{2}[0-9]\d[0-3]\d{6}(?![\w]|[ .-]\d)"), _pesel),
     ("IN", re.compile(_ + r"(?<!\d )[2-9]\d{3} \d{4} \d{4}(?![\w]| ?\d|-)"), _aadhaar),
     ("US", re.compile(_ + r"\d{3}-\d{2}-\d{4}(?![\w-])"), _ssn),
-)  # fmt: skip
+)

@@ -1,7 +1,8 @@
 """The language of a text: by its script, and in scripts of many languages by their most frequent words and letters.
 
-It needs no model and some microseconds. It is meant for sorting rows, not for telling close relatives apart: Norwegian and
-Danish, or Serbian, Croatian and Bosnian, share most of what it goes by. A text too short to tell is `und` (ISO 639).
+Texts of which the words do not tell are told by trigrams of letters. It needs no model and some microseconds. It is
+meant for sorting rows, not for telling close relatives apart: Norwegian and Danish, or Galician and Portuguese, share
+most of what it goes by. A text too short to tell is `und` (ISO 639).
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 
 from .views import APART
 
 UNKNOWN = "und"
 LONGEST = 480  # characters that are looked at
-MOST, TOGETHER = 80, 20  # words, and how many at a time
+MOST, TOGETHER = 80, 40  # words, and how many at a time
 
 WORDS = {  # the most frequent words of running text and of short requests
     "en": "the of and to in is that it for was with as on be at by this are you from or an have not but what all "
@@ -115,10 +116,10 @@ SCRIPTS = (  # of one language each, or of those that a further test tells apart
     ("lo", "\u0e80-\u0eff"), ("my", "\u1000-\u109f"), ("ka", "\u10a0-\u10ff"), ("am", "\u1200-\u137f"),
     ("km", "\u1780-\u17ff"), ("hy", "\u0530-\u058f"), ("cyrillic", "\u0400-\u04ff"),
 )  # fmt: skip
-BY_TRIGRAMS = "af sq eu gl is sl az cy ga eo ms sw mk be kk ky mn".split()  # known by these alone
+BY_TRIGRAMS = ("af", "sq", "eu", "gl", "is", "sl", "az", "cy", "ga", "eo", "ms", "sw", "mk", "be", "kk", "ky", "mn")
 CODES = (UNKNOWN, *WORDS, *BY_TRIGRAMS, *(code for code, _ in SCRIPTS if code != "cyrillic"), "fa", "ur")
 WORDS_READ, FEWEST = 30, 12  # words whose trigrams are counted; fewer trigrams tell nothing
-LEAST, LEAD = 0.9, 0.6  # of the score a trigram: how good a language has to be, and how much better than English
+LEAST, LEAD = 0.9, 0.7  # of the score a trigram: how good a language has to be, and how much better than English
 CYRILLIC = {"ru", "uk", "bg", "sr", "mk", "be", "kk", "ky", "mn"}
 _SCRIPT = {code: re.compile(f"[{letters}]") for code, letters in SCRIPTS}
 _OTHER = re.compile("[\u0370-\u1fff\u3041-\ud7a3\uf900-\ufefc]")  # any of them
@@ -148,7 +149,7 @@ _MARKED = frozenset(_MARKS)
 
 
 def language_of(text: str, words: Sequence[bytes] | None = None) -> str:
-    """The code (ISO 639-1) of a text's language, `und` where that cannot be told; `words` are its own (`View.words`)."""
+    """The code (ISO 639-1) of a text's language, `und` where it cannot be told; `words` are its own (`View.words`)."""
     among = None
     plain = text.isascii()
     if not plain:
@@ -161,7 +162,10 @@ def language_of(text: str, words: Sequence[bytes] | None = None) -> str:
             words = None
     if words is None:
         words = text[:LONGEST].lower().encode("utf-8", "surrogatepass").translate(APART).split()
-    return _by_words(words, None if plain else text.lower(), among)
+    found = _by_words(words, None if plain else text.lower(), among)
+    if found == UNKNOWN and sum(map(text.count, "{}=;<>_|")) * 25 <= len(text):  # neither code nor JSON
+        found = by_trigrams(list(dict.fromkeys(words[:MOST])), among is not None)
+    return found
 
 
 def _script_of(text: str) -> tuple[str, int]:
@@ -194,9 +198,7 @@ def _by_words(words: Sequence[bytes], letters: str | None, among: set[str] | Non
                 scores[code] = scored(code, 0.0) + weight
         if (sure := _surest(scores, min(most, start + TOGETHER), among, 2.5, 2.5)) != UNKNOWN:
             return sure
-    if (sure := _surest(scores, most, among, 1.2, 1.25)) != UNKNOWN:
-        return sure
-    return by_trigrams(different, among is not None)
+    return _surest(scores, most, among, 1.2, 1.25)
 
 
 @lru_cache(maxsize=1)
@@ -204,7 +206,7 @@ def _profiles() -> tuple[dict[str, tuple[tuple[int, float], ...]], list[str]]:
     """Each trigram's languages and what it counts for them: the logarithm of how far it stands before the last."""
     codes: list[str] = []
     of: dict[str, list[tuple[int, float]]] = {}
-    for line in files(__package__).joinpath("trigrams.txt").read_text(encoding="utf-8").splitlines():
+    for line in Path(__file__).with_name("trigrams.txt").read_text(encoding="utf-8").splitlines():
         code, *trigrams = line.split(" ")
         for rank, trigram in enumerate(trigrams):
             of.setdefault(trigram, []).append((len(codes), math.log((len(trigrams) + 1) / (rank + 1)) + 1))

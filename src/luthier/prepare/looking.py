@@ -95,8 +95,14 @@ class Found:
             if self.last.get((kind, acting)) != row.number:
                 self.last[kind, acting] = row.number
                 (self.acting if acting else self.rows)[kind] += 1
-        told: dict[str, Any] = {"row": row.number, "place": row.place, "check": kind, "what": finding.what, "action": action,
-                "detail": finding.detail}  # fmt: skip
+        told: dict[str, Any] = {
+            "row": row.number,
+            "place": row.place,
+            "check": kind,
+            "what": finding.what,
+            "action": action,
+            "detail": finding.detail,
+        }
         if seen is not None and finding.spans:
             told["spans"] = [[list(seen.texts[s.text].path), s.start, s.stop] for s in finding.spans]
         examples = self.examples.setdefault(kind, [])
@@ -105,8 +111,12 @@ class Found:
         return told
 
     def told(self) -> dict:
-        return {"counts": {kind: dict(counts) for kind, counts in self.counts.items()}, "rows": dict(self.rows),
-                "acting": dict(self.acting), "examples": self.examples}  # fmt: skip
+        return {
+            "counts": {kind: dict(counts) for kind, counts in self.counts.items()},
+            "rows": dict(self.rows),
+            "acting": dict(self.acting),
+            "examples": self.examples,
+        }
 
 
 # ---------------------------------------------------------------------------- the whole set

@@ -16,7 +16,7 @@ Unit = Literal["characters", "words"]
 
 BASE = 0x9E3779B97F4A7C15  # odd: of the polynomial in which the units of a shingle are the coefficients
 MIX = np.uint64(0xD6E8FEB86659FD93)  # odd: the high half of a product with it depends on all bits
-APART = 1 << 21  # above all characters: added to those of texts that are no part of the others, such as rejected answers
+APART = 1 << 21  # above all characters: added to those of texts that are to be like no others
 SEED = 1
 
 
@@ -145,10 +145,40 @@ def bands_for(threshold: float, hashes: int, recall: float) -> tuple[int, int]:
 
 
 def banded(signature: np.ndarray, bands: int, rows: int) -> np.ndarray:
-    """[bands, R] uint64: one number for each band of a signature; equal where all its values are."""
+    """[bands, R] uint32: one number for each band of a signature; equal where all its values are."""
     made = np.zeros((bands, signature.shape[1]), np.uint64)
     for i in range(rows):
         made *= np.uint64(BASE)
         made += signature[i : bands * rows : rows]
         made ^= made >> np.uint64(32)
-    return made
+    return made.astype(np.uint32)
+
+
+def sketches(signature: np.ndarray) -> np.ndarray:
+    """[R, hashes / 64] uint64: one bit of each value, so that rows that are not alike agree in half of them.
+
+    b-bit minwise hashing, https://arxiv.org/abs/0910.3349.
+    """
+    bits = (signature * np.uint32(0x9E3779B1) >> np.uint32(31)).astype(np.uint8)
+    return np.ascontiguousarray(np.packbits(bits, axis=0).T).view(np.uint64)
+
+
+def differing(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[P]: in how many bits the sketches [P, W] differ, row by row."""
+    return _ones((a ^ b).view(np.uint8)).sum(axis=1, dtype=np.int64)
+
+
+def most_differing(threshold: float, hashes: int) -> int:
+    """In how many bits rows at the threshold differ at most, but for one pair of a thousand: 3.1 standard deviations.
+
+    Bits agree with the probability (1 + J) / 2.
+    """
+    apart = (1 - threshold) / 2
+    return int(hashes * apart + 3.1 * (hashes * apart * (1 - apart)) ** 0.5)
+
+
+_ONES = np.array([i.bit_count() for i in range(256)], np.uint8)
+
+
+def _ones(values: np.ndarray) -> np.ndarray:
+    return _ONES[values]

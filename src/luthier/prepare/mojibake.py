@@ -1,7 +1,7 @@
 """UTF-8 that was read as Latin-1 or Windows-1252, once or several times: found by what it decodes to, and put right.
 
-Every character that such reading makes of a byte is turned back into that byte; where the bytes are UTF-8 and the result
-is one that people write, the sequence is damage. What European texts have themselves (a capital with an accent before a
+Every character that such reading makes of a byte is turned back into that byte; where the bytes are UTF-8 and what they
+say is what people write, the sequence is damage. What European texts have themselves (a capital with an accent before a
 closing quote, say) also decodes at times, so a lone sequence must be of a likely kind, or stand beside others.
 """
 

@@ -32,10 +32,10 @@ class Index:
 
     A text of fewer words has no run: it is found whole, from `least` words on, or where all of a row is the same. Runs
     that more than `common` rows have are the form in which questions are put, and no sign of any row. Numbers come from
-    Python's `hash` of words: they hold for one process.
+    Python's `hash` of words: they hold for one process. Rows of less than `fewest` runs are only found whole.
     """
 
-    def __init__(self, rows: Iterable[Sequence[str]], size: int, least: int, common: int):
+    def __init__(self, rows: Iterable[Sequence[str]], size: int, least: int, common: int, fewest: int = 1):
         self.size, self.least = size, least
         self.wholes: dict[str, int] = {}  # all of a row, or one text -> the first row that has it
         runs, owners = [], []
@@ -47,9 +47,11 @@ class Index:
                 self.wholes.setdefault(text, row)
             found = [self.runs(text.split(" ")) for text in normals]
             mine = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+            mine = mine if len(mine) >= fewest else mine[:0]
             runs.append(mine)
             owners.append(np.full(len(mine), row, np.int32))
-        self._keep(np.concatenate(runs or [np.zeros(0, np.uint64)]), np.concatenate(owners or [np.zeros(0, np.int32)]), common)
+        none = np.zeros(0, np.uint64), np.zeros(0, np.int32)
+        self._keep(np.concatenate([none[0], *runs]), np.concatenate([none[1], *owners]), common)
 
     def _keep(self, runs: np.ndarray, owners: np.ndarray, common: int) -> None:
         order = np.argsort(runs, kind="stable")
@@ -98,6 +100,6 @@ class Index:
         if not marked.any():
             return
         for place in np.flatnonzero(marked).tolist():
-            low, high = np.searchsorted(self.hashes, runs[place], "left"), np.searchsorted(self.hashes, runs[place], "right")
+            low, high = (int(np.searchsorted(self.hashes, runs[place], side)) for side in ("left", "right"))
             for row in self.owners[low:high].tolist():
                 hits.setdefault(row, {}).setdefault(int(runs[place]), (at, place))

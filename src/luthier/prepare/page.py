@@ -12,15 +12,21 @@ from ..data.inspection import visible
 from ..data.page import STYLE
 
 OWN = """
-.sound { color: var(--learnt); background: var(--learnt-back); } .sound, .faulty { padding: .1rem .5rem; border-radius: .4rem; }
+.sound { color: var(--learnt); background: var(--learnt-back); }
+.sound, .faulty { padding: .1rem .5rem; border-radius: .4rem; }
 .faulty { color: var(--bad); border: 1px solid var(--bad); } section > p code { overflow-wrap: anywhere; }
 td { overflow-wrap: anywhere; }
 """
 WHATS = {
-    "structure": "Rows that training refuses, empty turns", "encoding": "Damage to characters",
-    "secrets": "Keys, tokens, passwords", "personal_data": "Personal data", "boilerplate": "Refusals and set phrases",
-    "language": "Languages", "length": "Lengths", "exact_duplicates": "Equal rows",
-}  # fmt: skip
+    "structure": "Rows that training refuses, empty turns",
+    "encoding": "Damage to characters",
+    "secrets": "Keys, tokens, passwords",
+    "personal_data": "Personal data",
+    "boilerplate": "Refusals and set phrases",
+    "language": "Languages",
+    "length": "Lengths",
+    "exact_duplicates": "Equal rows",
+}
 
 
 def page(verdict: Mapping[str, Any]) -> str:
@@ -36,7 +42,8 @@ def page(verdict: Mapping[str, Any]) -> str:
             "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n",
             f"<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'sha256-{policy}'; "
             "base-uri 'none'; form-action 'none'\">\n",
-            '<meta name=viewport content="width=device-width, initial-scale=1">\n<meta name=referrer content=no-referrer>\n',
+            '<meta name=viewport content="width=device-width, initial-scale=1">\n',
+            "<meta name=referrer content=no-referrer>\n",
             f"<title>Audit of {title}</title>\n<style>{style}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n",
             f"<p>{_mark(verdict['verdict'])} <span class=dim>{_faults(verdict)}</span></p>\n",
             f'<nav aria-label="Checks">{links}</nav>\n</header>\n<main>\n',
@@ -67,26 +74,33 @@ def _faults(verdict: Mapping) -> str:
 
 def _totals(verdict: Mapping) -> str:
     formats = ", ".join(f"{name} {count:,}" for name, count in verdict["formats"].items()) or "none"
-    tiles = [("rows", f"{verdict['rows']:,}"), ("files", f"{verdict['files']:,}"),
-             ("unreadable rows", f"{verdict['unreadable']:,}"), ("formats", formats)]  # fmt: skip
+    tiles = [
+        ("rows", f"{verdict['rows']:,}"),
+        ("files", f"{verdict['files']:,}"),
+        ("unreadable rows", f"{verdict['unreadable']:,}"),
+        ("formats", formats),
+    ]
     inner = "".join(f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>\n" for name, value in tiles)
-    told = (f"<p class=dim>All findings stand in <code>{_text(verdict['findings'])}</code>; "
-            f"<code>luthier data clean</code> with <code>{_text(verdict['recipe'])}</code> would mend them.</p>\n")  # fmt: skip
+    told = (
+        f"<p class=dim>All findings stand in <code>{_text(verdict['findings'])}</code>; "
+        f"<code>luthier data clean</code> with <code>{_text(verdict['recipe'])}</code> would mend them.</p>\n"
+    )
     return f"<dl class=totals>\n{inner}</dl>\n{told}"
 
 
 def _overview(checks: Mapping[str, Mapping]) -> str:
     rows = "".join(
         f'<tr><th scope=row><a href="#{kind}">{_text(kind)}</a></th><td class=number>{one["rows"]:,}</td>'
-        f"<td class=number>{one['share']:.3%}</td><td class=number>{one['allowed']:.1%}</td><td>{_text(one['action'])}</td>"
-        f"<td>{_mark('sound' if one['sound'] else 'faulty')}</td></tr>\n"
+        f"<td class=number>{one['share']:.3%}</td><td class=number>{one['allowed']:.1%}</td>"
+        f"<td>{_text(one['action'])}</td><td>{_mark('sound' if one['sound'] else 'faulty')}</td></tr>\n"
         for kind, one in checks.items()
     )
     head = "".join(
         f"<th scope=col{' class=number' if number else ''}>{name}</th>"
         for name, number in (("check", 0), ("rows", 1), ("share", 1), ("allowed", 1), ("action", 0), ("verdict", 0))
     )
-    return f"<section id=checks>\n<h2>Checks</h2>\n<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>\n</section>\n"
+    table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>"
+    return f"<section id=checks>\n<h2>Checks</h2>\n{table}\n</section>\n"
 
 
 def _check(kind: str, one: Mapping) -> str:
@@ -112,8 +126,9 @@ def _lengths(summary: Mapping, lengths: Mapping) -> str:
     most = max((count for *_, count in bins), default=1)
     told = "; ".join(
         f"{unit}: {', '.join(f'{name} {value:,}' for name, value in summary[unit].items())}"
-        for unit in ("characters", "words", "tokens") if unit in summary
-    )  # fmt: skip
+        for unit in ("characters", "words", "tokens")
+        if unit in summary
+    )
     chart = _chart(lengths["unit"], [(f"{a:,} to {b - 1:,}", n, n / most) for a, b, n in bins], "rows")
     return f"<p class=dim>{_text(told)}</p>\n{chart}"
 
@@ -126,8 +141,8 @@ def _chart(name: str, bars: Sequence[tuple[str, int, float]], unit: str) -> str:
         for label, count, share in bars
     )
     return (
-        f"<table class=charts><thead><tr><th class=number scope=col>{_text(name)}</th><th class=number scope=col>{unit}</th>"
-        f"<td></td></tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
+        f"<table class=charts><thead><tr><th class=number scope=col>{_text(name)}</th>"
+        f"<th class=number scope=col>{unit}</th><td></td></tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
     )
 
 

@@ -85,7 +85,7 @@ class Processes:
         return process
 
     def _ask(self, task: tuple[int, Any], idle: SimpleQueue, said: SimpleQueue) -> None:
-        """Have one process do the task; (number, rows so far or what went wrong, whether it is finished) for each word."""
+        """Have one process do the task; (number, rows so far or what went wrong, whether it is done) for each word."""
         process = idle.get()
         try:
             pickle.dump(task, process.stdin, protocol=5)

@@ -44,16 +44,18 @@ class Recipe(Settings):
     def dump(self) -> str:
         """YAML that is read as this recipe: what stands as it does by default is left out."""
         checks = {
-            kind: {"action": check.action, **check.model_dump(mode="json", exclude={"kind", "action"}, exclude_defaults=True)}
+            kind: {"action": check.action}
+            | check.model_dump(mode="json", exclude={"kind", "action"}, exclude_defaults=True)
             for kind, check in self.checks.items()
-        }  # fmt: skip
+        }
         told = self.model_dump(mode="json", exclude={"checks"}, exclude_defaults=True) | {"checks": checks}
         return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
 
     def told(self) -> dict:
         """Everything that decides what is done, as JSON."""
         whole = {kind: check.model_dump(mode="json") for kind, check in self.checks.items()}
-        return {"model": self.model, "columns": self.columns, "order": list(self.checks), "checks": whole}
+        read = {kind: inputs for kind, check in self.checks.items() if (inputs := check.inputs())}
+        return {"model": self.model, "columns": self.columns, "order": list(self.checks), "checks": whole, "read": read}
 
 
 def recipe(*sources: str | Path | Mapping) -> Recipe:
@@ -127,7 +129,7 @@ def _explained(error: ValidationError, before: str, of: type[Settings]) -> list[
 
 
 def _tokenizer(name: str) -> str:
-    """The tokenizer of a model, in the JSON of `tokenizers`: read as it stands in a folder, else as training reads it."""
+    """The tokenizer of a model, in the JSON of `tokenizers`: as it stands in a folder, else as training reads it."""
     file = Path(name).expanduser() / "tokenizer.json"
     if file.is_file():
         return file.read_text(encoding="utf-8")

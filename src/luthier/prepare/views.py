@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..data.conversations import SHAREGPT_ROLES
 from ..data.formats import FORMATS, Format
+from ..data.preferences import MESSAGES
 from ..data.readers import parse_json
 from ..data.sources import Row
 from .encoded import dumps
@@ -99,7 +100,7 @@ def viewed(row: Row) -> View:
 
 
 def put(values: dict, path: Path, text: str) -> dict:
-    """The values with another text at `path`; what is changed is copied, the rest shared. ValueError if it cannot be."""
+    """The values with another text at `path`; what is changed is copied, the rest shared. ValueError if it cannot."""
     return _put(values, path, text)
 
 
@@ -122,14 +123,9 @@ def _put(value: Any, path: Path, text: str) -> Any:
 
 
 def _turns(key: str, value: object, texts: list[Text], said: str = "assistant") -> None:
-    """Messages or turns of ShareGPT, perhaps as a text of JSON; a text that is none is what the user asks."""
+    """Messages or turns of ShareGPT, perhaps as a text of JSON."""
     if isinstance(value, str):
-        parsed = _parsed(value)
-        if parsed is None:
-            if value:
-                texts.append(Text((key,), "user", value))
-            return
-        value = parsed
+        value = _parsed(value) or []
     turns = [((key,), value)] if isinstance(value, Mapping) else [((key, i), t) for i, t in enumerate(_listed(value))]
     for path, turn in turns:
         if not isinstance(turn, Mapping):
@@ -149,9 +145,18 @@ def _turns(key: str, value: object, texts: list[Text], said: str = "assistant") 
             _leaves((*path, "tool_calls"), calls, role, texts, of=("arguments",))
 
 
+def _asked(key: str, value: object, texts: list[Text]) -> None:
+    """A prompt: what the user says, or messages."""
+    if isinstance(value, str):
+        if value:
+            texts.append(Text((key,), "user", value))
+    else:
+        _turns(key, value, texts)
+
+
 def _answers(key: str, value: object, texts: list[Text], role: str = "assistant") -> None:
-    """An answer: a text, a message or several."""
-    if isinstance(value, str) and _parsed(value) is None:
+    """An answer: a text, a message or several. Of pairs, a text may be JSON that holds messages."""
+    if isinstance(value, str) and (key == "completion" or not MESSAGES.match(value) or _parsed(value) is None):
         if value:
             texts.append(Text((key,), role, value))
     else:
@@ -204,14 +209,14 @@ def _parsed(text: str) -> list | dict | None:
 
 
 Told = str | Callable[[str, object, list[Text]], None]
-TOLD: dict[str, Told] = {  # by column; what a format reads and is not here is no text (labels, margins, tokens' numbers)
-    "messages": _turns, "conversations": _turns, "prompt": _turns, "completion": _answers, "chosen": _answers,
+TOLD: dict[str, Told] = {  # by column; what a format reads and is not here is no text (labels, margins, numbers)
+    "messages": _turns, "conversations": _turns, "prompt": _asked, "completion": _answers, "chosen": _answers,
     "rejected": _rejected, "instruction": "user", "input": "user", "output": "assistant", "history": _history,
     "system": "system", "text": "text", "text_pair": "text", "sentence": "text", "sentence1": "text",
     "sentence2": "text", "premise": "text", "hypothesis": "text", "question": "text", "question1": "text",
     "question2": "text", "tokens": _words,
 }  # fmt: skip
-NO_TEXT = ("tools", "label", "labels", "input_ids", "ner_tags", "tags", "_source")
+NO_TEXT = ("tools", "label", "labels", "input_ids", "ner_tags", "tags", "_source", "_parent")
 
 
 def format_of(keys: Sequence[str]) -> Format | None:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from .. import _Parser
 
-ACTIONS = ("inspect", "audit", "clean", "split")
+ACTIONS = ("inspect", "audit", "clean", "augment", "label", "split")
 
 
 def add(verbs: argparse._SubParsersAction) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -34,6 +35,8 @@ def common(made: argparse.ArgumentParser) -> None:
     """What an audit and a cleaning are both told."""
     made.add_argument("--recipe", metavar="FILE.yaml", help="the checks to make (default: all of them)")
     made.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe")
+    made.add_argument("--against", action="append", default=[], metavar="NAME=PATH",
+                      help="an evaluation set or benchmark whose rows must not be there; once for each")  # fmt: skip
     made.add_argument("--model", help="whose tokens lengths are counted in")
     made.add_argument("--split", default="train", help="of a folder with several splits (default: train)")
     made.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
@@ -43,7 +46,17 @@ def recipe_of(options: argparse.Namespace) -> Any:
     from ...prepare.recipe import recipe
 
     given: list = [options.recipe] if options.recipe else []
-    return recipe(*given, *([{"model": options.model}] if options.model else []), *options.set)
+    return recipe(*given, *([{"model": options.model}] if options.model else []), *options.set, *_against(options))
+
+
+def _against(options: argparse.Namespace) -> list[str]:
+    """Evaluation sets, as an override of the recipe."""
+    from ...errors import ConfigError
+
+    named = dict(text.partition("=")[::2] for text in options.against)
+    if wrong := [name for name, path in named.items() if not (name and path)]:
+        raise ConfigError(f"--against {wrong[0]}: expected NAME=PATH, such as gsm8k=gsm8k/test.jsonl")
+    return [f"checks.overlap.against={json.dumps(named)}"] if named else []
 
 
 def sayer(options: argparse.Namespace) -> Any:

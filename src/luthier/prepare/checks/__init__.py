@@ -1,4 +1,4 @@
-"""What is looked for in rows: a file for each check, and the table of their settings, in the order in which they act."""
+"""What is looked for in rows: a file for each check, and the table of their settings, in the order of their acts."""
 
 from .boilerplate import Boilerplate
 from .check import Check
@@ -15,6 +15,15 @@ from .structure import Structure
 CHECKS: dict[str, type[Check]] = {
     check.model_fields["kind"].default: check
     for check in (
-        Structure, Encoding, Secrets, PersonalData, Boilerplate, Language, Length, Overlap, ExactDuplicates, NearDuplicates,
+        Structure,
+        Encoding,
+        Secrets,
+        PersonalData,
+        Boilerplate,
+        Language,
+        Length,
+        Overlap,
+        ExactDuplicates,
+        NearDuplicates,
     )
-}  # fmt: skip
+}

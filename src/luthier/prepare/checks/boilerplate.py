@@ -11,7 +11,10 @@ from pydantic import model_validator
 from ..views import View
 from .check import Action, Check, Finding, Span
 
-_CANNOT = r"(?:can(?:no|')?t|can not|am unable to|'m unable to|am not able to|'m not able to|won't be able to|must decline|have to decline|will not|won't)"
+_CANNOT = (
+    r"(?:can(?:no|')?t|can not|am unable to|'m unable to|am not able to|'m not able to|won't be able to|must decline|"
+    r"have to decline|will not|won't)"
+)
 _DO = (
     r"(?:help|assist|fulfil|fulfill|comply|provide|answer|do that|do this|engage|support|create|write|generate|offer|"
     r"share|discuss|complete|respond|give|continue|participate|be able|access|browse|perform|process|condone|"
@@ -21,7 +24,7 @@ _DO = (
 # searches for a word.
 _REFUSALS = (
     rf"(?:\A|\n|[.!] )(?:oh,? |well,? |unfortunately,? |thank you[^.\n]{{0,60}}[.,] (?:but )?)?"
-    rf"(?:(?:i'm|i am|we are|we're) (?:so |very |really |truly )?sorry|i (?:do )?apologi[sz]e|sorry|my apologies|apologies)\b"
+    rf"(?:(?:i'm|i am|we are|we're) (?:so |very |really )?sorry|i (?:do )?apologi[sz]e|sorry|(?:my )?apologies)\b"
     rf"[^.\n]{{0,80}}?(?:\bi|\bwe)(?: am| {_CANNOT}|{_CANNOT}|'m| do not| don't| simply {_CANNOT})[^.\n]{{0,60}}",
     rf"\A(?:unfortunately,? )?i ?(?:simply )?{_CANNOT} (?:\w+ ){{0,3}}{_DO}\b[^.\n]{{0,60}}",
     rf"\A(?:as|since i am|because i am|being) an? [^.\n]{{0,60}}?(?:ai|model|assistant)\b[^.\n]{{0,60}}?\bi {_CANNOT}",
@@ -29,57 +32,92 @@ _REFUSALS = (
     r"\bi (?:cannot|can't|can not) (?:fulfil|fulfill|comply with|assist with|help with) (?:this|that|your|such)\b",
     rf"\bi(?:'m| am) not (?:able|comfortable|programmed|allowed|permitted) (?:to )?{_DO}",
     r"\A(?:i'm|i am) not (?:able|comfortable)\b",
-)  # fmt: skip
+)
 _DISCLAIMERS = (
-    r"\bas an? (?:(?:large |artificial |helpful )?(?:ai|language model|ai language model|artificial intelligence)\b)[^.\n]{0,40}",
-    r"\b(?:i'm|i am) (?:just |only )?an? (?:large |artificial |virtual )?(?:ai\b|language model|artificial intelligence)[^.\n]{0,30}",
+    r"\bas an? (?:large |artificial |helpful )?(?:(?:ai )?language model|ai|artificial intelligence)\b[^.\n]{0,40}",
+    r"\b(?:i'm|i am) (?:just |only )?an? (?:large |virtual )?(?:ai\b|language model|artificial intelligence)"
+    r"[^.\n]{0,30}",
     r"\b(?:as of )?my (?:last )?(?:knowledge|training)(?: data)?(?: cut-?off| update|'s cut-?off)[^.\n]{0,40}",
     r"\b(?:trained|developed|created|made) by (?:openai|anthropic|meta ai|google deepmind|mistral ai|alibaba cloud)\b",
-    r"\bi (?:do not|don't) have (?:access to real-?time|personal (?:opinions|experiences|feelings|beliefs)|real-?time)[^.\n]{0,40}",
-)  # fmt: skip
+    r"\bi (?:do not|don't) have (?:(?:access to )?real-?time|personal (?:opinions|experiences|feelings|beliefs))"
+    r"[^.\n]{0,40}",
+)
 _CLOSINGS = (
-    r"(?:i hope (?:this|that) (?:helps|was helpful|answers)|(?:please )?(?:let me know|feel free to (?:ask|reach out|let me "
-    r"know)|don't hesitate to (?:ask|contact|reach))|is there anything else (?:i can|you)|if you (?:have|need) any "
+    r"(?:i hope (?:this|that) (?:helps|was helpful|answers)|(?:please )?(?:let me know|feel free to "
+    r"(?:ask|reach out|let me know)|don't hesitate to (?:ask|contact|reach))|is there anything else (?:i can|you)|"
+    r"if you (?:have|need) any "
     r"(?:other|more|further) (?:questions|help|assistance))[^\n]{0,80}\s*\Z",
-)  # fmt: skip
+)
 PATTERNS: dict[str, tuple[tuple[str, ...], tuple[re.Pattern, ...]]] = {
     "refusal": (
-        ("sorry", "apolog", "i can't", "i cannot", "i cant ", " unable", " not able", "decline", "i won't", " request ", "not comfortable", "not programmed", "not allowed", "not permitted"),
+        (
+            "sorry",
+            "apolog",
+            "i can't",
+            "i cannot",
+            "i cant ",
+            " unable",
+            " not able",
+            "decline",
+            "i won't",
+            " request ",
+            "not comfortable",
+            "not programmed",
+            "not allowed",
+            "not permitted",
+        ),
         tuple(map(re.compile, _REFUSALS)),
     ),
     "disclaimer": (
-        (" an ai", " language model", "artificial intel", "my knowledge", "my last ", "my training", "by openai",
-         "by anthropic", "by meta ai", "by google deep", "by mistral ai", "by alibaba", "t have personal", "t have real",
-         "t have access to real"),
+        (
+            " an ai",
+            " language model",
+            "artificial intel",
+            "my knowledge",
+            "my last ",
+            "my training",
+            "by openai",
+            "by anthropic",
+            "by meta ai",
+            "by google deep",
+            "by mistral ai",
+            "by alibaba",
+            "t have personal",
+            "t have real",
+            "t have access to real",
+        ),
         tuple(map(re.compile, _DISCLAIMERS)),
     ),
     "closing": (
         ("i hope th", "let me know", "feel free", "hesitate", "anything else", "if you have any", "if you need any"),
         tuple(map(re.compile, _CLOSINGS)),
     ),
-}  # fmt: skip
+}
 _PLACEHOLDERS = (  # each with a byte or a word that is there
-    (b"[", re.compile(
-        r"\[(?:(?:your|insert|company|recipient'?s?|sender'?s?|client'?s?|add|enter)\b[^\]\n]{0,40}\]"
-        r"|(?:name|date|address|city|phone number|email|title|link|url)\])"
-    )),
+    (
+        b"[",
+        re.compile(
+            r"\[(?:(?:your|insert|company|recipient'?s?|sender'?s?|client'?s?|add|enter)\b[^\]\n]{0,40}\]"
+            r"|(?:name|date|address|city|phone number|email|title|link|url)\])"
+        ),
+    ),
     (b"<", re.compile(r"<(?:insert|your)[ _][^>\n]{1,40}>")),
     (b"{", re.compile(r"\{\{ ?\w+ ?\}\}")),
     (b"lorem", re.compile(r"lorem ipsum\b")),
     (b"insert", re.compile(r"insert (?:your )?\w+ here\b")),
-)  # fmt: skip
+)
 _ENDS = {"closing": 240}  # characters at a text's end in which it is looked for
 _FIRST = {  # words without which none of the texts can be there
     "refusal": frozenset(
-        b"sorry apologize apologise apologies can't cannot cant unable able decline won't request comfortable programmed "
-        b"allowed permitted".split()
+        b"sorry apologize apologise apologies can't cannot cant unable able decline won't request comfortable "
+        b"programmed allowed permitted".split()
     ),
     "disclaimer": frozenset(
-        b"ai language artificial openai anthropic deepmind mistral alibaba meta knowledge training personal real real-time "
-        b"realtime last".split()
+        b"ai language artificial openai anthropic deepmind mistral alibaba meta knowledge training personal real "
+        b"real-time realtime last".split()
     ),
     "closing": frozenset(b"hope know feel hesitate anything questions help assistance".split()),
-}  # fmt: skip
+}
 _ANY = frozenset().union(*_FIRST.values())
 LEARNT = ("assistant",)
 

@@ -88,7 +88,7 @@ class Check(Settings):
 
     kind: str
     action: Action = "keep"
-    """What `luthier data clean` does with a row in which this is found: `drop` it, `repair` it, or `keep` it as it is."""
+    """What `luthier data clean` does with a row in which this is found: `drop` or `repair` it, or `keep` it."""
     actions: dict[str, Action] = {}
     """Another action for some of the things that it finds."""
     allowed: float | None = Field(None, ge=0.0, le=1.0)
@@ -131,10 +131,14 @@ class Check(Settings):
         """
         return self.action != "keep" and self.gatherer() is not None
 
+    def inputs(self) -> list:
+        """JSON of what the files are that it reads by itself: a run that was begun with others is another run."""
+        return []
+
     def prepared(self, given: Mapping[str, str]) -> Check:
         """The check as it works in a process: what has to be read or compiled first is kept on it.
 
-        `given` has what the recipe says for all checks: `model`, its name, and `tokenizer`, in the JSON of `tokenizers`.
+        `given` has what the recipe says for all checks: the name `model`, and `tokenizer`, as JSON of `tokenizers`.
         """
         return self
 
@@ -145,7 +149,7 @@ class Check(Settings):
         return ()
 
     def repair(self, view: View, findings: Sequence[Finding]) -> dict[int, str]:
-        """Other texts by their place in `view.texts`; a finding that cannot be repaired is left, and its row dropped."""
+        """Other texts by their place in `view.texts`; a row in which nothing could be changed is dropped."""
         raise NotImplementedError
 
     # the whole set

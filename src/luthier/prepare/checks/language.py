@@ -17,15 +17,18 @@ from .check import Again, Check, Decision, Finding, Gathered, Gatherer
 _NUMBER = {code: number for number, code in enumerate(CODES)}
 
 
+LEARNT = ("assistant", "text")
+
+
 class Language(Check):
-    """A row whose language cannot be told, as of one word or of code, is never found."""
+    """Of answers, where a row has any. One whose language cannot be told, as of one word or of code, is never found."""
 
     whats: ClassVar = ("other_language",)
 
     kind: Literal["language"] = "language"
     action: Literal["drop", "keep"] = "keep"
     languages: list[str] = []
-    """Codes of the languages that rows may have, such as `[en, de]`; without any, those that have `rare` of the rows."""
+    """Codes of languages that rows may have, such as `[en, de]`; without any, those that have `rare` of the rows."""
     rare: float = Field(0.02, ge=0.0, lt=1.0)
     """Below this share of the rows whose language is known, a language is found as another one; for an audit."""
 
@@ -79,10 +82,13 @@ class Language(Check):
 
 
 def of(view: View) -> str:
+    """The language of what is learnt of a row: of its answers, whoever asked in which; else that of all its texts."""
     if view.language is None:
-        said = [text.text for text in view.texts if text.role != "system"]
-        words = view.words() if len(said) == len(view.texts) else None
-        view.language = language_of(together(said), words)
+        said = [text.text for text in view.texts if text.role in LEARNT] or [text.text for text in view.texts]
+        whole = len(said) == len(view.texts)
+        view.language = language_of(together(said), view.words() if whole else None)
+        if view.language == UNKNOWN and not whole:  # an answer of one word, or of code
+            view.language = language_of(together(text.text for text in view.texts), view.words())
     return view.language
 
 

@@ -31,7 +31,7 @@ class Length(Check):
     unit: Literal["characters", "words", "tokens"] = "characters"
     """What the bounds count: of all texts of a row together; `tokens` are those of the recipe's `model`."""
     deviations: float = Field(5.0, gt=0)
-    """How far out is far, of the logarithm of lengths: multiples of a robust standard deviation (1.4826 times the MAD)."""
+    """How far out is far, of the logarithm of lengths, in robust standard deviations (1.4826 times the MAD)."""
 
     _tokenizer: Any = None
 

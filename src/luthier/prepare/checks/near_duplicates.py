@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ..clusters import Clusters
-from ..lsh import Sets, candidates, clustered, kept, unite_equal
-from ..minhash import banded, bands_for, shingles, signatures
+from ..lsh import Banded, Sets, candidates, clustered, kept, unite_equal
+from ..minhash import banded, bands_for, most_differing, shingles, signatures, sketches
 from ..normal import normal
 from ..views import View
 from .check import Again, Check, Decision, Gathered, Gatherer
@@ -27,14 +27,15 @@ class NearDuplicates(Check):
     """Rows are compared as sets of shingles of their texts, without case, marks and system turns.
 
     Rows of which each is at least `threshold` like the next hang together; one of them stays. Two rows with different
-    labels, or whose chosen and rejected answers are the other way round, are never alike.
+    labels, or whose chosen and rejected answers are the other way round, are never alike. Only told of by default: in
+    rows made from templates each may be meant.
     """
 
     whats: ClassVar = (SAME, NEAR)
 
     kind: Literal["near_duplicates"] = "near_duplicates"
-    action: Literal["drop", "keep"] = "drop"
-    threshold: float = Field(0.6, gt=0.0, le=1.0)
+    action: Literal["drop", "keep"] = "keep"
+    threshold: float = Field(0.5, gt=0.0, le=1.0)
     """Jaccard similarity from which two rows are alike: shared shingles over all shingles of both."""
     unit: Literal["characters", "words"] = "characters"
     """What a shingle is made of."""
@@ -44,7 +45,7 @@ class NearDuplicates(Check):
     """Rows of fewer shingles are only compared as a whole: in few words each one counts."""
     keep: Literal["first", "longest"] = "first"
     """Which of rows that hang together stays."""
-    hashes: int = Field(128, ge=16, le=1024)
+    hashes: int = Field(256, ge=64, le=1024, multiple_of=64)
     """Values of a signature: more find more of what is just above the threshold, and take longer."""
     recall: float = Field(0.95, gt=0.0, lt=1.0)
     """The least probability with which a pair exactly at the threshold is found; above, it rises steeply."""
@@ -64,17 +65,18 @@ class NearDuplicates(Check):
     def decide(self, gathered: Sequence[Gathered], again: Again) -> Decision:
         whole = _Whole(gathered)
         clusters = Clusters(len(whole.rows))
-        unite_equal(clusters, np.arange(len(whole.rows)), whole.texts)
+        unite_equal(clusters, whole.texts)
         first = clusters.all().copy()
         bands, _ = bands_for(self.threshold, self.hashes, self.recall)
+        of = Banded(whole.band, bands, whole.sketches, most_differing(self.threshold, self.hashes))
         long = (first == np.arange(len(first))) & (whole.sizes >= self.shortest)
-        pool = candidates(whole.band, bands, np.flatnonzero(long))
+        pool = candidates(of, np.flatnonzero(long))
         sets = self._sets(whole.rows, pool, again)
 
         def stays() -> np.ndarray:
             return kept(clusters, whole.sizes, self.keep == "longest")
 
-        clustered(clusters, whole.band, bands, pool, sets, self.threshold, stays)
+        clustered(clusters, of, pool, sets, self.threshold, stays)
         return self._decision(whole, first, stays(), sets)
 
     def _decision(self, whole: _Whole, first: np.ndarray, best: np.ndarray, sets: Sets) -> Decision:
@@ -85,8 +87,11 @@ class NearDuplicates(Check):
         alike = np.ones(len(others))
         near = ~copies[gone]
         alike[near] = sets.jaccard(np.flatnonzero(gone)[near], others[near])
-        told = [(SAME, "the same as row {other} but for case, marks and spacing"), (NEAR, "{number:.0%} like row {other}"),
-                (NEAR, "like rows that are like row {other}, itself {number:.0%}")]  # fmt: skip
+        told = [
+            (SAME, "the same as row {other} but for case, marks and spacing"),
+            (NEAR, "{number:.0%} like row {other}"),
+            (NEAR, "like rows that are like row {other}, itself {number:.0%}"),
+        ]
         codes = np.where(near, np.where(alike >= self.threshold, 1, 2), 0).astype(np.uint8)
         sizes = np.unique(best, return_counts=True)[1]
         summary = {
@@ -97,21 +102,20 @@ class NearDuplicates(Check):
 
     def _sets(self, rows: np.ndarray, wanted: np.ndarray, again: Again) -> Sets:
         """The shingles of the rows at the places `wanted`, which are read once more."""
-        sets = Sets(wanted)
         texts = Texts(self)
         numbers = iter(rows[wanted].tolist())
         number = next(numbers, None)
-        for at, view in again() if number is not None else ():
-            if at == number:
-                texts.add(view)
-                if texts.full():
-                    sets.add(*texts.take().sets())
-                number = next(numbers, None)
-                if number is None:
-                    break
-        if texts.texts:
-            sets.add(*texts.take().sets())
-        sets.close()
+        with Sets(wanted) as sets:
+            for at, view in again() if number is not None else ():
+                if at == number:
+                    texts.add(view)
+                    if texts.full():
+                        sets.add(*texts.take().sets())
+                    number = next(numbers, None)
+                    if number is None:
+                        break
+            if texts.texts:
+                sets.add(*texts.take().sets())
         return sets
 
 
@@ -122,6 +126,7 @@ class _Whole:
         self.rows = np.concatenate([g.arrays["rows"].astype(np.int64) + g.first for g in gathered])
         self.texts = np.concatenate([g.arrays["texts"] for g in gathered])
         self.sizes = np.concatenate([g.arrays["sizes"] for g in gathered])
+        self.sketches = np.concatenate([g.arrays["sketches"] for g in gathered])
         self.bands = [g.arrays["bands"] for g in gathered]
 
     def band(self, which: int) -> np.ndarray:
@@ -165,6 +170,10 @@ class Texts:
         return made
 
 
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
 class _Bands(Gatherer):
     def __init__(self, check: NearDuplicates):
         self.check = check
@@ -173,6 +182,7 @@ class _Bands(Gatherer):
         self.rows, self.hashes = array("I"), bytearray()
         self.labels: list[int] = []
         self.bands: list[np.ndarray] = []
+        self.sketches: list[np.ndarray] = []
         self.sizes: list[np.ndarray] = []
 
     def add(self, number: int, view: View) -> None:
@@ -183,25 +193,27 @@ class _Bands(Gatherer):
         marks = [span[1:] for span in self.waiting.apart if span[0] == len(self.waiting.texts) - 1]
         whole = f"{text}\x1e{marks}{label}" if marks or label else text
         self.rows.append(number)
-        self.hashes += blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self.labels.append(int.from_bytes(blake2b(label.encode("utf-8", "surrogatepass"), digest_size=8).digest()) if label else 0)
+        self.hashes += _digest(whole)
+        self.labels.append(int.from_bytes(_digest(label)[:4]) if label else 0)
         if self.waiting.full():
             self._work()
 
     def _work(self) -> None:
         of = self.waiting.take()
         self.sizes.append(of.sizes().astype(np.uint32))
-        bands = banded(signatures(of, self.check.hashes), *self.banding)
-        self.bands.append(bands ^ np.array(self.labels, np.uint64))
+        signature = signatures(of, self.check.hashes)
+        self.bands.append(banded(signature, *self.banding) ^ np.array(self.labels, np.uint32))
+        self.sketches.append(sketches(signature))
         self.labels = []
 
     def arrays(self) -> Mapping[str, np.ndarray]:  # type: ignore[override]
         if self.waiting.texts:
             self._work()
-        none = np.zeros((self.banding[0], 0), np.uint64)
+        none = np.zeros((self.banding[0], 0), np.uint32)
         return {
             "rows": np.array(self.rows, np.uint32),
             "texts": np.frombuffer(bytes(self.hashes), np.uint64),
             "sizes": np.concatenate([np.zeros(0, np.uint32), *self.sizes]),
             "bands": np.concatenate([none, *self.bands], axis=1),
+            "sketches": np.concatenate([np.zeros((0, self.check.hashes // 64), np.uint64), *self.sketches]),
         }

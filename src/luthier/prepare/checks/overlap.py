@@ -1,32 +1,33 @@
-"""Rows that stand in an evaluation set too: whole, or in runs of 13 words."""
+"""Rows that stand in an evaluation set too: whole, in runs of 13 words, or with some words changed."""
 
 from __future__ import annotations
 
 import os
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from ...data import formats, sources
+from ...data import sources
 from ...errors import DataError
-from ..normal import normal
 from ..overlap import Index, Match
 from ..views import View, view
 from .check import Again, Check, Decision, Finding, Gathered, Gatherer, Span
 
 SHOWN = 3  # evaluation rows that are told of a row
-WHOLE, RUNS = "whole", "words"
+SHORT = 5  # words in a row of which a near copy has many
+FEWEST = 12  # of these that an evaluation row has at least: in few a common phrase is a large share
+WHOLE, RUNS, NEAR = "whole", "words", "near"
 
 
 class Overlap(Check):
-    """Looks for the rows of evaluation sets and of benchmarks' local copies in the rows of training; system turns aside."""
+    """Looks for rows of evaluation sets, and of benchmarks' local copies, in those of training; system turns aside."""
 
-    whats: ClassVar = (WHOLE, RUNS)
+    whats: ClassVar = (WHOLE, RUNS, NEAR)
 
     kind: Literal["overlap"] = "overlap"
     action: Literal["drop", "keep"] = "drop"
@@ -36,8 +37,10 @@ class Overlap(Check):
     """Which split of these, where a folder has several."""
     words: int = Field(13, ge=2, le=64)
     """How many words in a row are no chance."""
-    share: float = Field(0.2, gt=0.0, le=1.0)
+    share: float = Field(0.1, gt=0.0, le=1.0)
     """From which share of an evaluation row's runs of words a row is found."""
+    near: float | None = Field(0.4, gt=0.0, le=1.0)
+    """From which share of an evaluation row's runs of five words a row is a near copy of it; null looks for none."""
     least: int = Field(8, ge=1)
     """Words that a single turn or column has at least, to be found whole; a whole row is found however short it is."""
     common: int = Field(10, ge=1)
@@ -51,25 +54,34 @@ class Overlap(Check):
         return "; ".join(problems) or None
 
     def prepared(self, given: Mapping[str, str]) -> Check:
-        made = self.model_copy()
+        made, near = self.model_copy(), self.near is not None and self.words > SHORT
         made._benchmarks = tuple(
-            _benchmark(name, path, self.split, self.words, self.least, self.common, _state(name, path, self.split))
+            _benchmark(name, path, self.split, self.words, self.least, self.common, near, _state(name, path, self.split))
             for name, path in self.against.items()
         )
         return made
+
+    def inputs(self) -> list:
+        return [_state(name, path, self.split) for name, path in self.against.items()]
 
     def decides(self) -> bool:
         return False  # what is gathered is only counted
 
     def look(self, view: View) -> Sequence[Finding]:
-        return [_finding(view, benchmark, found) for benchmark, found in self.matches(view) if found]
+        return [_finding(view, benchmark, size, found) for benchmark, size, found in self.matches(view) if found]
 
-    def matches(self, view: View) -> list[tuple[Benchmark, list[Match]]]:
-        """Of each benchmark what the row has of it; of the row that was asked for last at once."""
+    def matches(self, view: View) -> list[tuple[Benchmark, int, list[Match]]]:
+        """Of each benchmark what the row has of it, in runs of so many words; what was asked last is remembered."""
         if self._last is None or self._last[0] is not view:
             texts = [text.text for text in view.texts if text.role != "system"]
-            self._last = view, [(b, b.index.matches(texts, self.share)) for b in self._benchmarks]
+            self._last = view, [(benchmark, *self._matches(benchmark, texts)) for benchmark in self._benchmarks]
         return self._last[1]
+
+    def _matches(self, benchmark: Benchmark, texts: Sequence[str]) -> tuple[int, list[Match]]:
+        found = benchmark.index.matches(texts, self.share)
+        if found or benchmark.short is None or self.near is None:
+            return self.words, found
+        return SHORT, benchmark.short.matches(texts, self.near)
 
     def gatherer(self) -> Gatherer | None:
         return _Seen(self) if self.against else None
@@ -86,12 +98,14 @@ class Overlap(Check):
 class Benchmark:
     """An evaluation set with its index, and where its rows stand."""
 
-    def __init__(self, name: str, path: str, split: str, words: int, least: int, common: int):
+    def __init__(self, name: str, path: str, split: str, words: int, least: int, common: int, near: bool):
         self.name = name
         self.places: list[str] = []
-        self.index = Index(self._rows(path, split), words, least, common)
+        rows = [*self._rows(path, split)]
+        self.index = Index(rows, words, least, common)
+        self.short = Index(rows, SHORT, least, common, FEWEST) if near else None
 
-    def _rows(self, path: str, split: str):
+    def _rows(self, path: str, split: str) -> Iterator[list[str]]:
         for row in sources.read(path, split=split):
             if row.fault is not None:
                 raise DataError(f"checks.overlap.against.{self.name}: {row.place}: {row.fault}")
@@ -100,27 +114,30 @@ class Benchmark:
 
 
 @lru_cache(maxsize=64)
-def _benchmark(name: str, path: str, split: str, words: int, least: int, common: int, state: tuple) -> Benchmark:
+def _benchmark(
+    name: str, path: str, split: str, words: int, least: int, common: int, near: bool, state: tuple
+) -> Benchmark:
     """Read once in a process, as long as its files stay what they are."""
-    return Benchmark(name, path, split, words, least, common)
+    return Benchmark(name, path, split, words, least, common, near)
 
 
 def _state(name: str, path: str, split: str) -> tuple:
     if problem := sources.missing(path):
         raise DataError(f"checks.overlap.against.{name}: {problem}")
-    return tuple((str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in sources.files_of(path, split) or ())
+    told = [(str(file), os.stat(file)) for file in sources.files_of(path, split) or ()]
+    return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in told)
 
 
-def _finding(seen: View, benchmark: Benchmark, found: Sequence[Match]) -> Finding:
+def _finding(seen: View, benchmark: Benchmark, size: int, found: Sequence[Match]) -> Finding:
     best = found[0]
     places = ", ".join(benchmark.places[match.row] for match in found[:SHOWN])
     more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
-    words = " ".join(best.words[: benchmark.index.size])
+    words = " ".join(best.words[:size])
     if best.whole:
         detail = f"{benchmark.name}: all of {places}{more}: {words!r}"
     else:
-        detail = f"{benchmark.name}: {best.share:.0%} of {places}{more}, such as {words!r}"
-    return Finding(WHOLE if best.whole else RUNS, detail, _spans(seen, best))
+        detail = f"{benchmark.name}: {best.share:.0%} of {places}{more}, in {size} words such as {words!r}"
+    return Finding(WHOLE if best.whole else NEAR if size != benchmark.index.size else RUNS, detail, _spans(seen, best))
 
 
 def _spans(seen: View, match: Match) -> tuple[Span, ...]:
@@ -142,7 +159,7 @@ class _Seen(Gatherer):
         self.rows = [array("i") for _ in check._benchmarks]
 
     def add(self, number: int, view: View) -> None:
-        for rows, (_, found) in zip(self.rows, self.check.matches(view)):
+        for rows, (*_, found) in zip(self.rows, self.check.matches(view)):
             rows.extend(match.row for match in found)
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -39,7 +39,10 @@ PATTERNS: dict[str, tuple[tuple[str, ...], re.Pattern]] = {  # what -> (one of t
         ("sk-",),
         re.compile(r"(?<![\w-])sk-(?:proj-|svcacct-|admin-|ant-(?:api|admin)\d\d-|or-v1-)?[A-Za-z0-9_-]{20,200}(?![\w])"),
     ),
-    "stripe_key": (("sk_live_", "rk_live_", "whsec_"), re.compile(r"(?<!\w)(?:[sr]k_live_|whsec_)[A-Za-z0-9]{20,250}(?!\w)")),
+    "stripe_key": (
+        ("sk_live_", "rk_live_", "whsec_"),
+        re.compile(r"(?<!\w)(?:[sr]k_live_|whsec_)[A-Za-z0-9]{20,250}(?!\w)"),
+    ),
     "huggingface_token": (("hf_",), re.compile(r"(?<!\w)hf_[A-Za-z]{34}(?!\w)")),
     "package_token": (
         ("npm_", "pypi-AgE"), re.compile(r"(?<!\w)(?:npm_[A-Za-z0-9]{36}|pypi-AgE[\w-]{50,250})(?!\w)")
@@ -127,7 +130,9 @@ def _mixed(secret: str) -> bool:
     """Letters and digits, and no word of a program or a path."""
     kinds = sum(any(test(c) for c in secret) for test in (str.isdigit, str.islower, str.isupper))
     digits = sum(c.isdigit() for c in secret)
-    return kinds >= 2 and digits >= (1 if kinds == 3 and len(secret) >= 24 else 2) and not re.fullmatch(r"[a-z]+(?:[_/-][a-z0-9]+)*|[A-Z]+(?:_[A-Z0-9]+)*", secret)
+    least = 1 if kinds == 3 and len(secret) >= 24 else 2
+    words = re.fullmatch(r"[a-z]+(?:[_/-][a-z0-9]+)*|[A-Z]+(?:_[A-Z0-9]+)*", secret)
+    return kinds >= 2 and digits >= least and not words
 
 
 def entropy(text: str) -> float:
