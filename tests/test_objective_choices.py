@@ -268,7 +268,8 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 def test_killed_and_resumed_ends_with_the_same_bytes(objective, world, networks, tmp_path):
     """All processes are killed after step 3 and go on from step 2, of rollouts in the middle of a round."""
     every = [*([{}] if world > 1 else []), *KEPT.get(kind(objective), [])]  # of one process: test_objective_matrix
-    extra = {"checkpoint": {"every": 2}, "data": {"validation": 4}, "evaluation": {"every": 2}}
+    extra = {"checkpoint": {"every": 2}, "evaluation": {"every": 2}, "monitor": {"log_every": 3}}
+    extra["data"] = {"validation": 4}
     for i, config in enumerate(runs(objective, networks, tmp_path, every).values()):
         given = config.model_dump(mode="json", exclude_unset=True)
         folders = [{"output_dir": str(tmp_path / f"{i}{name}")} for name in ("whole", "parted")]
