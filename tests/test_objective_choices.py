@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import pytest
+import torch
+from conftest import make_model
+from test_distillation import other_tokenizer, teacher  # noqa: F401
 from test_matrix import base, kind, members  # noqa: F401
 from test_objective_matrix import FORKS, configuration, rows_of
-from test_train import QUIET
+from test_train import QUIET, finished
 
-from luthier import configure
+from luthier import checkpoint, configure, train
 from luthier.config import Config
 from luthier.errors import ConfigError
+from luthier.monitor import records
 from luthier.objectives import Objective
 from luthier.rollouts import CLOCKS
 from luthier.settings import Settings
@@ -34,11 +39,12 @@ OBJECTIVES = members(Objective)
 STEPS = 3
 HERE = {"kind", "teacher", "rewards", "labels", "trust_remote_code", "revision", "trainable", "precision", "dtype"}
 """Fields that are no choices of how rows are learnt, or other axes."""
+EDGES = {"epsilon"}  # where 0 leaves it to rounding what is clipped
 ALWAYS = {  # of the first pass all ratios are 1; some answers are to come to their end
-    "grpo": {"num_iterations": 2, "max_completion_length": 24}, "ppo": {"max_completion_length": 24},
+    "grpo": {"num_iterations": 2, "max_completion_length": 12}, "ppo": {"max_completion_length": 12},
 }  # fmt: skip
 SHORT = {"max_completion_length": 8}  # where parts of an objective have it
-ROWS = {
+ROWS: dict[str, Callable[[int], Any]] = {
     "multi_label_classification": lambda i: list("xyz"[i % 4 :]),
     "regression": lambda i: i / 7,
 }
@@ -58,11 +64,11 @@ def choices(settings: Any, model: str) -> Iterator[dict[str, Any]]:
     for name, field in settings.model_fields.items():
         if name not in HERE:
             default = None if field.is_required() else field.get_default(call_default_factory=True)
-            for value in values(field.annotation, default, model):
+            for value in values(field.annotation, default, model, name in EDGES):
                 yield {name: value}
 
 
-def values(annotation: Any, default: Any, model: str) -> Iterator[Any]:
+def values(annotation: Any, default: Any, model: str, edge: bool = False) -> Iterator[Any]:
     """Other values of a field with such a type; of a number several, as not all may be allowed."""
     parts = _parts(annotation)
     for part in parts:
@@ -72,7 +78,7 @@ def values(annotation: Any, default: Any, model: str) -> Iterator[Any]:
             yield from (value for value in (True, False) if value is not default)
         elif part in (int, float):
             near = (2, 3) if part is int else (0.3, 1.5)
-            yield Numbers(near if default is None or not default else (part(0), *near))
+            yield Numbers((part(0), *near) if default and not edge else near)
         elif isinstance(part, type) and issubclass(part, Settings):
             own = {n: model for n, f in part.model_fields.items() if f.is_required()}
             own |= {"kind": kind(part)} if "kind" in part.model_fields else {}
@@ -96,29 +102,48 @@ def _parts(annotation: Any) -> list[Any]:
 # ---------------------------------------------------------------------------- runs
 
 
-def runs(objective: Any, base: Path, folder: Path) -> dict[str, Config]:  # noqa: F811
-    """A configuration for each choice of an objective, by what is chosen; the first is as it comes."""
-    wanted = [{}, *choices(objective, str(base)), *TOGETHER.get(kind(objective), [])]
-    alone = {str(choice): _allowed(objective, base, folder / str(i), choice) for i, choice in enumerate(wanted)}
-    for i, choice in enumerate(wanted):
-        others = iter(wanted)
-        while alone[str(choice)] is None:
-            other = next(others, None)
-            assert other is not None, f"{kind(objective)}: {choice} goes with no other choice"
-            alone[str(choice)] = _allowed(objective, base, folder / str(i), other | choice)
-    return {name: config for name, config in alone.items() if config is not None}
+class Networks(NamedTuple):
+    base: Path
+    teacher: Path
+    foreign: Path  # a teacher with another vocabulary
 
 
-def _allowed(objective: Any, base: Path, folder: Path, choice: dict) -> Config | None:  # noqa: F811
-    """With the first of its numbers that is allowed."""
-    for number in range(3):
-        chosen = ALWAYS.get(kind(objective), {}) | _numbered(choice, number)
-        try:
-            return _configured(objective, base, folder, chosen)
-        except ConfigError as error:
-            told = str(error)
-    assert "objective" in told, told
-    return None
+@pytest.fixture(scope="session")
+def networks(base, teacher, tmp_path_factory):  # noqa: F811
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("networks")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id] *= 20  # ends its answers now and then
+    model.config.classifier_dropout = 0.0  # what is dropped in front of a head of tokens is drawn for each place
+    for made in (model, tokenizer):
+        made.save_pretrained(folder / "base")
+    make_model().save_pretrained(folder / "foreign")
+    other_tokenizer(folder / "foreign", ["say and good bad user assistant"] * 9)
+    return Networks(folder / "base", teacher, folder / "foreign")
+
+
+def runs(objective: Any, networks: Networks, folder: Path, wanted: Iterable[dict]) -> dict[str, Config]:
+    """A configuration for each of these choices of an objective, by what is chosen, in a folder of its own."""
+    every = [*choices(objective, str(networks.base))]
+    return {
+        str(choice): _first_allowed(objective, networks, folder / str(i), choice, every)
+        for i, choice in enumerate(wanted)
+    }
+
+
+def _first_allowed(objective: Any, networks: Networks, folder: Path, choice: dict, others: Iterable[dict]) -> Config:
+    """Alone, or with another choice; with the first of its numbers that may be."""
+    for other in ({}, *others):
+        for number in range(3):
+            chosen = ALWAYS.get(kind(objective), {}) | _numbered(other | choice, number)
+            try:
+                return configured(objective, networks, folder, chosen)
+            except ConfigError as error:
+                if "objective" not in str(error):
+                    raise
+    raise AssertionError(f"{kind(objective)}: {choice} goes with no other choice")
 
 
 def _numbered(choice: Any, number: int) -> Any:
@@ -127,48 +152,57 @@ def _numbered(choice: Any, number: int) -> Any:
     return choice[min(number, len(choice) - 1)] if isinstance(choice, Numbers) else choice
 
 
-def _configured(objective: Any, base: Path, folder: Path, chosen: dict) -> Config:  # noqa: F811
+def configured(objective: Any, networks: Networks, folder: Path, chosen: dict) -> Config:
     """Of rows that differ in length, in steps of plain gradients, which make no small difference large."""
     folder.mkdir(exist_ok=True)
     changes = {
-        "objective": chosen, "max_steps": STEPS + 1, "optim": {"kind": "sgd", "learning_rate": 0.3},
-        "batch": {"micro_tokens": 512}, "checkpoint": {"every": 2},
+        "objective": chosen, "max_steps": STEPS + 1, "optim": {"kind": "sgd", "learning_rate": 0.02},
+        "batch": {"micro_tokens": 512},
     }  # fmt: skip
-    made = configuration(base, folder, objective, output_dir=str(folder / "one"), **changes)
+    if "teacher" in objective.model_fields:
+        theirs = networks.foreign if chosen.get("vocabulary") == "align" else networks.teacher
+        changes["objective"] = {"teacher": str(theirs)} | chosen
+    made = configuration(networks.base, folder, objective, output_dir=str(folder / "one"), **changes)
     rows = rows_of(objective.rows)
     for i, row in enumerate(rows):
         if label := ROWS.get(chosen.get("problem_type", "")):
             row["label"] = label(i)
         if objective.rows == "whole_pairs":
             row["margin"] = i / 10
-        for name in ("completion", "chosen"):
+        for name, more in (("completion", " and"), ("chosen", " and"), ("text", " and so on it goes")):
             if name in row:
-                row[name] += " and" * (i % 4)
+                row[name] += more * (i % 4)
+        if "tags" in row:
+            row["tokens"] += ["and", "so"] * (2 * i % 8)
+            row["tags"] += ["O", "B-Q"] * (2 * i % 8)
     Path(made.data.train).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return made
 
 
-def told(config: Config, shared: Shared) -> list[dict[str, float]]:
-    """What the first steps say: the loss, the gradient's norm, and the objective's figures."""
-    found = []
-    for step in Trainer(config, QUIET, shared=shared).loop():
+def told(config: Config, shared: Shared, rows: range) -> list[dict[str, float]]:
+    """What the first steps say: the loss, the gradient's norm, and the objective's figures; most rows of a step."""
+    found, trainer, most = [], Trainer(config, QUIET, shared=shared), 0
+    for step in trainer.loop():
+        most = max(most, len(trainer.steps[step.step - 1]))
         figures = {name: float(value) for name, value in step.metrics.items() if name not in CLOCKS}
         found.append({"loss": step.loss, "grad_norm": step.grad_norm, "tokens": step.tokens} | figures)
         if len(found) == STEPS:
             break
+    assert most in rows
     return found
 
 
-def two_forks(work: Callable[[], None]) -> None:
-    """Two processes that do this work together; forks, which need not import everything again."""
+def forked(work: Callable[[], None], world: int = 2) -> list[int]:
+    """The exit codes of processes that do this work together; forks, which need not import everything again."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     children = []
-    for rank in range(2):
+    for rank in range(world):
         child = os.fork()
         if child == 0:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            place = {"RANK": str(rank), "WORLD_SIZE": str(world)}
+            os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             try:
                 work()
                 os._exit(0)
@@ -177,28 +211,31 @@ def two_forks(work: Callable[[], None]) -> None:
             finally:
                 os._exit(1)
         children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=kind)
 @FORKS
-def test_two_processes_with_rows_by_themselves_learn_what_one_does_with_all_in_a_row(objective, base, tmp_path):  # noqa: F811
+def test_two_processes_with_rows_in_parts_learn_what_one_does_with_all_in_one(objective, networks, tmp_path):
     """Micro-batches, accumulation, packing and ranks at once: of each choice the first steps say the same."""
     found, shared = {}, Shared()
-    wanted = runs(objective, base, tmp_path)
+    every = [{}, *choices(objective, str(networks.base)), *TOGETHER.get(kind(objective), [])]
+    wanted = runs(objective, networks, tmp_path, every)
     for name, config in wanted.items():
-        found[name] = told(config, shared)
+        found[name] = told(config, shared, range(1, 2))
 
     def parted() -> None:
-        for name, config in wanted.items():
+        for config in wanted.values():
             folder = Path(config.output_dir).parent
             other = {"output_dir": str(folder / "two"), "batch": {"micro_tokens": 64, "packing": False}}
-            said = told(configure(config.model_dump(mode="json", exclude_unset=True), other), shared)
+            said = told(configure(config.model_dump(mode="json", exclude_unset=True), other), shared, range(2, 99))
             if os.environ["RANK"] == "0":
                 (folder / "two.json").write_text(json.dumps(said))
 
-    two_forks(parted)
+    assert forked(parted) == [0, 0]
     wrong = []
+    if objective.model_fields.keys() & {"mask_truncated_completions", "missing_eos_penalty"}:
+        assert 0 < next(iter(found.values()))[0]["truncated"] < 1
     for name, config in wanted.items():
         theirs = json.loads((Path(config.output_dir).parent / "two.json").read_text())
         assert len(theirs) == len(found[name])
@@ -208,3 +245,47 @@ def test_two_processes_with_rows_by_themselves_learn_what_one_does_with_all_in_a
                          if two.get(n) != pytest.approx(one.get(n), rel=1e-3, abs=1e-4)}
                 wrong.append((name, number, apart))
     assert not wrong
+
+
+KEPT: dict[str, list[dict[str, Any]]] = {  # choices by which a run keeps more than weights and optimiser
+    "dpo": [{"precompute_ref_log_probs": True}],
+    "kto": [{"precompute_ref_log_probs": True}],
+    "distillation": [{"top_k": 3}, {"hidden_states": {}}, {"on_policy": SHORT | {"num_mini_batches": 2}}],
+    "grpo": [{"num_mini_batches": 2, "max_resamples": 2, "mask_truncated_completions": True}],
+    "ppo": [{"adaptive_kl": {"horizon": 20}, "target_kl": 1e-4, "num_mini_batches": 1, "num_ppo_epochs": 3}],
+}  # fmt: skip
+MACHINE = {"tokens_per_second", "memory_gb", "seconds", "seconds_left", *CLOCKS}
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    """All that is written of the steps, but for what the clock and the machine say."""
+    return [{n: v for n, v in r.items() if n not in MACHINE} for r in records(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=kind)
+@FORKS
+def test_killed_and_resumed_ends_with_the_same_bytes(objective, world, networks, tmp_path):
+    """All processes are killed after step 3 and go on from step 2, of rollouts in the middle of a round."""
+    every = [*([{}] if world > 1 else []), *KEPT.get(kind(objective), [])]  # of one process: test_objective_matrix
+    extra = {"checkpoint": {"every": 2}, "evaluation": {"every": 2}, "monitor": {"log_every": 3}}
+    extra["data"] = {"validation": 4}
+    for i, config in enumerate(runs(objective, networks, tmp_path, every).values()):
+        given = config.model_dump(mode="json", exclude_unset=True)
+        folders = [{"output_dir": str(tmp_path / f"{i}{name}")} for name in ("whole", "parted")]
+        whole, parted = (configure(given, extra, folder) for folder in folders)
+
+        def dying(parted=parted) -> None:
+            for step in Trainer(parted, QUIET).loop():
+                if step.step >= 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        died = forked(dying, world)
+        assert -signal.SIGKILL in died
+        assert 0 not in died
+        assert checkpoint.step_of(checkpoint.newest(Path(parted.output_dir) / "checkpoints")[0]) == 2
+        assert forked(lambda: (train(parted, QUIET), train(whole, QUIET)), world) == [0] * world  # noqa: B023
+        one, two = Path(whole.output_dir), Path(parted.output_dir)
+        assert finished(one) == finished(two), config.objective
+        assert recorded(one) == recorded(two), config.objective
+        assert json.loads((one / "report.json").read_text())["steps"] == STEPS + 1

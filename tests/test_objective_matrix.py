@@ -13,22 +13,18 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from test_matrix import CELLS, assert_alike, base, disturb, kind, members  # noqa: F401
-from test_ranks import two_ranks
 from test_train import QUIET, finished, killed
 
-from luthier import checkpoint, configure, steps, train
+from luthier import configure, steps, train
 from luthier.batch import Batch
 from luthier.errors import ConfigError
 from luthier.methods import METHODS
-from luthier.monitor import records
 from luthier.objectives import Objective
 from luthier.rollouts import CLOCKS
 from luthier.train import Trainer
 
 OBJECTIVES = [o for o in members(Objective) if kind(o) != "next_token"]  # that one has a matrix of its own
-MACHINE = {"tokens_per_second", "memory_gb", "seconds", "seconds_left", "rollout_seconds"}
 FORKS = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 EVERY_OBJECTIVE = pytest.mark.parametrize("objective", OBJECTIVES, ids=kind)
 
@@ -197,46 +193,3 @@ def test_packed_rows_and_padded_ones_learn_the_same(objective_config, objective,
     assert found[0].grad_norm == pytest.approx(found[1].grad_norm, rel=1e-3, abs=1e-6)
     told = [{name: value for name, value in step.metrics.items() if name not in CLOCKS} for step in found]
     assert told[0] == pytest.approx(told[1], rel=1e-3, abs=1e-5)
-
-
-TOGETHER = """
-import json, sys
-import torch
-torch.set_num_threads(1)
-from luthier import configure, train
-from luthier.monitor import Console
-for values in json.loads(sys.argv[1])["runs"]:
-    train(configure(values), Console(quiet=True))
-"""
-
-
-def test_two_ranks_learn_what_one_learns(base, tmp_path):  # noqa: F811
-    """Every objective, in the same two processes, with other micro-batches: losses, figures, what is told, weights."""
-    runs = {}
-    for objective in OBJECTIVES:
-        folder = tmp_path / kind(objective)
-        folder.mkdir()
-        changes = {"output_dir": str(folder / "one"), "optim": {"learning_rate": 1e-3}, "max_steps": 2}
-        one = configuration(base, folder, objective, **changes)
-        two = configure(one.model_dump(mode="json"), {"output_dir": str(folder / "two"), "batch": {"micro_tokens": 64}})
-        runs[folder] = (one, two)
-        train(one, QUIET)
-    assert two_ranks(TOGETHER, {"runs": [two.model_dump(mode="json") for _, two in runs.values()]}) == [0, 0]
-    for folder in runs:
-        of_one, of_two = (
-            [r for r in records(folder / name / "metrics.jsonl") if r["kind"] == "train"] for name in ("one", "two")
-        )
-        for mine, theirs in zip(of_one, of_two, strict=True):
-            numbers = {
-                name: [r[name] for r in (mine, theirs)] for name in mine if name not in {*CLOCKS, *MACHINE}
-                and isinstance(mine[name], float)
-            }  # fmt: skip
-            assert len(numbers) > 3
-            for name, (a, b) in numbers.items():
-                assert a == pytest.approx(b, rel=1e-3, abs=1e-4), (folder.name, name)
-        one, two = (
-            load_file(checkpoint.listed(folder / name / "checkpoints")[-1] / "weights.safetensors")
-            for name in ("one", "two")
-        )
-        for name, weight in one.items():
-            torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4, msg=f"{folder.name}: {name}")

@@ -364,12 +364,14 @@ def test_no_end_in_any_answer_is_told_once_with_the_remedy(asking):
     assert "objective.max_completion_length" in told[0]
 
 
-def test_a_round_of_which_nothing_is_learnt_is_passed_over(asking):
-    """All answers are cut, and cut ones are masked: no step is taken, no weight moves, and the run ends well."""
+@pytest.mark.parametrize("validation", [3, None])
+def test_a_round_of_which_nothing_is_learnt_is_passed_over(asking, validation):
+    """All answers are cut, and cut ones are masked: no step is taken, no weight moves, and the run ends well, also
+    where nothing at all is recorded."""
     console, said = quiet()
-    trainer = Trainer(
-        configure(asking, {"objective": {"mask_truncated_completions": True}}), console, rewards={"length": length}
-    )
+    likeliest = {"top_k": 1, "max_completion_length": 2}  # which end no answer
+    more = {"objective": {"mask_truncated_completions": True, **likeliest}, "data": {"validation": validation}}
+    trainer = Trainer(configure(asking, more), console, rewards={"length": length})
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     trainer.run()
     assert trainer.step == 8

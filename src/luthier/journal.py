@@ -19,7 +19,7 @@ from .results import Step
 
 
 class Journal:
-    """Of the first rank, once it is open; the others keep nothing."""
+    """Of the first rank, once it is open; the others keep nothing. A part of checkpoints, but for the clock."""
 
     def __init__(self, config: Config, folder: Path, console: Console, clipper: Clipper, guard: Guard):
         self.config, self.folder, self.console = config, folder, console
@@ -27,6 +27,7 @@ class Journal:
         self.watch = Watch(config.monitor.alarms)
         self.monitor: Monitor | None = None
         self.unlogged: list[tuple[int, float]] = []  # tokens and seconds of the steps since the last record
+        self.before = 0  # tokens since then, of an earlier process
 
     def open(self, step: int) -> None:
         """After `step` steps: what an earlier process wrote of later ones is not there."""
@@ -49,7 +50,7 @@ class Journal:
         values = {
             "loss": taken.loss, "learning_rate": taken.learning_rate, "grad_norm": taken.grad_norm,
             "clipped": taken.clipped, **self.clipper.figures(), **taken.metrics,
-            "tokens": tokens, "tokens_per_second": tokens / passed, "memory_gb": memory_gb(),
+            "tokens": self.before + tokens, "tokens_per_second": tokens / passed, "memory_gb": memory_gb(),
             "seconds": passed, "seconds_left": left, **getattr(steps, "pace", {}),
         }  # fmt: skip
         if self.guard.total:
@@ -57,6 +58,7 @@ class Journal:
         if taken.skipped:
             values["origin"] = self.guard.origin
         self.unlogged.clear()
+        self.before = 0
         self.monitor.log("nonfinite" if taken.skipped else "train", taken.step, values)
 
     def _alarm(self, taken: Step, seconds: float) -> None:
@@ -85,6 +87,17 @@ class Journal:
         if self.config.objective.ends_in == "text":
             self.monitor.confusion(step, measured.confusion(self.folder, step))
 
+    # ------------------------------------------------------------------ a part of a checkpoint
+    def tensors(self) -> dict:
+        return {}
+
+    def numbers(self) -> dict:
+        return {"tokens": self.before + sum(tokens for tokens, _ in self.unlogged)}
+
+    def restore(self, tensors: Mapping, numbers: Mapping) -> None:
+        self.before = numbers.get("tokens", 0)  # older checkpoints have none
+
+    # ------------------------------------------------------------------ the end
     def finish(self, report: dict) -> None:
         if self.monitor:
             self.monitor.finish(report)

@@ -214,7 +214,7 @@ class Trainer:
         parts = {
             "optimizer": self.optimizer, "schedule": self.schedule, "clipping": self.clipper,
             "averaging": self.average, "early_stopping": patience, "nonfinite": self.guard,
-            "alarms": self.journal.watch, "adapters": self.made.sources,
+            "alarms": self.journal.watch, "records": self.journal, "adapters": self.made.sources,
             "rollouts": self.steps if isinstance(self.steps, Rollouts) else None,
             "objective": self.made.objective if hasattr(self.made.objective, "restore") else None,
         }  # fmt: skip
@@ -419,7 +419,7 @@ class Trainer:
             )
         self.made.load_weights(found)
         for name, part in self.parts.items():
-            part.restore(checkpoint.read_tensors(found, name), state["parts"][name])
+            part.restore(checkpoint.read_tensors(found, name), state["parts"].get(name, {}))
         random = checkpoint.read_tensors(found, "random")
         if len(random) == self.ranks.world:
             checkpoint.restore_random_state(random[f"rank{self.ranks.rank}"])
