@@ -520,7 +520,7 @@ def speed(count: int, short: bool, seed: int) -> None:
             ),
             ("audit, without duplicates", lambda: audit(str(path), Path(folder) / "b", recipe(cheap), workers=1)),
             ("audit, with equal rows", lambda: audit(str(path), Path(folder) / "c", recipe(equal), workers=1)),
-            ("clean, the same, two passes", lambda: clean(str(path), Path(folder) / "d.jsonl", recipe(equal), workers=1)),
+            ("clean, the same, twice", lambda: clean(str(path), Path(folder) / "d.jsonl", recipe(equal), workers=1)),
         ):
             began, used = time.perf_counter(), time.process_time()
             work()

@@ -420,7 +420,7 @@ def rate(texts: Sequence[str], count: int, folder: Path) -> None:
 
 
 def decide(count: int) -> None:
-    """The decision over so many rows: made-up bands, a tenth of the rows in pairs that share one, half of them alike."""
+    """The decision over so many rows: made-up bands, a tenth of the rows in pairs that share one, half are alike."""
     import numpy as np
 
     from luthier.prepare.checks.check import Gathered
@@ -459,7 +459,7 @@ def decide(count: int) -> None:
     found = check.decide(pieces, again)
     seconds, most = time.perf_counter() - began, peak()
     assert len(found.rows) == (len(pairs[0]) + 1) // 2, (len(found.rows), len(pairs[0]))
-    print(f"{count:,} rows, {len(found.rows):,} found: {seconds:.0f} s, at most {most:,.0f} MiB ({before:,.0f} before it)")
+    print(f"{count:,} rows, {len(found.rows):,} found: {seconds:.0f} s, at most {most:,.0f} MiB ({before:,.0f} before)")
 
 
 def write(path: Path, rows: Iterable[dict]) -> Path:

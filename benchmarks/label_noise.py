@@ -6,8 +6,9 @@
     python benchmarks/label_noise.py --noise 0.05 --seed 2 --only intents
 
 Of each set a share of labels is changed to another class, drawn evenly. Sets: the demo's commands (10 intents),
-Debian's packages of six sections by name and description (`apt-cache dumpavail`), and film reviews. What is found beyond
-the planted rows counts against precision, also where the label was wrong before.
+Debian's packages by name and description (`apt-cache dumpavail`; of six sections, of eight programming languages, and
+of all), and film reviews. What is found beyond the planted rows counts against precision, also where the label was
+wrong before.
 
 `cleanlab, our predictions` has the probabilities of luthier's last round. `cleanlab, scikit-learn` is the usual recipe:
 TF-IDF of words and pairs, LogisticRegression(C=1), cross_val_predict with five folds, filter_by as luthier's.

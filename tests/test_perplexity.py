@@ -60,7 +60,11 @@ def test_the_same_as_transformers(tiny_model, scores, monkeypatch):
     rows = [
         ({"prompt": "one two", "completion": "three four"}, "one two\n\n", "three four"),
         ({"text": "a text of its own"}, "", "a text of its own"),
-        ({"messages": [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "ä" * 30}]}, "q?\n\n", "ä" * 18),
+        (
+            {"messages": [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "ä" * 30}]},
+            "q?\n\n",
+            "ä" * 18,
+        ),
         ({"prompt": "q", "chosen": "good one", "rejected": "bad"}, "q\n\n", "good one"),
         ({"prompt": "only asked"}, "", "only asked"),
         ({"text": "x"}, "", "x"),

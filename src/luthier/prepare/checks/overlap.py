@@ -56,7 +56,9 @@ class Overlap(Check):
     def prepared(self, given: Mapping[str, str]) -> Check:
         made, near = self.model_copy(), self.near is not None and self.words > SHORT
         made._benchmarks = tuple(
-            _benchmark(name, path, self.split, self.words, self.least, self.common, near, _state(name, path, self.split))
+            _benchmark(
+                name, path, self.split, self.words, self.least, self.common, near, _state(name, path, self.split)
+            )
             for name, path in self.against.items()
         )
         return made
