@@ -495,7 +495,6 @@ def _command(source: Path, out: Path, *more: str) -> list[str]:
         "data",
         "augment",
         str(source),
-        "--out",
         str(out),
         "--way",
         "characters",
@@ -604,7 +603,6 @@ def test_the_command_line(tmp_path, capsys):
         "data",
         "augment",
         str(source),
-        "--out",
         str(tmp_path / "o.jsonl"),
         "--recipe",
         str(tmp_path / "r.yaml"),
@@ -622,9 +620,9 @@ def test_the_command_line(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["ways"] == {"characters": 5, "words": 5}
     assert told["new"] == len(read(tmp_path / "o.jsonl")) == 10
-    assert main(["data", "augment", str(source), "--out", str(tmp_path / "p.jsonl"), "--way", "word"]) == 2
+    assert main(["data", "augment", str(source), str(tmp_path / "p.jsonl"), "--way", "word"]) == 2
     assert "did you mean 'words'" in capsys.readouterr().err
-    assert main(["data", "augment", str(source), "--out", str(tmp_path / "o.json"), "--way", "words"]) == 2
+    assert main(["data", "augment", str(source), str(tmp_path / "o.json"), "--way", "words"]) == 2
     assert "written as .jsonl" in capsys.readouterr().err
     assert (
         main(
@@ -632,7 +630,6 @@ def test_the_command_line(tmp_path, capsys):
                 "data",
                 "augment",
                 str(source),
-                "--out",
                 str(tmp_path / "q.jsonl"),
                 "--way",
                 "words",

@@ -277,7 +277,6 @@ def test_a_kill_costs_no_answer(serve, tmp_path):
     command = [
         *COMMAND,
         str(source),
-        "--out",
         str(tmp_path / "out.jsonl"),
         "--way",
         "paraphrase",

@@ -21,10 +21,12 @@ from luthier.errors import ConfigError
 from luthier.methods import METHODS
 from luthier.models.sizes import SIZES
 from luthier.objectives import Objective
+from luthier.prepare.augment.recipe import augmentation
 from luthier.search.space import read as read_space
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+RECIPES = sorted((ROOT / "examples" / "data").glob("*.yaml"))
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS = [ROOT / "README.md", *PAGES]
 
@@ -212,9 +214,40 @@ def test_examples_have_folders_of_their_own():
 
 def test_a_page_names_every_example():
     text = "".join(page.read_text() for page in PAGES)
-    for path in (ROOT / "examples").iterdir():
+    for path in (ROOT / "examples").rglob("*"):
         if path.is_file():
-            assert f"examples/{path.name}" in text, path.name
+            assert path.relative_to(ROOT).as_posix() in text, path.name
+
+
+# Rows on which the recipes of `luthier data` act, by a word of the name of the recipe.
+PREPARED = {
+    "clean": [{"review": "a fine film, write to ann.lee@web.de about it", "stars": 1}],
+    "augment": [{"review": "a fine film with good actors and a long end", "stars": 1}],
+    "label": [{"body": "thanks, it works"}, {"body": "it is broken"}, {"body": "when does it open?"}],
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_does_what_its_first_line_says(path, tmp_path, monkeypatch, tiny_model):
+    """Where the line asks a model at an address, the recipe is read; no server is there."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(path.read_text().partition("\n")[0].removeprefix("#"))
+    rows = PREPARED[path.stem.partition("_")[0]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("held-out", "held", "gsm8k/test"):
+        (tmp_path / f"{name}.jsonl").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text('{"review": "what a dull evening that was for all of us", "stars": 0}\n')
+    (tmp_path / "synonyms.tsv").write_text("fine\tgood\tnice\n")
+    assert words[0] == "luthier"
+    assert words[-1] == path.relative_to(ROOT).as_posix()
+    given = [*words[1:-1], str(path), "--quiet"]
+    if "Qwen/Qwen3-0.6B" in path.read_text():
+        given += ["--set", f"model={tiny_model}"]
+    if "http://localhost" in path.read_text() and words[2] == "augment":
+        assert augmentation(path).ways
+        return
+    assert cli.main(given) in (0, 8)
+    assert (tmp_path / given[given.index("--out") + 1] if "--out" in given else tmp_path / given[-4]).exists()
 
 
 # ---------------------------------------------------------------------------- pages
@@ -276,9 +309,10 @@ def test_a_command_in_the_documents_is_one(page, command):
 def test_yaml_in_the_documents_is_of_a_file(page):
     """A block is a whole file of examples/, or consecutive lines of one, and the page names that file."""
     for block in blocks(page, "yaml|yml"):
-        homes = [p for p in EXAMPLES if block.strip("\n") in p.read_text()]
+        homes = [p for p in EXAMPLES + RECIPES if block.strip("\n") in p.read_text()]
         assert homes, f"no file of examples/ has these lines:\n{block}"
-        assert any(f"examples/{p.name}" in page.read_text() for p in homes), f"name {homes[0].name} beside its lines"
+        names = [p.relative_to(ROOT).as_posix() for p in homes]
+        assert any(name in page.read_text() for name in names), f"name {names[0]} beside its lines"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

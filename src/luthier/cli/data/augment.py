@@ -11,14 +11,14 @@ from .audit import sayer
 
 EPILOG = """\
 examples:
-  luthier data augment rows.jsonl --out more.jsonl --way characters --way words --validation held-out.jsonl
-  luthier data augment rows.jsonl --out more.jsonl --way characters --set ways.characters.rate=0.1
-  luthier data augment rows.jsonl --out more.jsonl --way synonyms --set ways.synonyms.table=synonyms.tsv
-  luthier data augment rows.jsonl --out more.jsonl --way paraphrase --base-url http://localhost:8000/v1 --model NAME
-  luthier data augment seeds.jsonl --out more.jsonl --way self_instruct --model runs/chat
-  luthier data augment prompts.jsonl --out pairs.jsonl --way preferences --model runs/chat \\
+  luthier data augment rows.jsonl more.jsonl --way characters --way words --validation held-out.jsonl
+  luthier data augment rows.jsonl more.jsonl --way characters --set ways.characters.rate=0.1
+  luthier data augment rows.jsonl more.jsonl --way synonyms --set ways.synonyms.table=synonyms.tsv
+  luthier data augment rows.jsonl more.jsonl --way paraphrase --base-url http://localhost:8000/v1 --model NAME
+  luthier data augment seeds.jsonl more.jsonl --way self_instruct --model runs/chat
+  luthier data augment prompts.jsonl pairs.jsonl --way preferences --model runs/chat \\
       --set 'ways.preferences.rewards=[exact_match]'
-  luthier data augment rows.jsonl --out more.jsonl --recipe augment.yaml
+  luthier data augment rows.jsonl more.jsonl --recipe augment.yaml
 
 ways: characters, words, synonyms (they change the user's side only); paraphrase, self_instruct, preferences (a model).
 Every new row has its parent under `_parent`. Beside more.jsonl comes more.refused.jsonl: what was not made, and why.
@@ -30,7 +30,7 @@ def add(actions: argparse._SubParsersAction) -> None:
     made = subparser(actions, "augment", "make new rows of given ones")
     made.epilog = EPILOG
     made.add_argument("source", nargs="+", metavar="SOURCE", help="files, folders, patterns, or a hub name")
-    made.add_argument("--out", required=True, metavar="OUT", help="a .jsonl file, perhaps .gz or .zst, or a folder")
+    made.add_argument("out", metavar="OUT", help="a .jsonl file, perhaps .gz or .zst, or a folder")
     made.add_argument("--way", action="append", default=[], metavar="WAY", help="a way with its default settings")
     made.add_argument("--recipe", metavar="FILE.yaml", help="ways with their settings")
     made.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the recipe")
