@@ -234,9 +234,9 @@ def test_a_recipe_does_what_its_first_line_says(path, tmp_path, monkeypatch, tin
     words = shlex.split(path.read_text().partition("\n")[0].removeprefix("#"))
     rows = PREPARED[path.stem.partition("_")[0]]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("held-out", "held", "gsm8k/test"):
-        (tmp_path / f"{name}.jsonl").parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.jsonl").write_text('{"review": "what a dull evening that was for all of us", "stars": 0}\n')
+    for name in ("held-out.jsonl", "held.jsonl", "gsm8k/test.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"review": "what a dull evening that was for all of us", "stars": 0}\n')
     (tmp_path / "synonyms.tsv").write_text("fine\tgood\tnice\n")
     assert words[0] == "luthier"
     assert words[-1] == path.relative_to(ROOT).as_posix()
