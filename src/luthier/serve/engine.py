@@ -1,21 +1,32 @@
-"""The engine: a thread that answers all requests at once with one model."""
+"""The engine: a thread that answers many requests at once; they join and leave between steps."""
 
 from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 
 from .. import surgery
-from ..generate import complete
+from ..errors import ModelError
 from ..models.network import Network
-from .requests import Busy, Event, Refused, Request, Stopping, Stream, Unknown
-from .texts import Texts
+from . import runners
+from .choice import Choice
+from .draws import Drawn, Wish, draw
+from .queue import Queue
+from .requests import Busy, Event, Reason, Refused, Request, Stopping, Stream, Unknown
+from .row import Row
+from .runners import Piece, Runner
+
+MEMORY = 0.4  # share of free memory that the cache may take
+ALONE = 8  # how many times as many tokens of prompts a step takes in while no answer waits for it
 
 
 @dataclass(frozen=True)
@@ -23,56 +34,75 @@ class Limits:
     """What the engine may use."""
 
     slots: int = 32  # requests that are answered at a time
-    cache_tokens: int | None = None  # that the cache has room for; by default as many as `memory` holds
-    chunk: int = 256  # tokens of prompts that a step takes in beside the next tokens of answers
+    cache_tokens: int | None = None  # that the cache has room for; by default what fits into a part of free memory
+    chunk: int | None = None  # tokens of prompts that a step takes in beside answers; by default 64, on a GPU 1024
     waiting: int = 1024  # requests that may wait
     length: int | None = None  # of a prompt and its answer; by default what the model was made for
-
-
-class _Ended(Exception):
-    def __init__(self, reason: str):
-        self.reason = reason
+    kept: int = 64  # ended requests whose beginnings can be used again; 0: none
 
 
 class Engine:
     """`submit` from any thread; answers come through the stream that it returns.
 
-    A tokenizer has a `decode`. The network's adapters are chosen by each request; those that are on when the engine
-    starts are no different.
+    `variants` are the adapters that are on, by the names that requests choose them by; without it, each adapter of the
+    network alone. Requests that choose none get the network as it is at the start.
     """
 
-    def __init__(self, network: Network, tokenizer: Any, limits: Limits = Limits()):
-        self.network, self.tokenizer, self.limits = network, tokenizer, limits
-        self.adapters = surgery.names(network.model)
+    def __init__(
+        self, network: Network, tokenizer: Any, limits: Limits | None = None,
+        variants: Mapping[str, Collection[str]] | None = None, say: Callable[[str], None] = lambda text: None,
+    ):  # fmt: skip
+        self.network, self.tokenizer, self.limits, self.say = network, tokenizer, limits or Limits(), say
+        self._choice = Choice(network.model)
+        known = surgery.names(network.model)
+        given = {name: (name,) for name in known} if variants is None else variants
+        if missing := sorted({name for names in given.values() for name in names} - set(known)):
+            raise ModelError(f"no adapter {missing[0]!r}; the model has: {', '.join(known) or 'none'}")
+        self.variants = {name: frozenset(names) for name, names in given.items()}
         config = network.config.get_text_config()
-        self.vocabulary = config.vocab_size
-        self.length = min(limits.length or 1 << 30, getattr(config, "max_position_embeddings", None) or 1 << 30)
+        self.vocabulary: int = config.vocab_size
+        self.length = min(self.limits.length or 1 << 30, getattr(config, "max_position_embeddings", None) or 1 << 30)
+        self.apart: str | None = None
+        """Why each request is run by itself, if it is."""
+        on_cpu = network.device.type == "cpu"
+        self.chunk = self.limits.chunk or (64 if on_cpu else 1024)
         self._lock = threading.Condition()
-        self._waiting: deque[tuple[Request, Stream] | tuple[Callable, Future]] = deque()
+        self._queue = Queue()
+        self._tasks: deque[tuple[Callable, Future]] = deque()
+        self._live: dict[str, Row] = {}
         self._cancelled: set[str] = set()
-        self._running: str | None = None
+        self._running: list[Row] = []
         self._state = "new"
         self._thread: threading.Thread | None = None
         self._counts: Counter[str] = Counter()
+        self._runner: Runner
 
     # ------------------------------------------------------------------ from any thread
     def start(self) -> Engine:
-        assert self._state == "new"
-        self._state = "running"
-        self._thread = threading.Thread(target=self._run, name="luthier-engine", daemon=True)
+        """Try the network, make the cache, and be ready. Raises ModelError where it cannot answer."""
+        assert self._state == "new", "an engine is started once"
+        if self.network.ends_in != "tokens":
+            raise ModelError(f"{type(self.network.model).__name__} gives scores, no answers")
+        ready: Future = Future()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name="luthier-engine", daemon=True)
         self._thread.start()
+        ready.result()
         return self
 
     def stop(self, drain: float = 0.0) -> None:
-        """Take no more requests, give those at hand `drain` seconds, then end them as `cancelled`, and wait."""
+        """Take no more requests, give those at hand `drain` seconds, then end them as `cancelled`, and wait for that."""
         with self._lock:
-            self._state = "draining"
-            self._lock.notify()
-        assert self._thread is not None
+            if self._state == "new":
+                self._state = "stopped"
+            elif self._state == "running":
+                self._state = "draining"
+            self._lock.notify_all()
+        if self._thread is None:
+            return
         self._thread.join(drain)
         with self._lock:
             self._state = "stopped"
-            self._lock.notify()
+            self._lock.notify_all()
         self._thread.join()
 
     def __enter__(self) -> Engine:
@@ -84,14 +114,18 @@ class Engine:
     def submit(self, request: Request) -> Stream:
         """Raises Refused, with HTTP's status."""
         self.check(request)
+        stream = Stream(request, self.cancel)
+        row = Row.of(request, stream, self.tokenizer, self._names(request.adapter))
         with self._lock:
             if self._state != "running":
-                raise Stopping("the server is stopping")
-            if len(self._waiting) >= self.limits.waiting:
+                raise Stopping("the engine is not running")
+            if request.id in self._live:
+                raise Refused(f"there is a request {request.id!r} already")
+            if len(self._queue) >= self.limits.waiting:
                 self._counts["refused"] += 1
-                raise Busy(f"{len(self._waiting)} requests are waiting already; try again later")
-            stream = Stream(request, self.cancel)
-            self._waiting.append((request, stream))
+                raise Busy(f"{len(self._queue)} requests are waiting already; try again later")
+            self._live[request.id] = row
+            self._queue.put(row)
             self._counts["submitted"] += 1
             self._lock.notify()
         return stream
@@ -100,9 +134,8 @@ class Engine:
         """Raises Refused where it can never be answered."""
         if problems := request.problems():
             raise Refused("; ".join(problems))
-        if request.adapter is not None and request.adapter not in self.adapters:
-            raise Unknown(f"no adapter {request.adapter!r}; there are: {', '.join(self.adapters) or 'none'}")
-        if not all(0 <= token < self.vocabulary for token in request.tokens):
+        self._names(request.adapter)
+        if not all(isinstance(token, int) and 0 <= token < self.vocabulary for token in request.tokens):
             raise Refused(f"the prompt has a token outside of the model's vocabulary of {self.vocabulary}")
         if (wanted := len(request.tokens) + request.max_new_tokens) > self.length:
             raise Refused(
@@ -110,95 +143,304 @@ class Engine:
                 f"in all, and the limit is {self.length}"
             )
 
+    def _names(self, adapter: str | None) -> frozenset[str]:
+        if adapter is None:
+            return self._choice.at_start
+        if adapter not in self.variants:
+            raise Unknown(f"no adapter {adapter!r}; there are: {', '.join(sorted(self.variants)) or 'none'}")
+        return self.variants[adapter]
+
     def cancel(self, id: str) -> None:
+        """End a request as soon as the step at hand is done; one that is not known has ended already."""
         with self._lock:
-            self._cancelled.add(id)
-            self._lock.notify()
+            if id in self._live:
+                self._cancelled.add(id)
+                self._lock.notify()
 
     def between(self, function: Callable[[], Any]) -> Future:
-        """Run a function on the engine's thread between two steps, where nobody else uses the network."""
+        """Run a function on the engine's thread between two steps, where nobody else uses the network.
+
+        It finds the network as it was before the start, in evaluation and without gradients.
+        """
         future: Future = Future()
         with self._lock:
             if self._state != "running":
-                raise Stopping("the server is stopping")
-            self._waiting.append((function, future))
+                raise Stopping("the engine is not running")
+            self._tasks.append((function, future))
             self._lock.notify()
         return future
 
     def stats(self) -> dict[str, float]:
-        """Numbers for a monitor: counts since the start, and what is in use now."""
+        """Numbers for a monitor: what is in use now, and counts since the start."""
         with self._lock:
-            return {
-                "running": float(self._running is not None), "waiting": float(len(self._waiting)),
-                "slots": float(self.limits.slots), **{name: float(n) for name, n in self._counts.items()},
-            }  # fmt: skip
+            now = {"running": len(self._running), "waiting": len(self._queue), "slots": self.limits.slots}
+            if self._state != "new":
+                runner = self._runner
+                now |= {"cache_tokens": runner.used, "cache_idle_tokens": runner.idle, "cache_capacity": runner.capacity}
+            counts = {name: self._counts[name] for name in COUNTS}
+            return {name: float(n) for name, n in (now | counts).items()}
 
     # ------------------------------------------------------------------ the engine's thread
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                while not self._waiting and self._state == "running":
-                    self._lock.wait()
-                if not self._waiting and self._state != "running":
-                    return
-                one, two = self._waiting.popleft()
-                self._running = one.id if isinstance(one, Request) else None
-            if isinstance(two, Future):
-                try:
-                    two.set_result(one())  # type: ignore[operator]
-                except Exception as error:
-                    two.set_exception(error)
-            else:
-                self._answer(one, two)  # type: ignore[arg-type]
-            with self._lock:
-                self._running = None
-
-    def _answer(self, request: Request, stream: Stream) -> None:
-        texts = Texts(self.tokenizer, request.stop_texts, request.keeps_special)
-        last: list[Event] = []
-
-        def check() -> None:
-            with self._lock:
-                if request.id in self._cancelled or self._state == "stopped":
-                    raise _Ended("cancelled")
-            if request.deadline is not None and time.monotonic() > request.deadline:
-                raise _Ended("deadline")
-
-        def token(number: int) -> None:
-            last.append(Event(number, texts.add(number)))
-            if texts.stopped is not None:
-                raise _Ended("stop")
-            check()
-            if len(last) > 1:
-                stream.put(last.pop(0))
-
-        model = self.network.model
-        wanted = [] if request.adapter is None else [request.adapter]
-        reason, error = "length", None
+    def _run(self, ready: Future) -> None:
         try:
-            check()
-            with surgery.adapters_off(model), surgery.adapters_on(model, wanted):
-                made = complete(
-                    self.network, [request.tokens], set(request.stop), request.max_new_tokens,
-                    temperature=request.temperature, top_p=request.top_p, top_k=request.top_k, seed=request.seed,
-                    on_token=token,
-                )[0]  # fmt: skip
-            if made.ended:
-                reason = "stop"
-                for event in last:
-                    stream.put(event)
-                last = [Event(made.tokens[-1])]
-        except _Ended as end:
-            reason = end.reason
-        except Exception as raised:
-            reason, error = "error", f"{type(raised).__name__}: {raised}"
-        for event in last[:-1]:
-            stream.put(event)
-        final = last[-1] if last else Event(None)
-        stop = texts.stopped or (final.token if reason == "stop" else None)
-        stream.put(Event(final.token, final.text + texts.end(), None, (), reason, stop, error))  # type: ignore[arg-type]
+            self._runner = self._made_runner()
+        except BaseException as error:
+            with self._lock:
+                self._state = "stopped"
+            ready.set_exception(error)
+            return
+        together = self.apart is None
+        before = self.network.model.config._attn_implementation
+        with runners.running(self.network, together):
+            with self._lock:
+                self._state = "running" if self._state == "new" else self._state
+            ready.set_result(None)
+            try:
+                while self._turn(before):
+                    pass
+            finally:
+                self._choice.end()
+                self._all_end()
+
+    def _made_runner(self) -> Runner:
+        try:
+            self.apart = runners.why_apart(self.network, self._choice, self.length)
+            if self.apart is not None:
+                self.say(f"requests are answered one by one: {self.apart}")
+                capacity = self.limits.cache_tokens or self.limits.slots * min(self.length, 4096)
+                self.length = min(self.length, capacity)
+                return runners.Apart(self.network, self._choice, capacity)
+            capacity = self.limits.cache_tokens or self._fitting()
+            self.length = min(self.length, capacity)
+            made = runners.Together(self.network, self._choice, capacity, self.limits.kept)
+            made.mixes = runners.mixes(self.network, self._choice, [self._choice.at_start, *self.variants.values()])
+            return made
+        finally:
+            self._choice.end()
+
+    def _fitting(self) -> int:
+        """How many tokens the cache has room for: all slots at their longest, if a part of free memory holds that."""
+        each = runners.bytes_per_token(self.network, self._choice)
+        free = _free_memory(self.network.device)
+        return max(min(self.limits.slots * self.length, int(MEMORY * free) // max(each, 1)), 256)
+
+    def _turn(self, before: str) -> bool:
+        """One step, or a wait for something to do; False at the end."""
         with self._lock:
-            self._counts[f"ended_{reason}"] += 1
-            self._cancelled.discard(request.id)
+            while not (self._queue or self._running or self._tasks) and self._state == "running":
+                self._lock.wait()
+            if self._state == "stopped" or (self._state == "draining" and not (self._queue or self._running)):
+                return False
+            tasks = list(self._tasks)
+            self._tasks.clear()
+            self._leave()
+            self._admit()
+            rows = list(self._running)
+        for function, future in tasks:
+            self._task(function, future, before)
+        if rows:
+            self._step(rows)
+        return True
+
+    def _leave(self) -> None:
+        """Those that were cancelled, or have no time left; under the lock."""
+        now = time.monotonic()
+        for row in [*self._running, *self._queue]:
+            deadline = row.request.deadline
+            if row.request.id in self._cancelled:
+                self._end(row, "cancelled")
+            elif deadline is not None and now > deadline:
+                self._end(row, "deadline")
+
+    def _admit(self) -> None:
+        """Those that wait, as long as there is room; under the lock."""
+        while len(self._running) < self.limits.slots and (row := self._queue.next()) is not None:
+            try:
+                found = self._runner.admit(row, self._running)
+            except Exception as error:
+                self._end(row, "error", error=_told(error))
+                continue
+            if not found:
+                if not self._running:
+                    self._end(row, "error", error="the cache has no room for it")  # cannot be: `length` says so
+                return
+            self._queue.taken()
+            self._running.append(row)
+            if row.stream.started is None:
+                row.stream.started = time.monotonic()
+                self._counts["prompt_tokens"] += row.prompt
+            self._counts["reused_tokens"] += row.computed
+
+    def _step(self, rows: Sequence[Row]) -> None:
+        pieces = self._pieces(rows)
+        if not pieces:
+            return
+        self._counts["steps"] += 1
+        try:
+            self._forward(pieces)
+        except Exception:
+            # One of them may be to blame: each by itself. What the cache holds is written again.
+            self._counts["failed_steps"] += 1
+            for piece in pieces:
+                if piece.row.place is None or piece.row not in self._running:
+                    continue
+                try:
+                    self._forward([Piece(piece.row, piece.row.left if not self._runner.chunks else piece.count)])
+                except Exception as error:
+                    with self._lock:
+                        self._end(piece.row, "error", error=_told(error))
+
+    def _pieces(self, rows: Sequence[Row]) -> list[Piece]:
+        """What this step runs: the next token of each answer, and a part of the prompts that have come."""
+        ready = [row for row in rows if self._runner.follow(row)]
+        pieces = [Piece(row, 1) for row in ready if row.left == 1]
+        prompts = [row for row in ready if row.left > 1]
+        budget = self.chunk if pieces else self.chunk * ALONE
+        if not self._runner.chunks:
+            pieces += [Piece(row, row.left) for row in prompts[:1]]
+        elif prompts:
+            # Half for the one that came first, so that it is done some time; then the shortest, which soon are.
+            shares = {prompts[0]: min(prompts[0].left, max(1, budget // 2))}
+            budget -= shares[prompts[0]]
+            for row in sorted(prompts, key=lambda row: row.left - shares.get(row, 0)):
+                more = min(row.left - shares.get(row, 0), budget)
+                shares[row] = shares.get(row, 0) + more
+                budget -= more
+            pieces += [Piece(row, count) for row, count in shares.items() if count]
+        return self._with_room(pieces)
+
+    def _with_room(self, pieces: list[Piece]) -> list[Piece]:
+        """Those whose stretch of the cache is long enough, the youngest being put back where it is not."""
+        gone: set[Row] = set()
+        for piece in pieces:
+            row = piece.row
+            while row not in gone and not self._runner.room(row, row.computed + piece.count):
+                youngest = self._running[-1]
+                gone.add(youngest)
+                with self._lock:
+                    self._running.remove(youngest)
+                    self._runner.release(youngest, keep=False)
+                    self._queue.put_back(youngest)
+                    self._counts["put_back"] += 1
+        return [piece for piece in pieces if piece.row not in gone]
+
+    def _forward(self, pieces: Sequence[Piece]) -> None:
+        known, logits = self._runner.run(pieces)
+        for piece in pieces:
+            piece.row.computed += piece.count
+        if logits is not None:
+            self._next(known, logits)
+
+    def _next(self, rows: Sequence[Row], logits: Tensor) -> None:
+        """A token for each of these rows, from its logits [R, V]."""
+        wishes: list[Wish] = []
+        asked: list[int] = []
+        for at, row in enumerate(rows):
+            try:
+                wishes.append(row.wish())
+                asked.append(at)
+            except Exception as error:
+                with self._lock:
+                    self._end(row, "error", error=_told(error))
+        if not asked:
+            return
+        found = draw(logits if len(asked) == len(rows) else logits[asked], wishes)
+        for at, drawn in zip(asked, found):
+            row = rows[at]
+            try:
+                self._say(row, drawn)
+            except Exception as error:
+                with self._lock:
+                    self._end(row, "error", error=_told(error))
+
+    def _say(self, row: Row, drawn: Drawn) -> None:
+        """One token into its answer and out to whoever reads it."""
+        if drawn.error is not None:
+            with self._lock:
+                self._end(row, "error", error=drawn.error)
+            return
+        token, request = drawn.token, row.request
+        row.tokens.append(token)
+        stops = token in request.stop
+        text = "" if stops else row.texts.add(token)
+        stop = token if stops else row.texts.stopped
+        reason: Reason | None = "stop" if stop is not None else None
+        if reason is None and len(row.tokens) - row.prompt >= request.max_new_tokens:
+            reason = "length"
+        self._counts["answer_tokens"] += 1
+        if reason is None:
+            row.stream.put(Event(token, text, drawn.logprob, drawn.top))
+            return
+        with self._lock:
+            self._end(row, reason, drawn, text, stop)
+
+    def _end(
+        self, row: Row, reason: Reason, drawn: Drawn | None = None, text: str = "", stop: int | str | None = None,
+        error: str | None = None,
+    ) -> None:  # fmt: skip
+        """Its last event, its place for others; under the lock."""
+        if row in self._running:
+            for other in self._running:
+                if other.source is row:
+                    self._runner.follow(other)
+            self._running.remove(row)
+        elif row.request.id in self._live and row.place is None:
+            self._queue.remove(row)
+        self._runner.release(row, keep=reason != "error")
+        self._live.pop(row.request.id, None)
+        self._cancelled.discard(row.request.id)
+        self._counts[f"ended_{reason}"] += 1
+        if stop is None or isinstance(stop, int):
+            text += row.texts.end()
+            if row.texts.stopped is not None and reason == "length":
+                reason, stop = "stop", row.texts.stopped
+        token = None if drawn is None else drawn.token
+        logprob, top = (None, ()) if drawn is None else (drawn.logprob, drawn.top)
+        row.stream.put(Event(token, text, logprob, top, reason, stop, error))
+
+    def _task(self, function: Callable[[], Any], future: Future, before: str) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        now = self.network.model.config._attn_implementation
+        try:
+            self._choice.end()
+            self.network.model.set_attn_implementation(before)
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            self.network.model.set_attn_implementation(now)
+
+    def _all_end(self) -> None:
+        with self._lock:
+            self._state = "stopped"
+            for row in list(self._live.values()):
+                self._end(row, "cancelled")
+            for _, future in self._tasks:
+                future.set_exception(Stopping("the engine has stopped"))
+            self._tasks.clear()
+            self._runner.clear()
 
 
+COUNTS = (
+    "submitted", "refused", "steps", "failed_steps", "put_back", "prompt_tokens", "reused_tokens", "answer_tokens",
+    "ended_stop", "ended_length", "ended_cancelled", "ended_deadline", "ended_error",
+)  # fmt: skip
+"""What `stats` counts since the start."""
+
+
+def _told(error: Exception) -> str:
+    """An error in words, without the lines of code that it came from."""
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            told = dict(line.split(":", 1) for line in file)
+        return int(told["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 4 << 30
