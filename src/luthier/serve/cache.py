@@ -118,7 +118,7 @@ class Cache:
 
     def release(self, row: Row, keep: bool = True) -> None:
         """A row has ended, or waits again; what it computed may be of use to others."""
-        region, row.place = row.place, None
+        region, row.place, row.source = row.place, None, None
         if region is None:
             return
         if not keep or row.computed < USEFUL or self.keep == 0:

@@ -67,7 +67,8 @@ class Engine:
         on_cpu = network.device.type == "cpu"
         self.chunk = self.limits.chunk or (64 if on_cpu else 1024)
         self._lock = threading.Condition()
-        self._queue = Queue()
+        self._inbox: deque[Row] = deque()
+        self._queue = Queue()  # from here on, of the engine's thread alone, but for `_live` and `_cancelled`
         self._tasks: deque[tuple[Callable, Future]] = deque()
         self._live: dict[str, Row] = {}
         self._cancelled: set[str] = set()
@@ -75,6 +76,8 @@ class Engine:
         self._state = "new"
         self._thread: threading.Thread | None = None
         self._counts: Counter[str] = Counter()
+        self._submitted = self._refused = 0
+        self._room = {"cache_tokens": 0, "cache_idle_tokens": 0, "cache_capacity": 0}
         self._runner: Runner
 
     # ------------------------------------------------------------------ from any thread
@@ -121,12 +124,13 @@ class Engine:
                 raise Stopping("the engine is not running")
             if request.id in self._live:
                 raise Refused(f"there is a request {request.id!r} already")
-            if len(self._queue) >= self.limits.waiting:
-                self._counts["refused"] += 1
-                raise Busy(f"{len(self._queue)} requests are waiting already; try again later")
+            waiting = len(self._live) - len(self._running)
+            if waiting >= self.limits.waiting:
+                self._refused += 1
+                raise Busy(f"{waiting} requests are waiting already; try again later")
             self._live[request.id] = row
-            self._queue.put(row)
-            self._counts["submitted"] += 1
+            self._inbox.append(row)
+            self._submitted += 1
             self._lock.notify()
         return stream
 
@@ -173,12 +177,11 @@ class Engine:
     def stats(self) -> dict[str, float]:
         """Numbers for a monitor: what is in use now, and counts since the start."""
         with self._lock:
-            now = {"running": len(self._running), "waiting": len(self._queue), "slots": self.limits.slots}
-            if self._state != "new":
-                runner = self._runner
-                now |= {"cache_tokens": runner.used, "cache_idle_tokens": runner.idle, "cache_capacity": runner.capacity}
+            running, live = len(self._running), len(self._live)
             counts = {name: self._counts[name] for name in COUNTS}
-            return {name: float(n) for name, n in (now | counts).items()}
+            counts |= {"submitted": self._submitted, "refused": self._refused}
+        now = {"running": running, "waiting": max(live - running, 0), "slots": self.limits.slots, **self._room}
+        return {name: float(n) for name, n in (now | counts).items()}
 
     # ------------------------------------------------------------------ the engine's thread
     def _run(self, ready: Future) -> None:
@@ -194,6 +197,7 @@ class Engine:
         with runners.running(self.network, together):
             with self._lock:
                 self._state = "running" if self._state == "new" else self._state
+            self._measure()
             ready.set_result(None)
             try:
                 while self._turn(before):
@@ -227,33 +231,45 @@ class Engine:
     def _turn(self, before: str) -> bool:
         """One step, or a wait for something to do; False at the end."""
         with self._lock:
-            while not (self._queue or self._running or self._tasks) and self._state == "running":
+            while not (self._live or self._tasks) and self._state == "running":
                 self._lock.wait()
-            if self._state == "stopped" or (self._state == "draining" and not (self._queue or self._running)):
+            if self._state == "stopped" or (self._state == "draining" and not self._live):
                 return False
             tasks = list(self._tasks)
             self._tasks.clear()
-            self._leave()
-            self._admit()
-            rows = list(self._running)
+            while self._inbox:
+                self._queue.put(self._inbox.popleft())
+            cancelled = set(self._cancelled)
         for function, future in tasks:
             self._task(function, future, before)
-        if rows:
-            self._step(rows)
+        try:
+            self._leave(cancelled)
+            self._admit()
+            self._step()
+        except Exception as error:  # no request is known to be to blame
+            for row in list(self._running):
+                self._end(row, "error", error=_told(error))
+        self._measure()
         return True
 
-    def _leave(self) -> None:
-        """Those that were cancelled, or have no time left; under the lock."""
+    def _measure(self) -> None:
+        runner = self._runner
+        self._room = {
+            "cache_tokens": runner.used, "cache_idle_tokens": runner.idle, "cache_capacity": runner.capacity,
+        }  # fmt: skip
+
+    def _leave(self, cancelled: Collection[str]) -> None:
+        """Those that were cancelled, or have no time left."""
         now = time.monotonic()
         for row in [*self._running, *self._queue]:
             deadline = row.request.deadline
-            if row.request.id in self._cancelled:
+            if row.request.id in cancelled:
                 self._end(row, "cancelled")
             elif deadline is not None and now > deadline:
                 self._end(row, "deadline")
 
     def _admit(self) -> None:
-        """Those that wait, as long as there is room; under the lock."""
+        """Those that wait, as long as there is room."""
         while len(self._running) < self.limits.slots and (row := self._queue.next()) is not None:
             try:
                 found = self._runner.admit(row, self._running)
@@ -271,24 +287,34 @@ class Engine:
                 self._counts["prompt_tokens"] += row.prompt
             self._counts["reused_tokens"] += row.computed
 
-    def _step(self, rows: Sequence[Row]) -> None:
-        pieces = self._pieces(rows)
+    def _step(self) -> None:
+        pieces = self._pieces(self._running)
         if not pieces:
             return
         self._counts["steps"] += 1
         try:
-            self._forward(pieces)
+            known, logits = self._runner.run(pieces)
         except Exception:
-            # One of them may be to blame: each by itself. What the cache holds is written again.
             self._counts["failed_steps"] += 1
-            for piece in pieces:
-                if piece.row.place is None or piece.row not in self._running:
-                    continue
-                try:
-                    self._forward([Piece(piece.row, piece.row.left if not self._runner.chunks else piece.count)])
-                except Exception as error:
-                    with self._lock:
-                        self._end(piece.row, "error", error=_told(error))
+            self._one_by_one(pieces)
+            return
+        self._took(pieces, known, logits)
+
+    def _one_by_one(self, pieces: Sequence[Piece]) -> None:
+        """Pieces of a pass that failed, each again by itself: one of them may be to blame."""
+        for piece in map(self._runner.again, pieces):
+            try:
+                known, logits = self._runner.run([piece])
+            except Exception as error:
+                self._end(piece.row, "error", error=_told(error))
+            else:
+                self._took([piece], known, logits)
+
+    def _took(self, pieces: Sequence[Piece], known: Sequence[Row], logits: Tensor | None) -> None:
+        for piece in pieces:
+            piece.row.computed += piece.count
+        if logits is not None:
+            self._next(known, logits)
 
     def _pieces(self, rows: Sequence[Row]) -> list[Piece]:
         """What this step runs: the next token of each answer, and a part of the prompts that have come."""
@@ -317,19 +343,11 @@ class Engine:
             while row not in gone and not self._runner.room(row, row.computed + piece.count):
                 youngest = self._running[-1]
                 gone.add(youngest)
-                with self._lock:
-                    self._running.remove(youngest)
-                    self._runner.release(youngest, keep=False)
-                    self._queue.put_back(youngest)
-                    self._counts["put_back"] += 1
+                self._running.remove(youngest)
+                self._runner.release(youngest, keep=False)
+                self._queue.put_back(youngest)
+                self._counts["put_back"] += 1
         return [piece for piece in pieces if piece.row not in gone]
-
-    def _forward(self, pieces: Sequence[Piece]) -> None:
-        known, logits = self._runner.run(pieces)
-        for piece in pieces:
-            piece.row.computed += piece.count
-        if logits is not None:
-            self._next(known, logits)
 
     def _next(self, rows: Sequence[Row], logits: Tensor) -> None:
         """A token for each of these rows, from its logits [R, V]."""
@@ -337,27 +355,22 @@ class Engine:
         asked: list[int] = []
         for at, row in enumerate(rows):
             try:
-                wishes.append(row.wish())
+                wishes.append(row.wish(logits.shape[-1]))
                 asked.append(at)
             except Exception as error:
-                with self._lock:
-                    self._end(row, "error", error=_told(error))
+                self._end(row, "error", error=_told(error))
         if not asked:
             return
-        found = draw(logits if len(asked) == len(rows) else logits[asked], wishes)
-        for at, drawn in zip(asked, found):
-            row = rows[at]
+        for at, drawn in zip(asked, draw(logits if len(asked) == len(rows) else logits[asked], wishes)):
             try:
-                self._say(row, drawn)
+                self._say(rows[at], drawn)
             except Exception as error:
-                with self._lock:
-                    self._end(row, "error", error=_told(error))
+                self._end(rows[at], "error", error=_told(error))
 
     def _say(self, row: Row, drawn: Drawn) -> None:
         """One token into its answer and out to whoever reads it."""
         if drawn.error is not None:
-            with self._lock:
-                self._end(row, "error", error=drawn.error)
+            self._end(row, "error", error=drawn.error)
             return
         token, request = drawn.token, row.request
         row.tokens.append(token)
@@ -371,31 +384,31 @@ class Engine:
         if reason is None:
             row.stream.put(Event(token, text, drawn.logprob, drawn.top))
             return
-        with self._lock:
-            self._end(row, reason, drawn, text, stop)
+        self._end(row, reason, drawn, text, stop)
 
     def _end(
         self, row: Row, reason: Reason, drawn: Drawn | None = None, text: str = "", stop: int | str | None = None,
         error: str | None = None,
     ) -> None:  # fmt: skip
-        """Its last event, its place for others; under the lock."""
+        """Its last event; its place is for others."""
         if row in self._running:
             for other in self._running:
                 if other.source is row:
                     self._runner.follow(other)
             self._running.remove(row)
-        elif row.request.id in self._live and row.place is None:
+        else:
             self._queue.remove(row)
         self._runner.release(row, keep=reason != "error")
-        self._live.pop(row.request.id, None)
-        self._cancelled.discard(row.request.id)
-        self._counts[f"ended_{reason}"] += 1
         if stop is None or isinstance(stop, int):
             text += row.texts.end()
             if row.texts.stopped is not None and reason == "length":
                 reason, stop = "stop", row.texts.stopped
         token = None if drawn is None else drawn.token
         logprob, top = (None, ()) if drawn is None else (drawn.logprob, drawn.top)
+        with self._lock:
+            del self._live[row.request.id]
+            self._cancelled.discard(row.request.id)
+            self._counts[f"ended_{reason}"] += 1
         row.stream.put(Event(token, text, logprob, top, reason, stop, error))
 
     def _task(self, function: Callable[[], Any], future: Future, before: str) -> None:
@@ -414,12 +427,17 @@ class Engine:
     def _all_end(self) -> None:
         with self._lock:
             self._state = "stopped"
-            for row in list(self._live.values()):
-                self._end(row, "cancelled")
-            for _, future in self._tasks:
-                future.set_exception(Stopping("the engine has stopped"))
+            while self._inbox:
+                self._queue.put(self._inbox.popleft())
+            tasks = list(self._tasks)
             self._tasks.clear()
-            self._runner.clear()
+        for row in [*self._running, *self._queue]:
+            self._end(row, "cancelled")
+        for _, future in tasks:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Stopping("the engine has stopped"))
+        self._runner.clear()
+        self._measure()
 
 
 COUNTS = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .draws import Wish
 from .requests import Request, Stream
@@ -52,10 +53,14 @@ class Row:
         """Tokens that the cache may ever have to hold of it: the last one is not run."""
         return self.prompt + self.request.max_new_tokens - 1
 
-    def wish(self) -> Wish:
+    def wish(self, vocabulary: int) -> Wish:
+        """What its next token is drawn by, of logits of so many tokens."""
         request = self.request
         uniform = float(torch.rand(1, generator=self.generator)) if self.generator is not None else 0.0
         allowed = None if request.allowed is None else request.allowed(self.answer)
         if allowed is not None:
-            allowed = torch.as_tensor(allowed)
+            allowed = torch.as_tensor(allowed, dtype=torch.bool)
+            if allowed.ndim != 1 or len(allowed) > vocabulary:
+                raise ValueError(f"a mask of shape {list(allowed.shape)} for {vocabulary} tokens")
+            allowed = F.pad(allowed, (0, vocabulary - len(allowed)))  # what fills a vocabulary up is no token
         return Wish(request.temperature, request.top_p, request.top_k, uniform, allowed, request.logprobs)

@@ -51,6 +51,7 @@ class Runner(Protocol):
     def room(self, row: Row, tokens: int) -> bool: ...
     def release(self, row: Row, keep: bool = True) -> None: ...
     def run(self, pieces: Sequence[Piece]) -> tuple[list[Row], Tensor | None]: ...
+    def again(self, piece: Piece) -> Piece: ...
     def clear(self) -> None: ...
 
 
@@ -93,6 +94,10 @@ class Together:
 
     def clear(self) -> None:
         self.cache.clear()
+
+    def again(self, piece: Piece) -> Piece:
+        """What is to be run where this one failed: the cache is written over."""
+        return piece
 
     def run(self, pieces: Sequence[Piece]) -> tuple[list[Row], Tensor | None]:
         """Rows whose next token is known now, and their logits [R, V]; what the cache holds is counted by the caller."""
@@ -175,6 +180,11 @@ class Apart:
 
     def clear(self) -> None:
         pass
+
+    def again(self, piece: Piece) -> Piece:
+        """All of its row, as nobody knows what the cache holds now."""
+        piece.row.computed = 0
+        return Piece(piece.row, piece.row.left)
 
     def run(self, pieces: Sequence[Piece]) -> tuple[list[Row], Tensor | None]:
         made = [self._one(piece) for piece in pieces]
