@@ -77,7 +77,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._counts: Counter[str] = Counter()
         self._submitted = self._refused = 0
-        self._room = {"cache_tokens": 0, "cache_idle_tokens": 0, "cache_capacity": 0}
+        self._room = {"cache_tokens": 0, "cache_idle_tokens": 0, "cache_capacity": 0, "reused_tokens": 0}
         self._runner: Runner
 
     # ------------------------------------------------------------------ from any thread
@@ -256,6 +256,7 @@ class Engine:
         runner = self._runner
         self._room = {
             "cache_tokens": runner.used, "cache_idle_tokens": runner.idle, "cache_capacity": runner.capacity,
+            "reused_tokens": runner.reused,
         }  # fmt: skip
 
     def _leave(self, cancelled: Collection[str]) -> None:
@@ -285,7 +286,6 @@ class Engine:
             if row.stream.started is None:
                 row.stream.started = time.monotonic()
                 self._counts["prompt_tokens"] += row.prompt
-            self._counts["reused_tokens"] += row.computed
 
     def _step(self) -> None:
         pieces = self._pieces(self._running)
@@ -403,6 +403,7 @@ class Engine:
             text += row.texts.end()
             if row.texts.stopped is not None and reason == "length":
                 reason, stop = "stop", row.texts.stopped
+        self._measure()
         token = None if drawn is None else drawn.token
         logprob, top = (None, ()) if drawn is None else (drawn.logprob, drawn.top)
         with self._lock:
@@ -441,7 +442,7 @@ class Engine:
 
 
 COUNTS = (
-    "submitted", "refused", "steps", "failed_steps", "put_back", "prompt_tokens", "reused_tokens", "answer_tokens",
+    "submitted", "refused", "steps", "failed_steps", "put_back", "prompt_tokens", "answer_tokens",
     "ended_stop", "ended_length", "ended_cancelled", "ended_deadline", "ended_error",
 )  # fmt: skip
 """What `stats` counts since the start."""

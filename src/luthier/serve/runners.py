@@ -46,6 +46,8 @@ class Runner(Protocol):
     def used(self) -> int: ...
     @property
     def idle(self) -> int: ...
+    @property
+    def reused(self) -> int: ...
     def admit(self, row: Row, running: Iterable[Row]) -> bool: ...
     def follow(self, row: Row) -> bool: ...
     def room(self, row: Row, tokens: int) -> bool: ...
@@ -79,6 +81,10 @@ class Together:
     @property
     def idle(self) -> int:
         return self.cache.idle_tokens
+
+    @property
+    def reused(self) -> int:
+        return self.cache.reused
 
     def admit(self, row: Row, running: Iterable[Row]) -> bool:
         return self.cache.admit(row, running)
@@ -156,7 +162,7 @@ class Apart:
 
     def __init__(self, network: Network, choice: Choice, size: int):
         self.network, self.choice, self.capacity = network, choice, size
-        self.used = self.idle = 0
+        self.used = self.idle = self.reused = 0
         self.keyword = cache_keyword(network.model)
 
     def admit(self, row: Row, running: Iterable[Row]) -> bool:
@@ -197,21 +203,17 @@ class Apart:
         self.choice.begin([(piece.count, row.names)])
         found, device = virtual.of(model), self.network.device
         tokens = torch.tensor([row.tokens[row.computed :]], device=device)
-        before = 0 if found is None else found.length
         if row.computed == 0:
             row.place = virtual.cache(model, found, 1, self.network.dtype)
-            given: dict[str, Any] = {"input_ids": tokens}
-            mask = torch.ones_like(tokens)
-            if found is None:
-                given |= {"attention_mask": mask, "position_ids": mask.cumsum(-1) - 1}
-            else:
-                given = virtual.padded(model, found, tokens, mask, [0])
+        given: dict[str, Any] = {"input_ids": tokens}  # nothing is padded: a mask would mislead a mixer without attention
+        if found is None:
+            given["position_ids"] = torch.arange(row.computed, len(row.tokens), device=device)[None]
+        elif row.computed == 0:
+            given = virtual.padded(model, found, tokens, torch.ones_like(tokens), [0])
         else:
-            at = before + row.computed
-            given = {
-                "input_ids": tokens, "position_ids": torch.arange(at, at + piece.count, device=device)[None],
-                "attention_mask": tokens.new_ones(1, at + piece.count),
-            }  # fmt: skip
+            at = found.length + row.computed
+            given["position_ids"] = torch.arange(at, at + piece.count, device=device)[None]
+            given["attention_mask"] = tokens.new_ones(1, at + piece.count)
         out = model.base_model(**given, use_cache=True, **{self.keyword: row.place})
         self.choice.begin([(1, row.names)])
         return self.network.head(out.last_hidden_state[:, -1])
@@ -235,9 +237,9 @@ def why_apart(network: Network, choice: Choice, length: int) -> str | None:
     model = network.model
     if virtual.of(model) is not None:
         return "it has virtual tokens before every prompt"
-    if reason := trials.unpackable(network):
-        return reason
     config = network.config.get_text_config()
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - trials.LAYERS):
+        return f"it has layers of the kinds {', '.join(other)}"
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {r.get("rope_type") for r in (rope, *(v for v in rope.values() if isinstance(v, dict)))}
     original = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", 0)
