@@ -86,7 +86,7 @@ class Pass:
         self._borders: tuple[Tensor, Tensor, int, int] | None = None
 
     def borders(self, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
-        """Cumulative lengths of queries and keys, gaps of the cache among the latter; spans lie in the cache's order."""
+        """Cumulative lengths of queries and of keys with the gaps between; spans lie in the cache's order."""
         if self._borders is None:
             queries, keys = [0], [0]
             for span in self.spans:

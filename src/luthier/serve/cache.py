@@ -58,7 +58,8 @@ class Cache:
         size = min(row.most, len(row.tokens) + max(GROWTH, len(row.tokens) // 4))
         if source is None and best is not None and count >= USEFUL:
             kept = self.idle.pop(best)
-            if count * 4 == len(kept.tokens) and self.pool.resize(kept.region, max(size, count)):  # it goes on: nothing is copied
+            # Where it goes on, nothing is copied.
+            if count * 4 == len(kept.tokens) and self.pool.resize(kept.region, max(size, count)):
                 row.place, row.computed = kept.region, count
                 self._reuse(row, count)
                 return True

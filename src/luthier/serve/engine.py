@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from .requests import Busy, Event, Reason, Refused, Request, Stopping, Stream, U
 from .row import Row
 from .runners import Piece, Runner
 
+SERVED: WeakSet[Any] = WeakSet()  # models that an engine answers with
 MEMORY = 0.4  # share of free memory that the cache may take
 ALONE = 8  # how many times as many tokens of prompts a step takes in while no answer waits for it
 
@@ -86,6 +88,9 @@ class Engine:
         assert self._state == "new", "an engine is started once"
         if self.network.ends_in != "tokens":
             raise ModelError(f"{type(self.network.model).__name__} gives scores, no answers")
+        if self.network.model in SERVED:
+            raise ModelError("an engine answers with this network already: stop that one first")
+        SERVED.add(self.network.model)
         ready: Future = Future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="luthier-engine", daemon=True)
         self._thread.start()
@@ -93,7 +98,7 @@ class Engine:
         return self
 
     def stop(self, drain: float = 0.0) -> None:
-        """Take no more requests, give those at hand `drain` seconds, then end them as `cancelled`, and wait for that."""
+        """Take no more requests, give those at hand `drain` seconds, end the rest as `cancelled`, and return."""
         with self._lock:
             if self._state == "new":
                 self._state = "stopped"
@@ -190,6 +195,7 @@ class Engine:
         except BaseException as error:
             with self._lock:
                 self._state = "stopped"
+            SERVED.discard(self.network.model)
             ready.set_exception(error)
             return
         together = self.apart is None
@@ -205,6 +211,7 @@ class Engine:
             finally:
                 self._choice.end()
                 self._all_end()
+        SERVED.discard(self.network.model)
 
     def _made_runner(self) -> Runner:
         try:

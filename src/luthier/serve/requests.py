@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -180,10 +181,8 @@ class Stream:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
-            try:
+            with contextlib.suppress(RuntimeError):  # the reader's loop has ended
                 loop.call_soon_threadsafe(ready.set)
-            except RuntimeError:  # the reader's loop has ended
-                pass
 
         with self._changed:
             self._wake = wake

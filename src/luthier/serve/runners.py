@@ -106,7 +106,7 @@ class Together:
         return piece
 
     def run(self, pieces: Sequence[Piece]) -> tuple[list[Row], Tensor | None]:
-        """Rows whose next token is known now, and their logits [R, V]; what the cache holds is counted by the caller."""
+        """Rows whose next token is known now, and their logits [R, V]; the caller counts what is computed."""
         if self.mixes:
             return self._pass(pieces)
         groups: dict[frozenset[str], list[Piece]] = defaultdict(list)
@@ -156,7 +156,7 @@ class Together:
 
 
 class Apart:
-    """Each row over the cache of its family (state-space mixers, virtual tokens), whole prompts at a time, one by one."""
+    """Each row by itself, a prompt at a time, over the cache of its family: state-space mixers, virtual tokens."""
 
     chunks = False
 
@@ -205,7 +205,7 @@ class Apart:
         tokens = torch.tensor([row.tokens[row.computed :]], device=device)
         if row.computed == 0:
             row.place = virtual.cache(model, found, 1, self.network.dtype)
-        given: dict[str, Any] = {"input_ids": tokens}  # nothing is padded: a mask would mislead a mixer without attention
+        given: dict[str, Any] = {"input_ids": tokens}  # without a mask, which mixers take for one of new tokens
         if found is None:
             given["position_ids"] = torch.arange(row.computed, len(row.tokens), device=device)[None]
         elif row.computed == 0:
