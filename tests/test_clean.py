@@ -25,8 +25,9 @@ from luthier.prepare.checks import CHECKS
 from luthier.prepare.clean import clean
 from luthier.prepare.recipe import recipe
 
-
 ALONE = [kind for kind, check in CHECKS.items() if check.by_default]  # the others need a model
+
+
 def chat(question: str, answer: str, **more) -> dict:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
 
