@@ -60,8 +60,7 @@ class Hub(BaseHTTPRequestHandler):
             wanted = json.loads(body)["objects"]
             there = f"http://{self.headers['Host']}/lfs"
             told = [
-                {"oid": w["oid"], "size": w["size"], "actions": {"upload": {"href": f"{there}/{w['oid']}", "header": {}}}}
-                for w in wanted
+                {**w, "actions": {"upload": {"href": f"{there}/{w['oid']}", "header": {}}}} for w in wanted
             ]
             return self.answer({"transfer": "basic", "objects": told})
         if path.startswith("/lfs/") and self.command == "PUT":
@@ -127,7 +126,8 @@ def hub():
 def folder(tmp_path):
     made = tmp_path / "out" / "adapter"
     (made / "sub").mkdir(parents=True)
-    (made / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "owner/base"}))
+    told = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
+    (made / "adapter_config.json").write_text(json.dumps(told))
     (made / "adapter_model.safetensors").write_bytes(os.urandom(20_000))
     (made / "README.md").write_text("# A card\n")
     (made / "sub" / "tokens [1].txt").write_text("a\n")
