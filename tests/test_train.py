@@ -118,8 +118,8 @@ def start(config, method):
 class Forked:
     """The same in a fork, with what is used here of a process; what it says is on the standard error of the tests."""
 
-    def __init__(self, config, method):
-        self.pid, self.code = forking(lambda: train(configure(config.model_dump(mode="json"), method=method))), None
+    def __init__(self, config):
+        self.pid, self.code = forking(lambda: train(configure(config.model_dump(mode="json")), QUIET)), None
 
     def poll(self, flags=os.WNOHANG):
         if self.code is None:
@@ -141,7 +141,11 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(settings, method, tmp
     config = config_of(settings, method, **extra, output_dir=str(tmp_path / "killed"))
     folder = tmp_path / "killed" / "checkpoints"
     rng = random.Random(method)
-    kills, reached, started = 0, 0, start if method == "lora" else Forked
+    kills, reached = 0, 0
+
+    def started(config, method):
+        return start(config, method) if method == "lora" else Forked(config)
+
     for wanted in (rng.randint(2, 12), rng.randint(20, 30), rng.randint(35, 45)):
         process = started(config, method)
         while process.poll() is None:
