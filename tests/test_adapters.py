@@ -323,7 +323,6 @@ def test_a_bad_file_is_refused_and_the_model_stays(fault, tmp_path):
 def test_the_conversion_of_a_pickle_works(tmp_path):
     import shlex
     import subprocess
-    import sys
 
     folder = lora(tmp_path / "one")
     torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
@@ -561,17 +560,16 @@ def in_this_process(monkeypatch):
     import subprocess
     import sys
 
-    from luthier import reload
-    from luthier.export import export
+    from luthier.export.readers import transformers_reader
 
     def run(arguments, input, **_):
-        assert arguments[-1] == reload.__file__
+        assert arguments[-1] == transformers_reader.__file__
         with monkeypatch.context() as patched:
             patched.setattr("sys.stdin", io.StringIO(input))
-            reload.main()
+            transformers_reader.main()
         return subprocess.CompletedProcess(arguments, 0, "", "")
 
-    monkeypatch.setattr(sys.modules[export.__module__].subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
 
 
 @pytest.fixture(scope="module")
