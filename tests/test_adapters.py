@@ -323,6 +323,7 @@ def test_a_bad_file_is_refused_and_the_model_stays(fault, tmp_path):
 def test_the_conversion_of_a_pickle_works(tmp_path):
     import shlex
     import subprocess
+    import sys
 
     folder = lora(tmp_path / "one")
     torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
@@ -558,7 +559,6 @@ def in_this_process(monkeypatch):
     """The other half of an export's check without a process of its own, which takes seconds to import everything."""
     import io
     import subprocess
-    import sys
 
     from luthier.export.readers import transformers_reader
 
