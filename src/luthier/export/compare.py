@@ -112,7 +112,7 @@ def proof(
     if wrong := fault(found, bound):
         raise ExportError(f"what was written answers otherwise than what it was written from: {wrong}; nothing is left")
     compared = f"log-probabilities of {len(ours)} tokens"
-    return {**found, "tolerance": bound.largest, "compared": compared, "bytes": size(out), "found": theirs}
+    return {**found, "tolerance": bound.largest if math.isfinite(bound.largest) else None, "bound": bound.perplexity if math.isfinite(bound.perplexity) else None, "compared": compared, "bytes": size(out), "found": theirs}
 
 
 def size(path: Path) -> int:

@@ -51,7 +51,7 @@ def write(
     base = _base(made, run) if kind == "adapter" else None
     (writer or WRITERS[kind])(made, out, base, **rounded)
     beside(made, out)
-    with _as_written(made, kind):
+    with as_written(made, kind):
         compared = verify(made, run, out, base, kind, **rounded)
     (out / "README.md").write_text(card(made.config, run, kind, base, compared))
     return compared
@@ -123,7 +123,7 @@ def check_kind(config: Config, kind: str) -> None:
     lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
     if lasting and kind != "adapter":
         raise ExportError(f"as={kind}: no plain weights compute what {_kind(lasting[0])} adds: use as=adapter")
-    if kind == "quantised":
+    if kind in ("quantised", "gguf"):
         return
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
@@ -251,9 +251,11 @@ def _generation_config(made: Assembled, out: Path) -> None:
 # ---------------------------------------------------------------------------- the check
 
 
-def _as_written(made: Assembled, kind: str) -> AbstractContextManager:
+def as_written(made: Assembled | None, kind: str) -> AbstractContextManager:
     """Of a run that trained for rounding: floating-point weights are compared as they are, not rounded; rounded ones in
     float32 and with activations that are not."""
+    if made is None:
+        return nullcontext()
     if _rounded(made) and kind != "quantised":
         return surgery.adapters_off(made.network.model, {ROUNDING})
     if _rounded(made):
