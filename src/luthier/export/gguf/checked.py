@@ -9,9 +9,10 @@ from ...errors import ExportError
 from ...generate import complete
 from ...opened import Opened
 from .. import compare, plain
-from . import numbers
+from . import families, numbers
 
 GREEDY, PROMPT = 16, 12
+NEAR = 5e-3  # of two tokens whose log-probabilities are as good as equal
 TEXTS = (
     "Hello, world! It's 12:34, isn't it? We've paid $1,234.56 (about 7%).",
     "  two  spaces,\ttabs\tand\n\n\nlines \n with spaces   \n",
@@ -29,19 +30,18 @@ def bound_of(dtype: str, source: Any) -> compare.Bound:
     import torch
 
     kind = numbers.TABLE[dtype].kind
-    if source == torch.float32:
-        return compare.Bound(
-            numbers.LARGEST.get(kind, float("inf")), perplexity=numbers.TABLE[dtype].bound
-        )
-    largest, mean = compare.TOLERANCE[source]  # the source computes in 16 bits, llama.cpp in 32
-    if kind not in numbers.LARGEST:
-        largest = mean = float("inf")
-    return compare.Bound(largest, mean, max(0.02, numbers.TABLE[dtype].bound))
+    grows = numbers.TABLE[dtype].bound
+    grows = grows if source == torch.float32 else max(0.02, grows)  # it computes in 16 bits, llama.cpp in 32
+    if kind not in numbers.PLAIN:
+        return compare.Bound(perplexity=grows)
+    return compare.Bound(*max(compare.TOLERANCE[source], compare.TOLERANCE[numbers.PLAIN[kind]]), grows)
 
 
 def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) -> dict[str, Any]:
     """The figures; ExportError where llama.cpp answers otherwise."""
-    documents = compare.probe(found)
+    config = found.model.config
+    longest = families.context(families.family(config), config)
+    documents = [d[:longest] for d in compare.probe(found)]
     with plain.as_written(found.made, "gguf"):
         ours = compare.logprobs(found, documents)
         prompts = [d[: min(PROMPT, len(d) - 1)] for d in documents[:2]]
@@ -94,7 +94,7 @@ def _near(found: Opened, prompts: list, ours: list, theirs: list) -> None:
         if i is None:
             continue
         last = [compare.logprobs(found, [[*prompt, *row[: i + 1]]])[-1].item() for row in (a, b)]
-        if abs(last[0] - last[1]) > 2 * numbers.LARGEST["F32"]:
+        if abs(last[0] - last[1]) > NEAR:
             raise ExportError(
                 f"as=gguf: the likeliest text is another from its token {i} on: log-probabilities {last[0]:.4f} and "
                 f"{last[1]:.4f}; nothing is left"

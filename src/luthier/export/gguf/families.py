@@ -53,7 +53,7 @@ FAMILIES = {
     "qwen3": Family("qwen3", QWEN3),
     "gemma3_text": Family("gemma3", GEMMA3, activation=("gelu_pytorch_tanh",), offset=1.0, windows=True,
                           scalings=("default", "linear")),
-    "phi3": Family("phi3", PHI3, scalings=("default", "longrope"), windows=True),
+    "phi3": Family("phi3", PHI3, scalings=("default", "longrope")),
 }  # fmt: skip
 
 

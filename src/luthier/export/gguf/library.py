@@ -169,16 +169,19 @@ class Llama:
 
 
 def _context(parameters: _Parameters, context: int) -> tuple[_Parameters, bool]:
-    """For so many tokens at once, and whether keys and values are kept in float32: their types stand behind a callback
-    and its data, both absent, as two times 1 (float16)."""
+    """For so many tokens at once, and whether attention is computed in float32: the types of keys and values stand behind
+    a callback and its data, both absent, as two times 1 (float16); whether it is fused stands last of four settings
+    that are left to the library (-1), before the two numbers of rotary positions."""
     numbers = list(parameters.numbers)
     if tuple(numbers[:3]) != DEFAULTS:
         raise ExportError("this release of xllamacpp has other parameters: pip install 'xllamacpp>=2026.10'")
     parameters.numbers[0] = parameters.numbers[1] = parameters.numbers[2] = context
-    found = [i for i in range(8, 64) if numbers[i : i + 10] == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0]]
-    if len(found) == 1:
-        parameters.numbers[found[0] + 4] = parameters.numbers[found[0] + 5] = F32
-    return parameters, len(found) == 1
+    types = [i + 4 for i in range(8, 64) if numbers[i : i + 10] == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0]]
+    fused = [i + 3 for i in range(4, 32) if numbers[i : i + 6] == [-1, -1, -1, -1, 0, 0]]
+    if exact := len(types) == len(fused) == 1:
+        parameters.numbers[types[0]] = parameters.numbers[types[0] + 1] = F32
+        parameters.numbers[fused[0]] = 0
+    return parameters, exact
 
 
 def rounded(values: np.ndarray, kind: int) -> np.ndarray:

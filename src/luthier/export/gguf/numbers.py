@@ -47,8 +47,8 @@ TABLE = {
     "Q4_0": Numbers("Q4_0", "MOSTLY_Q4_0", "Q8_0", 0.2),
 }
 K = {"Q4_K", "Q5_K", "Q6_K"}
-LARGEST = {"F32": 1e-3, "F16": 0.5, "BF16": 1.0}
-"""Largest difference of a log-probability, where the numbers are those of the source but for rounding."""
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Those that are numbers each by itself."""
 
 
 def needs_library(dtype: str) -> bool:
