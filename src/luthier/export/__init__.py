@@ -32,8 +32,8 @@ def export(
     if kind not in FORMATS:
         raise ExportError(f"as={kind!r}: known are {', '.join(KINDS)}")
     form, source = FORMATS[kind], str(source)
-    home = import_module(f".{form.home}", __name__)
     config = _config(source, kind)
+    home = import_module(f".{form.home}", __name__)
     home.check(source, config, kind, dtype)
     with new_folder(Path(out)) as aside:
         found, chosen = _opened(source, config, say)
