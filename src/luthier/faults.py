@@ -214,9 +214,19 @@ def fields_of(key: str) -> tuple[list[FieldInfo], str | None]:
             return [], None
         found = [owner.model_fields[part] for owner in owners if part in owner.model_fields]
         if not found:
-            return [], f"{key}: unknown key{suggestion(part, owners)}"
+            return [], f"{key}: unknown key{_of_another_section(key, part) or suggestion(part, owners)}"
         owners = [cls for field in found if is_section(field.annotation) for cls in nested(field.annotation)]
     return found, None
+
+
+def _of_another_section(key: str, part: str) -> str | None:
+    """A hint where a section has another name here, or what is in it stands elsewhere."""
+    section, _, rest = key.partition(".")
+    if part != section or not rest:
+        return None
+    near = nearest(section, Config.model_fields)
+    known = ELSEWHERE.get(rest.rpartition(".")[2])
+    return hint(f"{near}.{rest}" if near and fields_of(f"{near}.{rest}")[0] else known)
 
 
 def is_free(annotation: Any) -> bool:

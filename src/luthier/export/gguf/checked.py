@@ -1,0 +1,101 @@
+"""A GGUF file in llama.cpp against the model it was made from: log-probabilities, greedy text, tokens, stops, template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...errors import ExportError
+from ...generate import complete
+from ...opened import Opened
+from .. import compare, plain
+from . import families, numbers
+
+GREEDY, PROMPT = 16, 12
+NEAR = 5e-3  # of two tokens whose log-probabilities are as good as equal
+TEXTS = (
+    "Hello, world! It's 12:34, isn't it? We've paid $1,234.56 (about 7%).",
+    "  two  spaces,\ttabs\tand\n\n\nlines \n with spaces   \n",
+    "def f(x):\n    return {'a': [x**2, \"b\"], 0x1F: None}  # done\n",
+    "Zażółć gęślą jaźń, Größe, naïve café, ÆØÅ, İstanbul",
+    "漢字とかな、中文字符。한국어 텍스트",
+    "Привет, как дела? Γειά σου, שלום, مرحبا بالعالم, नमस्ते",
+    "👍🏽 🎉👩‍👩‍👧‍👦 🇩🇪 ☕️ →∑√",
+    "CamelCaseIdentifier snake_case_name kebab-case https://example.org/a?b=c&d=%20#e",
+)
+
+
+def bound_of(dtype: str, source: Any) -> compare.Bound:
+    """How far a file may be from its source, whose numbers are of the type `source`."""
+    import torch
+
+    kind = numbers.TABLE[dtype].kind
+    grows = numbers.TABLE[dtype].bound
+    grows = grows if source == torch.float32 else max(0.02, grows)  # it computes in 16 bits, llama.cpp in 32
+    if kind not in numbers.PLAIN:
+        return compare.Bound(perplexity=grows)
+    return compare.Bound(*max(compare.TOLERANCE[source], compare.TOLERANCE[numbers.PLAIN[kind]]), grows)
+
+
+def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) -> dict[str, Any]:
+    """The figures; ExportError where llama.cpp answers otherwise."""
+    config = found.model.config
+    longest = families.context(families.family(config), config)
+    documents = [d[:longest] for d in compare.probe(found)]
+    with plain.as_written(found.made, "gguf"):
+        ours = compare.logprobs(found, documents)
+        prompts = [d[: min(PROMPT, len(d) - 1)] for d in documents[:2]]
+        greedy = [c.tokens for c in complete(found.network, prompts, set(), GREEDY)]
+    texts = [*TEXTS, *(found.tokenizer.decode(d) for d in documents[:4])]
+    compared = compare.proof(
+        ours, path, "llama_cpp", documents, bound_of(dtype, found.network.dtype), texts=texts, prompts=prompts,
+        greedy=GREEDY, adapter=str(adapter) if adapter else None, stops=sorted(found.renderer.stop_tokens()),
+    )  # fmt: skip
+    theirs = compared.pop("found")
+    _same_tokens(found.tokenizer, texts, theirs)
+    _same_ends(found, theirs)
+    exact = numbers.TABLE[dtype].kind == "F32"
+    same = [row.tolist() for row in theirs["greedy"]] == greedy
+    if exact and not same:
+        _near(found, prompts, greedy, theirs["greedy"].tolist())
+    return {**compared, "greedy_equal": same, "same_tokens": f"{len(texts)} texts", "remarks": []}
+
+
+def _same_tokens(tokenizer: Any, texts: list[str], theirs: dict) -> None:
+    at = 0
+    for text, count in zip(texts, theirs["counts"].tolist()):
+        ids = theirs["ids"][at : at + count].tolist()
+        at += count
+        wanted = tokenizer(text).input_ids
+        if ids == wanted:
+            continue
+        i = next((i for i, (a, b) in enumerate(zip(ids, wanted)) if a != b), min(len(ids), len(wanted)))
+        raise ExportError(
+            f"as=gguf: llama.cpp reads a text as other tokens than its tokenizer does: {text[:60]!r} from its token {i} on "
+            f"{tokenizer.convert_ids_to_tokens(ids[i : i + 6])}, not {tokenizer.convert_ids_to_tokens(wanted[i : i + 6])}; "
+            "nothing is left"
+        )
+
+
+def _same_ends(found: Opened, theirs: dict) -> None:
+    stops = sorted(found.renderer.stop_tokens())
+    for token, ends in zip(stops, theirs["ends"].tolist()):
+        if not ends:
+            raise ExportError(
+                f"as=gguf: llama.cpp would not stop at {found.tokenizer.convert_ids_to_tokens(token)!r}, at which the "
+                "model's answers end; nothing is left"
+            )
+
+
+def _near(found: Opened, prompts: list, ours: list, theirs: list) -> None:
+    """Where greedy texts part, both tokens must have been as likely, to rounding."""
+    for prompt, a, b in zip(prompts, ours, theirs):
+        i = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)
+        if i is None:
+            continue
+        last = [compare.logprobs(found, [[*prompt, *row[: i + 1]]])[-1].item() for row in (a, b)]
+        if abs(last[0] - last[1]) > NEAR:
+            raise ExportError(
+                f"as=gguf: the likeliest text is another from its token {i} on: log-probabilities {last[0]:.4f} and "
+                f"{last[1]:.4f}; nothing is left"
+            )
