@@ -21,12 +21,14 @@ from ..models.network import Network
 from . import runners
 from .choice import Choice
 from .draws import Drawn, Wish, draw
+from .packed import packed
 from .queue import Queue
 from .requests import Busy, Event, Reason, Refused, Request, Stopping, Stream, Unknown
 from .row import Row
 from .runners import Piece, Runner
 
 SERVED: WeakSet[Any] = WeakSet()  # models that an engine answers with
+COPIES = 0.25  # share of free memory that copies of weights may take
 MEMORY = 0.4  # share of free memory that the cache may take
 ALONE = 8  # how many times as many tokens of prompts a step takes in while no answer waits for it
 
@@ -41,6 +43,7 @@ class Limits:
     waiting: int = 1024  # requests that may wait
     length: int | None = None  # of a prompt and its answer; by default what the model was made for
     kept: int = 64  # ended requests whose beginnings can be used again; 0: none
+    packed: bool = True  # on a CPU, copies of weights in a layout that is quicker for few rows
 
 
 class Engine:
@@ -200,7 +203,8 @@ class Engine:
             return
         together = self.apart is None
         before = self.network.model.config._attn_implementation
-        with runners.running(self.network, together):
+        room = int(COPIES * _free_memory(self.network.device)) if self.limits.packed else 0
+        with runners.running(self.network, together), packed(self.network.model, room):
             with self._lock:
                 self._state = "running" if self._state == "new" else self._state
             self._measure()
