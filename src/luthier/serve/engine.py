@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 import traceback
@@ -57,7 +58,8 @@ class Engine:
         self, network: Network, tokenizer: Any, limits: Limits | None = None,
         variants: Mapping[str, Collection[str]] | None = None, say: Callable[[str], None] = lambda text: None,
     ):  # fmt: skip
-        self.network, self.tokenizer, self.limits, self.say = network, tokenizer, limits or Limits(), say
+        self.network, self.limits, self.say = network, limits or Limits(), say
+        self.tokenizer = copy.deepcopy(tokenizer)  # others may use theirs in other threads meanwhile
         self._choice = Choice(network.model)
         known = surgery.names(network.model)
         given = {name: (name,) for name in known} if variants is None else variants
@@ -229,6 +231,7 @@ class Engine:
             self.length = min(self.length, capacity)
             made = runners.Together(self.network, self._choice, capacity, self.limits.kept)
             made.mixes = runners.mixes(self.network, self._choice, [self._choice.at_start, *self.variants.values()])
+            runners.warm(self.network, self._choice, made)
             return made
         finally:
             self._choice.end()
