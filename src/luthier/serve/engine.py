@@ -31,7 +31,8 @@ from .runners import Piece, Runner
 SERVED: WeakSet[Any] = WeakSet()  # models that an engine answers with
 COPIES = 0.25  # share of free memory that copies of weights may take
 MEMORY = 0.4  # share of free memory that the cache may take
-ALONE = 8  # how many times as many tokens of prompts a step takes in while no answer waits for it
+ALONE = 8  # how many times as many tokens of prompts a step takes in while no answer waits for it,
+SHARED = 4  # and at most, while some do
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,8 @@ class Engine:
         ready = [row for row in rows if self._runner.follow(row)]
         pieces = [Piece(row, 1) for row in ready if row.left == 1]
         prompts = [row for row in ready if row.left > 1]
-        budget = self.chunk if pieces else self.chunk * ALONE
+        # The more wait for their first token, beside those that wait for their next, the more of prompts.
+        budget = self.chunk * (min(SHARED, max(1, len(prompts) // len(pieces))) if pieces else ALONE)
         if not self._runner.chunks:
             pieces += [Piece(row, row.left) for row in prompts[:1]]
         elif prompts:
