@@ -143,6 +143,7 @@ class Stream:
         self._events: deque[Event] = deque()
         self._changed = threading.Condition()
         self._wake: Callable[[], None] | None = None
+        self._at_end: Callable[[Stream], None] | None = None
 
     @property
     def done(self) -> bool:
@@ -163,9 +164,18 @@ class Stream:
                 self.ended = now
             self._events.append(event)
             self._changed.notify()
-            wake = self._wake
+            wake, at_end = self._wake, self._at_end if self.done else None
         if wake is not None:
             wake()
+        if at_end is not None:
+            at_end(self)
+
+    def when_done(self, function: Callable[[Stream], None]) -> None:
+        """Have a function called once all events are there, on the engine's thread, or at once if they are."""
+        with self._changed:
+            self._at_end, done = function, self.done
+        if done:
+            function(self)
 
     def __iter__(self) -> Iterator[Event]:
         while True:
