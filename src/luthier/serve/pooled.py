@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import surgery
 from ..batch import Batch, rectangles
-from ..data.conversations import Tokens
-from ..data.masks import Rendered, Renderer
+from ..document import Document
 from ..errors import DataError
 from ..models import Model, load, names
 from ..models.network import Network
@@ -113,20 +113,16 @@ def check(rows: Sequence[Sequence[int]], longest: int, vocabulary: int) -> None:
 
 @torch.no_grad()
 def of_network(
-    network: Network, renderer: Renderer, rows: Sequence[Sequence[int]], on: frozenset[str], how: str
+    network: Network, rows: Sequence[Sequence[int]], on: frozenset[str], how: str
 ) -> Tensor:
     """[B, H] of a language model's last hidden states, with these adapters on."""
     model = network.model
     was = {module: module.enabled for module in surgery.switched(model)}
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     lengths = [len(row) for row in rows]
-    zeros = [Rendered("", [], tokens=Tokens(list(row), [0.0] * len(row)), whole=True) for row in rows]
-    longest, renderer.max_length = renderer.max_length, max(lengths)
-    try:
-        made = renderer.documents(list(enumerate(zeros)))
-    finally:
-        renderer.max_length = longest
-    documents = [one[0] for one in made]  # type: ignore[index]
+    documents = [
+        Document(np.asarray(row, np.int32), np.zeros(len(row), np.float32), number) for number, row in enumerate(rows)
+    ]
     try:
         for module in was:
             module.enabled = module.name in on
