@@ -194,7 +194,7 @@ def grammar(style: Style, tools: Sequence[tuple[str, dict | None]], parallel: bo
         mark = _spelt(style.mark, style.mark_token)
         one = InOrder((mark, inner(style, tools)))
         more = Repeat(InOrder((literal("\n"), one)), 0, most - 1) if parallel else InOrder(())
-        return Grammar(InOrder((optional(literal("\n")), one, more)))
+        return Grammar(InOrder((one, more)))
     calls = _objects(style, tools)
     if style.kind == "llama":
         more = Repeat(InOrder((Literal(b"; "), calls)), 0, most - 1)
