@@ -18,7 +18,7 @@ from luthier.serve.settings import Serving, keys_of
 pytest.importorskip("fastapi", reason="no fastapi here (the serve extra has it)")
 KEY = "a-key-of-sufficient-length"
 LIMITS = {
-    "header_timeout": 0.4, "body_timeout": 0.4, "write_timeout": 1.0, "max_body": 20_000, "slots": 4, "waiting": 6,
+    "header_timeout": 0.4, "body_timeout": 0.4, "write_timeout": 1.0, "max_body": 200_000, "slots": 4, "waiting": 6,
     "max_new_tokens": 1500, "timeout": 100.0, "connections": 40,
 }  # fmt: skip
 
@@ -130,12 +130,12 @@ def test_methods_and_kinds_of_bodies(url):
 
 
 def test_a_body_that_is_too_large_is_not_read(url):
-    large = json.dumps(chat(messages=[{"role": "user", "content": "x" * 30_000}])).encode()
+    large = json.dumps(chat(messages=[{"role": "user", "content": "x" * 300_000}])).encode()
     fails(url, 413, large)
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     told = raw(url, head + b"Content-Length: 999999999999\r\n\r\n")
     assert told.startswith(b"HTTP/1.1 413")
-    chunks = b"".join(b"1000\r\n" + b"x" * 4096 + b"\r\n" for _ in range(6))  # nothing says how much is to come
+    chunks = b"".join(b"4000\r\n" + b"x" * 16384 + b"\r\n" for _ in range(16))  # nothing says how much is to come
     assert raw(url, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks).startswith(b"HTTP/1.1 413")
 
 
@@ -242,9 +242,10 @@ def test_those_who_go_away_free_their_slots(url, server):
             else:
                 while engine.stats()["running"] == 0:
                     ask(url, None, "/health", "GET")
-    while engine.stats()["running"]:
+    while server[1].guard.at_hand > 1 or engine.stats()["running"] or engine.stats()["waiting"]:
         ask(url, None, "/health", "GET")
-    assert engine.stats()["ended_cancelled"] - before == 4
+    ended = engine.stats()
+    assert ended["ended_cancelled"] - before >= 3, ended  # one may have come to its end by itself
 
 
 def test_who_does_not_read_an_answer_is_let_go(folder):
