@@ -22,7 +22,7 @@ from .checks.structure import UNREADABLE, Structure
 from .journal import finished, refuse_existing
 from .looking import Gathering, Readable, decided, gathered_file, load, save, views
 from .outputs import beside
-from .pieces import Done, Say, Work, journal_of, run
+from .pieces import Done, Piece, Say, Work, journal_of, refuse_changed_since, refuse_within, run
 from .recipe import Recipe, prepared
 from .views import View, put, view
 
@@ -234,7 +234,9 @@ def clean(
     settings = settings_of(recipe, given, "clean")
     journal = journal_of(out)
     sides = {REMOVED: beside(out, REMOVED), CHANGED: beside(out, CHANGED)}
+    refuse_within(source, [out])
     mending = Mending(recipe, given)
+    pieces: str | Sequence[str] | Sequence[Piece] = source
     setwise = [check for check in mending.checks if check.decides()]
     surveyed = journal.with_name(f"{journal.name}.survey") if setwise else None
     if surveyed is not None and not finished(journal):
@@ -244,8 +246,10 @@ def clean(
                    journal=surveyed, split=split)  # fmt: skip
         decisions = decided(setwise, seen, surveyed, partial(views, seen, mending.settle))
         _keep_decisions(setwise, decisions, seen, surveyed)
+        refuse_changed_since(seen, surveyed)
+        pieces = [d.piece for d in seen]
         say("second pass")
-    done = run(source, out, partial(Cleaning, recipe, given, surveyed), settings=settings, workers=workers, say=say,
+    done = run(pieces, out, partial(Cleaning, recipe, given, surveyed), settings=settings, workers=workers, say=say,
                sides=sides, journal=journal, split=split)  # fmt: skip
     if surveyed is not None:
         shutil.rmtree(surveyed, ignore_errors=True)
@@ -253,7 +257,12 @@ def clean(
     told: dict[str, Any] = {"rows": rows, "kept": sum(d.end["kept"] for d in done)}
     told |= {"removed": rows - told["kept"], "changed": sum(d.end["changed_rows"] for d in done), "out": str(out)}
     told |= {"why_removed": _summed(done, "removed"), "why_changed": _summed(done, "changed")}
-    return told | {f"{name}_rows": str(path) for name, path in sides.items() if path.exists()}
+    told |= {f"{name}_rows": str(path) for name, path in sides.items() if path.exists()}
+    if not told["kept"]:
+        why = ", ".join(f"{check}: {what} {n:,}" for check, whats in told["why_removed"].items()
+                        for what, n in whats.items())  # fmt: skip
+        raise DataError(f"no row is kept: all {rows:,} went ({why}); they are in {told['removed_rows']}")
+    return told
 
 
 def _summed(done: Sequence[Done], key: str) -> dict:
