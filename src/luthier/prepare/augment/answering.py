@@ -75,17 +75,15 @@ class Own(Sampling):
     """Prompts answered at once."""
 
     def problem(self) -> str | None:
-        from ...models import Model, names
+        from ...config import read_run
+        from ...opened import is_run, problem
 
-        folder = Path(self.name).expanduser()
-        if (folder / "config.yaml").is_file():
-            from ...config import read_run
-
-            config = read_run(folder)
-            if config.objective.ends_in == "tokens":
-                return None
-            return f"{self.name} is a run of method={config.method}, which gives scores, no answers"
-        return names.problem(names.resolved(Model(name=self.name)))  # type: ignore[call-arg]
+        if not is_run(self.name):
+            return problem(self.name)
+        config = read_run(Path(self.name).expanduser())
+        if config.objective.ends_in == "tokens":
+            return None
+        return f"{self.name} is a run of method={config.method}, which gives scores, no answers"
 
     def identity(self) -> Any:
         return ["luthier", self.name, self.batch_size, *_files(Path(self.name).expanduser())]
@@ -186,8 +184,12 @@ def _opened(name: str, batch_size: int) -> Callable[[Sequence[Question], Keep], 
     import torch
 
     from ... import generate
+    from ...opened import opened
 
-    chat = generate.Chat(*_network(name))
+    found = opened(name)
+    if not found.tokenizer.chat_template:
+        raise ConfigError(f"model.name={name!r} has no chat template: give a model for conversations")
+    chat = generate.Chat(found.network, found.renderer)
 
     def answers(questions: Sequence[Question], keep: Keep) -> None:
         for place, members in _alike(questions):
@@ -212,28 +214,3 @@ def _alike(questions: Sequence[Question]) -> list[tuple[list[int], list[Question
     for place, q in enumerate(questions):
         groups.setdefault((q.temperature, q.top_p, q.max_new_tokens), []).append(place)
     return [(places, [questions[place] for place in places]) for places in groups.values()]
-
-
-def _network(name: str) -> tuple[Any, Any]:
-    """The network of a run or a model, and what renders conversations for it."""
-    from ...assemble import restore
-    from ...data.masks import Renderer
-    from ...models import Model, load, names, network, trials
-    from ...parallel import Parallel
-    from ...parallel.ranks import Ranks
-    from ...precision import AsLoaded
-
-    folder = Path(name).expanduser()
-    if (folder / "config.yaml").is_file():
-        made, _ = restore(folder)
-        return made.network, made.renderer
-    resolved = names.resolved(Model(name=name))  # type: ignore[call-arg]
-    tokenizer = load.load_tokenizer(resolved)
-    if not tokenizer.chat_template:
-        raise ConfigError(f"model.name={name!r} has no chat template: give a model for conversations")
-    device = Ranks(Parallel()).device  # type: ignore[call-arg]
-    net = network.Network(load.load_model(resolved, AsLoaded().resolve(device), device))
-    trials.check_head(net)
-    net.requires_grad_(False).eval()
-    return net, Renderer(tokenizer, "all", 1 << 30)
-
