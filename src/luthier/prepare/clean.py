@@ -105,7 +105,7 @@ class Surveying(Work):
     def __init__(self, recipe: Recipe, given: Mapping[str, str]):
         self.mending = Mending(recipe, given)
         self.gathering = Gathering([check for check in self.mending.checks if check.decides()], places=False)
-        self.readable = Readable()
+        self.readable = Readable(recipe.columns)
         self.touched = array("q")
 
     def begin(self, piece: Any, folder: Path, number: int) -> None:
@@ -122,6 +122,7 @@ class Surveying(Work):
         return ()
 
     def end(self) -> dict:
+        self.readable.end()
         self.gathering.end()
         save(gathered_file(self.folder, TOUCHED, self.number), {"rows": np.array(self.touched, np.int64)})
         return {}
@@ -132,7 +133,7 @@ class Cleaning(Work):
 
     def __init__(self, recipe: Recipe, given: Mapping[str, str], surveyed: Path | None):
         self.mending, self.surveyed = Mending(recipe, given), surveyed
-        self.readable = Readable()
+        self.readable = Readable(recipe.columns)
         self.kept = self.changed_rows = 0
         self.removed: Counter[tuple[str, str]] = Counter()
         self.changed: Counter[tuple[str, str]] = Counter()
@@ -164,6 +165,7 @@ class Cleaning(Work):
         yield "", values
 
     def end(self) -> dict:
+        self.readable.end()
         return {"kept": self.kept, "changed_rows": self.changed_rows, "removed": _nested(self.removed),
                 "changed": _nested(self.changed)}  # fmt: skip
 

@@ -195,7 +195,7 @@ def room(place: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise LuthierError(
-            f"{error.filename or place}: {os.strerror(error.errno)}: make room there, or give an output elsewhere; "
+            f"{error.filename or place}: {error.strerror}: make room there, or give an output elsewhere; "
             "the same command goes on"
         ) from None
 
@@ -228,7 +228,9 @@ def refuse_changed(piece: Piece, known: list) -> None:
     except OSError:
         same = False
     if not same:
-        raise DataError(f"{readers.shown(piece.path)}: changed while it was read; give the command again once it is written")
+        raise DataError(
+            f"{readers.shown(piece.path)}: changed while it was read; give the command again once it is written"
+        )
 
 
 def refuse_changed_since(done: Sequence[Done], journal: Path) -> None:

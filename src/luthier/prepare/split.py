@@ -223,8 +223,8 @@ def split(
     for d in seen:
         mine = chosen[d.first : d.first + d.rows]
         save(gathered_file(journal / "keys", "sides", d.number), {"sides": mine})
-    run([d.piece for d in seen], None, partial(Placing, names, journal / "keys"), settings=told, workers=workers, say=say,
-        sides=sides, journal=journal / "rows", split=part)  # fmt: skip
+    run([d.piece for d in seen], None, partial(Placing, names, journal / "keys"), settings=told, workers=workers,
+        say=say, sides=sides, journal=journal / "rows", split=part)  # fmt: skip
     return {**report, "files": {name: str(path) for name, path in sides.items()}, "pieces": _inputs(seen)}
 
 
