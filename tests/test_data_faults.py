@@ -256,6 +256,23 @@ def test_a_column_that_no_row_has_is_refused(tmp_path, capsys):
     assert told(capsys, "audit", source, "--set", "columns={text: review, label: stars}", "--workers", 1)[0] == 0
 
 
+def test_rows_of_no_known_format_among_others_are_told_of(tmp_path):
+    """Training would refuse them, row by row, late."""
+    made = [{"txt": "a name mistyped"} if n in (3, 7) else row for n, row in enumerate(rows(0, 10))]
+    source = write(tmp_path / "rows.jsonl", made)
+    verdict = audit(str(source), tmp_path / "out", recipe(CHEAP), workers=1)["checks"]["structure"]
+    assert (verdict["what"], verdict["sound"], verdict["acting"]) == ({"other_format": 2}, True, 0)
+    assert [found["row"] for found in verdict["examples"]] == [3, 7]
+    assert clean(str(source), tmp_path / "kept.jsonl", recipe(CHEAP), workers=1)["removed"] == 1  # an equal row
+    drop = {"checks": {"structure": {"action": "drop", "actions": {"other_format": "drop"}}}}
+    done = clean(str(source), tmp_path / "once.jsonl", recipe(drop), workers=1)
+    assert done["why_removed"] == {"structure": {"other_format": 2}}
+    assert clean(str(tmp_path / "once.jsonl"), tmp_path / "twice.jsonl", recipe(drop), workers=1)["removed"] == 0
+    other = write(tmp_path / "other.jsonl", [{"txt": f"all of them are so, {n}"} for n in range(5)])
+    assert audit(str(other), tmp_path / "of-other", recipe(CHEAP), workers=1)["checks"]["structure"]["rows"] == 0
+    assert clean(str(other), tmp_path / "all.jsonl", recipe(drop), workers=1)["kept"] == 5
+
+
 @pytest.mark.parametrize(
     ("label", "message"), [("", "'label' is empty, which is no class"), (None, "'label' is null"), (" ", "is empty")]
 )
