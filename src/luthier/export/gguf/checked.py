@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from ...generate import complete
 from ...opened import Opened
 from .. import compare, plain
 from . import families, numbers
+from .vocabulary import Vocabulary, vocabulary
 
 GREEDY, PROMPT = 16, 12
 NEAR = 5e-3  # of two tokens whose log-probabilities are as good as equal
@@ -46,9 +49,11 @@ def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) ->
         ours = compare.logprobs(found, documents)
         prompts = [d[: min(PROMPT, len(d) - 1)] for d in documents[:2]]
         greedy = [c.tokens for c in complete(found.network, prompts, set(), GREEDY)]
-    texts = [*TEXTS, *(found.tokenizer.decode(d) for d in documents[:4])]
+    tokens = vocabulary(found.tokenizer, found.model.get_input_embeddings().weight.shape[0])
+    texts = texts_of(found.tokenizer, tokens, [found.tokenizer.decode(d) for d in documents[:4]])
     compared = compare.proof(
-        ours, path, "llama_cpp", documents, bound_of(dtype, found.network.dtype), texts=texts, prompts=prompts,
+        ours, path, "llama_cpp", documents, bound_of(dtype, found.network.dtype), prompts=prompts,
+        texts=[text.theirs for text in texts], whole=[text.whole for text in texts],
         greedy=GREEDY, adapter=str(adapter) if adapter else None, stops=sorted(found.renderer.stop_tokens()),
     )  # fmt: skip
     theirs = compared.pop("found")
@@ -58,15 +63,44 @@ def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) ->
     same = [row.tolist() for row in theirs["greedy"]] == greedy
     if exact and not same:
         _near(found, prompts, greedy, theirs["greedy"].tolist())
-    return {**compared, "greedy_equal": same, "same_tokens": f"{len(texts)} texts", "remarks": []}
+    return {**compared, "greedy_equal": same, "same_tokens": f"{len(texts)} texts", "remarks": tokens.remarks}
 
 
-def _same_tokens(tokenizer: Any, texts: list[str], theirs: dict) -> None:
+@dataclass(frozen=True)
+class Text:
+    """A text whose tokens are compared."""
+
+    ours: str
+    theirs: str
+    """As llama.cpp is given it: where it has no way to put a space before a text, with that space."""
+    whole: bool
+    """With what a text is given at its start and end; conversations have it in them."""
+
+
+def texts_of(tokenizer: Any, vocabulary: Vocabulary, more: Sequence[str]) -> list[Text]:
+    """Languages, emoji, code and white space; the rows that are compared; conversations of these."""
+    lost = vocabulary.prefix == "first" and not vocabulary.flags["add_space_prefix"]
+    plain_texts = [text.lstrip() if vocabulary.prefix != "none" else text for text in (*TEXTS, *more)]
+    found = [Text(text, " " + text if lost else text, True) for text in plain_texts if text]
+    if not tokenizer.chat_template:
+        return found
+    for i in range(0, len(TEXTS) - 2, 3):
+        said = zip(("user", "assistant", "user"), TEXTS[i : i + 3])
+        messages = [{"role": role, "content": text} for role, text in said]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception:  # whatever a template says to a conversation that it does not take
+            continue
+        found.append(Text(text, text, False))
+    return found
+
+
+def _same_tokens(tokenizer: Any, texts: list[Text], theirs: dict) -> None:
     at = 0
-    for text, count in zip(texts, theirs["counts"].tolist()):
-        ids = theirs["ids"][at : at + count].tolist()
+    for told, count in zip(texts, theirs["counts"].tolist()):
+        text, ids = told.ours, theirs["ids"][at : at + count].tolist()
         at += count
-        wanted = tokenizer(text).input_ids
+        wanted = tokenizer(text, add_special_tokens=told.whole).input_ids
         if ids == wanted:
             continue
         i = next((i for i, (a, b) in enumerate(zip(ids, wanted)) if a != b), min(len(ids), len(wanted)))

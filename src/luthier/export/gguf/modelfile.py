@@ -85,7 +85,7 @@ def _found(tokenizer: Any) -> Turns | None:
     before_system, between = both.split(S)
     between = between.split(U)[0]  # what closes the system's turn, and opens the user's
     middle, before_second = three.split(U)[1].split(A)  # around an answer: with the end of one turn, the start of next
-    before_user = _common_end(between, before_second, head)
+    before_user = _common_end(between, before_second, head).removeprefix(after_user)  # all turns end alike, mostly
     if not middle.startswith(after_user):
         return None
     opened = middle.removeprefix(after_user)
