@@ -79,3 +79,231 @@ def test_a_family_answers_in_llama_cpp_as_in_transformers(case, tmp_path):
     assert any("sliding window" in r for r in done["remarks"]) == ("a window" in case)
     assert done["greedy_equal"] or case == "gemma3"  # where two tokens are as likely: that was compared
     assert done["files"] == ["Modelfile", "model.gguf"]
+
+
+# ---------------------------------------------------------------------------- tokenizers
+
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def corpus():
+    from pydoc_data.topics import topics
+
+    return [*topics.values(), "漢字とかな 中文字符 한국어", "Привет как дела Größe naïve café", "  \n\t\n   x\n\n\n\n"] * 2
+
+
+def byte_level(*steps):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(steps))
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return tokenizer
+
+
+def split(expression: str):
+    from tokenizers import Regex, pre_tokenizers
+
+    return [
+        pre_tokenizers.Split(Regex(expression), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+def sentencepiece(normalizer=None, pre_tokenizer=None):
+    """BPE over characters with bytes for those that are unknown, as Llama 2, Mistral, Gemma and Phi 3 have it."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    replace = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizer, replace]) if normalizer else replace
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=special, show_progress=False, limit_alphabet=120)
+    tokenizer.train_from_iterator(corpus(), trainer)
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["id"] < 3]  # bytes are none
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    if pre_tokenizer is not None:
+        tokenizer.normalizer, tokenizer.pre_tokenizer = None, pre_tokenizer
+    else:
+        tokenizer.pre_tokenizer = None
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def unigram():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=700, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return tokenizer
+
+
+def _tokenizers():
+    from tokenizers import normalizers, pre_tokenizers
+
+    from luthier.export.gguf.vocabulary import SPLITS
+
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return {
+        "gpt-2": lambda: byte_level(plain),
+        "smollm": lambda: byte_level(digits, plain),
+        **{name: (lambda e=e: byte_level(*split(e))) for e, name in SPLITS.items()},
+        "llama 2": lambda: sentencepiece(normalizers.Prepend("▁")),
+        "mistral": lambda: sentencepiece(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
+        "gemma": lambda: sentencepiece(),
+        "unigram": unigram,
+    }
+
+
+TOKENIZERS = _tokenizers()
+
+
+def with_tokenizer(folder, made, template=None, add_bos=False):
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    byte = made.token_to_id("<|im_end|>") is not None
+    named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} if byte else {
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}  # fmt: skip
+    if add_bos:
+        from tokenizers import processors
+
+        made.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", made.token_to_id("<s>"))])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **named)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**(WIDE | {"vocab_size": len(tokenizer) + 5}))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_texts_are_the_same_tokens(name, tmp_path):
+    """Languages, emoji, code, white space; with a token at the start where the tokenizer puts one; conversations."""
+    spm = name in ("llama 2", "mistral", "gemma")
+    template = MISTRAL if spm else None
+    folder = with_tokenizer(tmp_path / "model", TOKENIZERS[name](), template, add_bos=spm)
+    done = export(folder, tmp_path / "out", "gguf", "F32")
+    assert done["same_tokens"] == ("14 texts" if spm else "12 texts")
+    assert bool(done["remarks"]) == (name == "mistral")
+
+
+def test_tokenizers_that_the_format_cannot_hold_are_refused(tmp_path):
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    unknown = with_tokenizer(tmp_path / "cut", byte_level(*split(r"\w+|\W+")))
+    with pytest.raises(ExportError, match=r"cuts texts in a way that llama.cpp does not know \(\\w\+"):
+        export(unknown, tmp_path / "out", "gguf")
+    spaced = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True))
+    with pytest.raises(ExportError, match="puts a space before each text"):
+        export(with_tokenizer(tmp_path / "spaced", spaced), tmp_path / "out", "gguf")
+    words = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "<|im_end|>": 1, **{str(i): i + 2 for i in range(200)}}, "0"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s"), "removed")
+    with pytest.raises(ExportError, match="llama.cpp cannot hold this tokenizer: its model is WordLevel"):
+        export(with_tokenizer(tmp_path / "words", words), tmp_path / "out", "gguf")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_more_tokens_than_rows_of_embeddings_are_refused():
+    from luthier.export.gguf.vocabulary import vocabulary
+
+    with pytest.raises(ExportError, match="tokens up to number 258, and the model 250 rows"):
+        vocabulary(make_tokenizer(), 250)
+    made = vocabulary(make_tokenizer(), 320)
+    assert (made.tokens[258], made.kinds[258]) == ("<|im_end|>", 3)
+    assert (made.tokens[319], made.kinds[319]) == ("[PAD319]", 5)
+
+
+@pytest.mark.parametrize(("family", "extra", "message"), [
+    ("gpt2", {}, "family 'gpt2' cannot be written; those that can are llama, mistral, qwen2, qwen3, gemma3_text, phi3"),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "type dynamic"),
+    ("llama", {"hidden_act": "gelu"}, "the activation gelu"),
+    ("llama", {"mlp_bias": True}, "biases in the feed-forward"),
+])  # fmt: skip
+def test_networks_that_llama_cpp_does_not_have_are_refused(family, extra, message, tmp_path):
+    from conftest import make_model
+
+    make_model(family, **extra).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(ExportError, match=message):
+        export(tmp_path / "model", tmp_path / "out", "gguf")
+    assert not list(tmp_path.glob("*out*"))
+
+
+# ---------------------------------------------------------------------------- types of numbers
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0"])
+def test_types_of_numbers(dtype, tmp_path):
+    """Matrices of 256 columns are whole blocks of all types; perplexity stays within the type's bound."""
+    import gguf
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    wide = WIDE | {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 4}
+    LlamaForCausalLM(LlamaConfig(**wide)).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    done = export(tmp_path / "model", tmp_path / "out", "gguf", dtype)
+    assert done["perplexity_after"] <= done["perplexity_before"] * (1 + done["bound"])
+    assert not done["remarks"]
+    found = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    kind = dtype.removesuffix("_M")
+    assert found["blk.1.attn_q.weight"] == kind
+    assert found["blk.1.attn_norm.weight"] == "F32"
+    head = {"Q8_0": "Q8_0", "F16": "F16", "BF16": "BF16"}.get(dtype, "Q6_K" if "K" in dtype else "Q8_0")
+    assert found["output.weight"] == head
+    if dtype.endswith("_M"):
+        assert {found[f"blk.{i}.ffn_down.weight"] for i in range(4)} == {kind, "Q6_K"}
+
+
+def test_rows_that_are_no_whole_blocks_are_kept_in_another_type(tmp_path):
+    done = export(make("llama", tmp_path / "model"), tmp_path / "out", "gguf", "Q4_K_M")
+    assert done["remarks"] == ["matrices whose rows are no whole blocks of Q4_K are kept in Q5_0, Q8_0"]
+
+
+def test_a_file_that_loses_too_much_is_none(tmp_path, monkeypatch):
+    """The figures are in the message, and nothing is left."""
+    from dataclasses import replace
+
+    from luthier.export.gguf import numbers
+
+    monkeypatch.setitem(numbers.TABLE, "Q4_0", replace(numbers.TABLE["Q4_0"], bound=-0.5))
+    with pytest.raises(ExportError, match=r"perplexity went from \d+.* to \d+.*, by \d+\.\d\d% \(allowed -50\.00%\)"):
+        export(make("llama", tmp_path / "model"), tmp_path / "out", "gguf", "Q4_0")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_rows_in_the_wrong_order_are_noticed(tmp_path, monkeypatch):
+    from luthier.export.gguf import families
+
+    monkeypatch.setattr(families, "interleaved", lambda config, name, tensor: tensor)
+    with pytest.raises(ExportError, match="log-probabilities differ by up to"):
+        export(make("llama", tmp_path / "model"), tmp_path / "out", "gguf", "F32")
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    from luthier.export.gguf import library
+
+    folder = make("llama", tmp_path / "model")
+    with pytest.raises(ExportError, match="dtype='Q3_K': known are F32, F16"):
+        export(folder, tmp_path / "out", "gguf", "Q3_K")
+    monkeypatch.setattr(library, "installed", lambda: False)
+    with pytest.raises(ExportError, match=r"pip install luthier\[gguf\]"):
+        export(folder, tmp_path / "out", "gguf")
+    assert not list(tmp_path.glob("*out*"))

@@ -50,7 +50,7 @@ def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) ->
         prompts = [d[: min(PROMPT, len(d) - 1)] for d in documents[:2]]
         greedy = [c.tokens for c in complete(found.network, prompts, set(), GREEDY)]
     tokens = vocabulary(found.tokenizer, found.model.get_input_embeddings().weight.shape[0])
-    texts = texts_of(found.tokenizer, tokens, [found.tokenizer.decode(d) for d in documents[:4]])
+    texts = texts_of(found.tokenizer, tokens, [found.tokenizer.decode(d, skip_special_tokens=True) for d in documents[:4]])
     compared = compare.proof(
         ours, path, "llama_cpp", documents, bound_of(dtype, found.network.dtype), prompts=prompts,
         texts=[text.theirs for text in texts], whole=[text.whole for text in texts],
