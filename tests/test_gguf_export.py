@@ -284,7 +284,7 @@ def test_a_file_that_loses_too_much_is_none(tmp_path, monkeypatch):
     from luthier.export.gguf import numbers
 
     monkeypatch.setitem(numbers.TABLE, "Q4_0", replace(numbers.TABLE["Q4_0"], bound=-0.5))
-    with pytest.raises(ExportError, match=r"perplexity went from \d+.* to \d+.*, by \d+\.\d\d% \(allowed -50\.00%\)"):
+    with pytest.raises(ExportError, match=r"perplexity went from \d+.* to \d+.*, by -?\d+\.\d\d% \(allowed -50\.00%\)"):
         export(make("llama", tmp_path / "model"), tmp_path / "out", "gguf", "Q4_0")
     assert not list(tmp_path.glob("*out*"))
 
@@ -306,4 +306,74 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "installed", lambda: False)
     with pytest.raises(ExportError, match=r"pip install luthier\[gguf\]"):
         export(folder, tmp_path / "out", "gguf")
+    assert not list(tmp_path.glob("*out*"))
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def run(settings, tmp_path):
+    """A function that trains a small run over a model of a family."""
+    from conftest import save_model
+
+    from luthier.config import configure
+    from luthier.monitor import Console
+    from luthier.train import train
+
+    def trained(family="llama", method="lora", **changes):
+        model = save_model(tmp_path / family, family)
+        return train(configure(settings, {"model": str(model)}, changes, method=method), Console(quiet=True)).folder
+
+    return trained
+
+
+@pytest.mark.parametrize(("family", "changes"), [
+    ("llama", {}), ("qwen3", {"trainable": {"use_rslora": True, "rank_pattern": {"q_proj": 4}}}),
+    ("gemma3", {"trainable": {"alpha_pattern": {"v_proj": 4.0}}}), ("llama", {"trainable": {"init_lora_weights": "pissa", "r": 4}}),
+])  # fmt: skip
+def test_an_adapter_acts_in_llama_cpp_as_trained(run, family, changes, tmp_path):
+    """Ranks and scales of each layer, and PiSSA, whose file holds an adapter of twice the rank."""
+    folder = run(family, **changes)
+    done = export(folder, tmp_path / "out", "gguf-adapter")
+    assert done["largest_difference"] < 1e-3
+    assert done["difference_to_base"] > 0.1
+    assert done["files"] == ["Modelfile", "adapter.gguf"]
+    told = (tmp_path / "out" / "Modelfile").read_text()
+    assert "ADAPTER ./adapter.gguf" in told
+    assert f"luthier export {tmp_path / family} base --as gguf" in told
+    merged = export(folder, tmp_path / "merged", "gguf", "F32")
+    assert merged["largest_difference"] < 1e-3
+    assert merged["checkpoint"] == done["checkpoint"]
+
+
+def test_an_adapter_that_does_nothing_is_no_export(run, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from luthier.export import compare
+    from luthier.export.gguf import adapter, checked
+
+    folder = run()
+    zeros = SimpleNamespace(rounded=lambda tensor, kind: torch.zeros(tensor.shape).numpy())
+    monkeypatch.setattr(adapter, "numbers", zeros)
+    with pytest.raises(ExportError, match="log-probabilities differ"):
+        export(folder, tmp_path / "out", "gguf-adapter")
+    monkeypatch.setattr(checked, "bound_of", lambda *of: compare.Bound())  # as rounding would allow
+    monkeypatch.setattr(checked, "_near", lambda *of: None)
+    with pytest.raises(ExportError, match="it does nothing"):
+        export(folder, tmp_path / "out", "gguf-adapter")
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize(("method", "changes", "kind", "message"), [
+    ("dora", {}, "gguf-adapter", "LoRA alone beside a model, and the run trained dora"),
+    ("full", {}, "gguf-adapter", "and the run trained full"),
+    ("prefix", {}, "gguf", "no plain weights compute what prefix adds"),
+    ("lora", {"trainable": {"modules_to_save": ["lm_head"]}}, "gguf-adapter", "changed whole modules"),
+    ("lora", {"trainable": {"target_modules": ["embed_tokens"]}}, "gguf-adapter", "between embeddings and head"),
+])  # fmt: skip
+def test_runs_that_cannot_be_written_are_refused(run, method, changes, kind, message, tmp_path):
+    folder = run("llama", method, **changes)
+    with pytest.raises(ExportError, match=message):
+        export(folder, tmp_path / "out", kind)
     assert not list(tmp_path.glob("*out*"))

@@ -31,6 +31,8 @@ TABLE = (
     Format("quantised", "a run with precision.kind=qat, in 4 or 8 bits", "integers", runs_only=True),
     Format("gguf", "one file for llama.cpp and Ollama, by default in the numbers it has", "gguf",
            dtypes=("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0")),
+    Format("gguf-adapter", "a run's LoRA for llama.cpp and Ollama, beside a base in GGUF", "gguf.adapter", True,
+           ("F32", "F16")),
 )  # fmt: skip
 FORMATS = {form.name: form for form in TABLE}
 KINDS = tuple(FORMATS)

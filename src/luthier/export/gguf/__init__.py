@@ -30,7 +30,8 @@ def check(source: str, config: Config | None, kind: str, dtype: str | None) -> N
         )
     from ..plain import check_kind
 
-    check_kind(config, kind)
+    if kind == "gguf":
+        check_kind(config, kind)
 
 
 def write(found: Opened, out: Path, kind: str, dtype: str | None) -> dict[str, Any]:

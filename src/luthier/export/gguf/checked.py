@@ -40,11 +40,16 @@ def bound_of(dtype: str, source: Any) -> compare.Bound:
     return compare.Bound(*max(compare.TOLERANCE[source], compare.TOLERANCE[numbers.PLAIN[kind]]), grows)
 
 
-def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) -> dict[str, Any]:
-    """The figures; ExportError where llama.cpp answers otherwise."""
+def documents_of(found: Opened) -> list[list[int]]:
+    """No longer than what llama.cpp computes as transformers does."""
     config = found.model.config
     longest = families.context(families.family(config), config)
-    documents = [d[:longest] for d in compare.probe(found)]
+    return [d[:longest] for d in compare.probe(found)]
+
+
+def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) -> dict[str, Any]:
+    """The figures; ExportError where llama.cpp answers otherwise."""
+    documents = documents_of(found)
     with plain.as_written(found.made, "gguf"):
         ours = compare.logprobs(found, documents)
         prompts = [d[: min(PROMPT, len(d) - 1)] for d in documents[:2]]
