@@ -92,7 +92,8 @@ MISTRAL = (
 def corpus():
     from pydoc_data.topics import topics
 
-    return [*topics.values(), "漢字とかな 中文字符 한국어", "Привет как дела Größe naïve café", "  \n\t\n   x\n\n\n\n"] * 2
+    more = ["漢字とかな 中文字符 한국어", "Привет как дела Größe naïve café", "  \n\t\n   x\n\n\n\n"]
+    return [*topics.values(), *more] * 2
 
 
 def byte_level(*steps):
@@ -213,9 +214,10 @@ def test_tokenizers_that_the_format_cannot_hold_are_refused(tmp_path):
     spaced = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True))
     with pytest.raises(ExportError, match="puts a space before each text"):
         export(with_tokenizer(tmp_path / "spaced", spaced), tmp_path / "out", "gguf")
-    words = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "<|im_end|>": 1, **{str(i): i + 2 for i in range(200)}}, "0"))
+    numbers = {str(i): i + 2 for i in range(200)}
+    words = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "<|im_end|>": 1, **numbers}, "0"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s"), "removed")
-    with pytest.raises(ExportError, match="llama.cpp cannot hold this tokenizer: its model is WordLevel"):
+    with pytest.raises(ExportError, match=r"llama\.cpp cannot hold this tokenizer: its model is WordLevel"):
         export(with_tokenizer(tmp_path / "words", words), tmp_path / "out", "gguf")
     assert not list(tmp_path.glob("*out*"))
 
@@ -330,7 +332,8 @@ def run(settings, tmp_path):
 
 @pytest.mark.parametrize(("family", "changes"), [
     ("llama", {}), ("qwen3", {"trainable": {"use_rslora": True, "rank_pattern": {"q_proj": 4}}}),
-    ("gemma3", {"trainable": {"alpha_pattern": {"v_proj": 4.0}}}), ("llama", {"trainable": {"init_lora_weights": "pissa", "r": 4}}),
+    ("gemma3", {"trainable": {"alpha_pattern": {"v_proj": 4.0}}}),
+    ("llama", {"trainable": {"init_lora_weights": "pissa", "r": 4}}),
 ])  # fmt: skip
 def test_an_adapter_acts_in_llama_cpp_as_trained(run, family, changes, tmp_path):
     """Ranks and scales of each layer, and PiSSA, whose file holds an adapter of twice the rank."""
@@ -377,3 +380,95 @@ def test_runs_that_cannot_be_written_are_refused(run, method, changes, kind, mes
     with pytest.raises(ExportError, match=message):
         export(folder, tmp_path / "out", kind)
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_weights_beyond_half_precision_are_refused():
+    from luthier.export.gguf.numbers import rounded
+
+    with pytest.raises(ExportError, match="weights up to 1e\\+05 are beyond its 65504; use BF16"):
+        rounded(torch.tensor([[1e5, 0.0]]), "F16")
+
+
+def test_the_command_says_what_was_compared(tmp_path, capsys):
+    from luthier.cli import main
+
+    folder = str(make("mistral, a window", tmp_path / "model"))
+    command = ["export", folder, str(tmp_path / "out"), "--as", "gguf", "--dtype", "Q8_0"]
+    assert main([*command, "--bound", "0.000001"]) in (0, 7)
+    assert main(["export", folder, str(tmp_path / "two"), "--as", "full", "--bound", "0.1"]) == 7
+    assert "of formats that round (as=gguf)" in capsys.readouterr().err
+    assert main([*command[:2], str(tmp_path / "three"), *command[3:], "--bound", "0.5"]) == 0
+    said = capsys.readouterr()
+    assert "(allowed +50.00%)" in said.out
+    assert "note: its context ends at 48 tokens" in said.err
+    assert main([*command[:2], str(tmp_path / "four"), *command[3:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "Q8_0"
+    assert main(["export", folder, str(tmp_path / "five"), "--as", "merged"]) == 7
+    assert "is a model and no run; of those there are as=full, as=gguf" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "nowhere"), str(tmp_path / "six"), "--as", "gguf"]) == 4
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    import errno
+
+    import gguf
+
+    from luthier.cli import main
+
+    def full(*of):
+        raise OSError(errno.ENOSPC, "No space left on device", "model.gguf")
+
+    folder = str(make("llama", tmp_path / "model"))
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    assert main(["export", folder, str(tmp_path / "out"), "--as", "gguf"]) == 1
+    assert not list(tmp_path.glob("*out*"))
+
+
+# ---------------------------------------------------------------------------- plain models, Modelfiles
+
+
+def test_a_plain_model_is_a_source_of_safetensors_too(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = make("qwen3", tmp_path / "model")
+    done = export(folder, tmp_path / "out", "full", "bfloat16")
+    assert done["largest_difference"] < 0.5
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == torch.bfloat16
+    written = export(folder, tmp_path / "gguf", "gguf")
+    assert written["dtype"] == "F32"
+    again = export(tmp_path / "gguf" / "model.gguf", tmp_path / "back", "full")
+    assert again["largest_difference"] < 1e-5
+
+
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "wanted"), [
+    ("chatml", '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'
+     '{{ else }}{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n'
+     '{{ else }}{{ if eq .Role "assistant" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n'
+     "{{ end }}{{ end }}{{ end }}{{ end }}<|im_start|>assistant\n"),
+    ("{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}chatml",
+     '{{ if ne (index .Messages 0).Role "system" }}<|im_start|>system\nBe kind.<|im_end|>\n{{ end }}'
+     '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'),
+    (GEMMA_TEMPLATE, '{{ range .Messages }}{{ if eq .Role "user" }}<start_of_turn>user\n{{ .Content }}<end_of_turn>\n'
+     '{{ else }}{{ if eq .Role "assistant" }}<start_of_turn>model\n{{ .Content }}<end_of_turn>\n'
+     "{{ end }}{{ end }}{{ end }}<start_of_turn>model\n"),
+    ("{% for m in messages %}{{ m['content'][::-1] }}{% endfor %}", None),
+])  # fmt: skip
+def test_a_chat_template_in_ollamas_language(template, wanted):
+    """Checked by rendering what was found as Ollama would; None where a template is more than texts around texts."""
+    from conftest import TEMPLATE
+
+    from luthier.export.gguf import modelfile
+
+    made = modelfile.turns(make_tokenizer(template.replace("chatml", TEMPLATE)))
+    assert (made is None) == (wanted is None)
+    if made is not None:
+        assert made.template().startswith(wanted)

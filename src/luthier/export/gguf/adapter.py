@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from ...opened import Opened
 from ...trainable.lora import LoRA
 from ...trainable.low_rank import LowRank
 from .. import compare
-from . import checked, families, model, modelfile, numbers
 from . import check as check_model
+from . import checked, families, model, modelfile, numbers
 
 FILE = "adapter.gguf"
 
@@ -28,7 +29,9 @@ def check(source: str, config: Config, kind: str, dtype: str | None) -> None:
     settings: Any = config.trainable
     whole = "use as=gguf, which merges it into the model"
     if type(settings) is not LoRA:
-        raise ExportError(f"as={kind}: llama.cpp has LoRA alone beside a model, and the run trained {settings.kind}; {whole}")
+        raise ExportError(
+            f"as={kind}: llama.cpp has LoRA alone beside a model, and the run trained {settings.kind}; {whole}"
+        )
     if config.model.beneath:
         raise ExportError(f"as={kind}: it was trained on top of other adapters, which the base is without; {whole}")
     if settings.modules_to_save or config.model.new_tokens:
@@ -63,8 +66,9 @@ def _acts(found: Opened, compared: dict[str, Any]) -> None:
     compared["difference_to_base"] = apart.max().item()
     if compared["mean_difference"] > apart.mean().item() / 2:
         raise ExportError(
-            f"as=gguf-adapter: with it llama.cpp's answers differ from the trained model's by {compared['mean_difference']:.3g}"
-            f" on average, and the base's by {apart.mean().item():.3g}: it does nothing; nothing is left"
+            "as=gguf-adapter: with it llama.cpp's answers differ from the trained model's by "
+            f"{compared['mean_difference']:.3g} on average, and the base's by {apart.mean().item():.3g}: it does "
+            "nothing; nothing is left"
         )
 
 
@@ -79,8 +83,8 @@ def _write(found: Opened, path: Path, dtype: str) -> None:
     for name, layer in surgery.adapters(found.model):
         if type(layer.rule) is not LowRank or not name.startswith("model.layers."):
             raise ExportError(
-                f"as=gguf-adapter: the adapter of {name} is none of a layer between embeddings and head, where llama.cpp "
-                "has them; use as=gguf"
+                f"as=gguf-adapter: the adapter of {name} is none of a layer between embeddings and head, where "
+                "llama.cpp has them; use as=gguf"
             )
         down, up = layer.rule.factors(layer)
         rest = layer.rule.scaling * layer.share * len(down) / alpha
@@ -94,7 +98,7 @@ def _write(found: Opened, path: Path, dtype: str) -> None:
     writer.add_float32("adapter.lora.alpha", alpha)
     for name, tensor in tensors.items():
         writer.add_tensor(name, numbers.rounded(tensor, dtype))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()

@@ -1,9 +1,9 @@
-"""A GGUF file in llama.cpp against the model it was made from: log-probabilities, greedy text, tokens, stops, template."""
+"""A GGUF file in llama.cpp against the model it was made from: log-probabilities, greedy text, tokens, stops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def documents_of(found: Opened) -> list[list[int]]:
     return [d[:longest] for d in compare.probe(found)]
 
 
-def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) -> dict[str, Any]:
+def whole(
+    found: Opened, path: Path, dtype: str, adapter: Path | None = None, bound: float | None = None
+) -> dict[str, Any]:  # fmt: skip
     """The figures; ExportError where llama.cpp answers otherwise."""
     documents = documents_of(found)
     with plain.as_written(found.made, "gguf"):
@@ -55,9 +57,12 @@ def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) ->
         prompts = [d[: min(PROMPT, len(d) - 1)] for d in documents[:2]]
         greedy = [c.tokens for c in complete(found.network, prompts, set(), GREEDY)]
     tokens = vocabulary(found.tokenizer, found.model.get_input_embeddings().weight.shape[0])
-    texts = texts_of(found.tokenizer, tokens, [found.tokenizer.decode(d, skip_special_tokens=True) for d in documents[:4]])
+    rows = [found.tokenizer.decode(d, skip_special_tokens=True) for d in documents[:4]]
+    texts = texts_of(found.tokenizer, tokens, rows)
+    allowed = bound_of(dtype, found.network.dtype)
+    allowed = allowed if bound is None else replace(allowed, perplexity=bound)
     compared = compare.proof(
-        ours, path, "llama_cpp", documents, bound_of(dtype, found.network.dtype), prompts=prompts,
+        ours, path, "llama_cpp", documents, allowed, prompts=prompts,
         texts=[text.theirs for text in texts], whole=[text.whole for text in texts],
         greedy=GREEDY, adapter=str(adapter) if adapter else None, stops=sorted(found.renderer.stop_tokens()),
     )  # fmt: skip
@@ -109,10 +114,10 @@ def _same_tokens(tokenizer: Any, texts: list[Text], theirs: dict) -> None:
         if ids == wanted:
             continue
         i = next((i for i, (a, b) in enumerate(zip(ids, wanted)) if a != b), min(len(ids), len(wanted)))
+        here, there = (tokenizer.convert_ids_to_tokens(row[i : i + 6]) for row in (wanted, ids))
         raise ExportError(
-            f"as=gguf: llama.cpp reads a text as other tokens than its tokenizer does: {text[:60]!r} from its token {i} on "
-            f"{tokenizer.convert_ids_to_tokens(ids[i : i + 6])}, not {tokenizer.convert_ids_to_tokens(wanted[i : i + 6])}; "
-            "nothing is left"
+            f"as=gguf: llama.cpp reads a text as other tokens than its tokenizer does: {text[:60]!r} from its token "
+            f"{i} on {there}, not {here}; nothing is left"
         )
 
 

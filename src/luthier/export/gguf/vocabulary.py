@@ -153,7 +153,7 @@ def _prefix(state: Mapping) -> str:
             return "each"
     for step in _steps(state["pre_tokenizer"], "pretokenizers"):
         if step["type"] == "Metaspace":
-            return {"never": "none", "first": "first"}.get(step.get("prepend_scheme"), "each")
+            return {"never": "none", "first": "first"}.get(step.get("prepend_scheme", ""), "each")
     return "none"
 
 
