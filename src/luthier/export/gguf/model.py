@@ -1,7 +1,8 @@
-"""Write a model as GGUF: what it is, its tokenizer, then one tensor after the other, never all of them rounded at once."""
+"""Write a model as GGUF: what it is, its tokenizer, then one tensor after the other, never all rounded at once."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,15 @@ def write(found: Opened, path: Path, dtype: str) -> list[str]:
             _announce(writer, ours, shape, kinds[ours])
         for name, tensor in extra.items():
             _announce(writer, name, tuple(tensor.shape), "F32")
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for ours, theirs in layout.items():
-            tensor = families.laid_out(family, config, theirs, state[theirs])
-            writer.write_tensor_data(numbers.rounded(tensor, kinds[ours]))
-        for tensor in extra.values():
-            writer.write_tensor_data(numbers.rounded(tensor, "F32"))
-        writer.close()
+        with closing(writer):
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for ours, theirs in layout.items():
+                tensor = families.laid_out(family, config, theirs, state[theirs])
+                writer.write_tensor_data(numbers.rounded(tensor, kinds[ours]))
+            for tensor in extra.values():
+                writer.write_tensor_data(numbers.rounded(tensor, "F32"))
     return _remarks(family, config, dtype, kinds)
 
 
