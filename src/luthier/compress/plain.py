@@ -46,6 +46,11 @@ class Plain:
         return self.renderer.tokenizer
 
     @property
+    def packed(self) -> bool:
+        """Whether the model has been made to run packed rows."""
+        return self._network is not None
+
+    @property
     def network(self) -> network.Network:
         """Rows packed through the model as training packs them; made where it is first asked for."""
         if self._network is None:
