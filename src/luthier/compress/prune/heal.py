@@ -33,15 +33,15 @@ def healed(job: pruning.Job) -> dict:
     configuration(job, work / "pruned", heard=False)  # what is wrong with its settings is told first
     record = _pruned(job, work)
     config = configuration(job, work / "pruned")
-    trainer = Trainer(config, Console(quiet=job.report.get("quiet", False)))
+    trainer = Trainer(config, Console(quiet=job.quiet))
     if not job.pruning.structured:
         keep_zeros(trainer)
     result = trainer.run()
     done = {k: v for k, v in record.items() if k not in ("figures", "plan")}
     done |= {"healing": str(result.folder), "steps": result.report["steps"]}
     metrics = tuple(config.evaluation.metrics)
-    source, after = measured.read(work / "pruned", 0, metrics), measured.read(result.folder, result.report["best_step"], metrics)
-    at_start = measured.read(result.folder, 0, metrics)
+    source = measured.read(work / "pruned", 0, metrics)
+    at_start, after = (measured.read(result.folder, step, metrics) for step in (0, result.report["best_step"]))
     if source is not None and after is not None and at_start is not None:
         done["figures_pruned"] = measured.compare(source, at_start)["figures"]
         done["figures"] = measured.compare(source, after)["figures"]
@@ -128,7 +128,7 @@ def _export(job: pruning.Job, run: Path, done: dict) -> dict:
     """The healed network at OUT, checked by the export's own comparison, with what is known of it."""
     aside = job.work / "healed"
     if not aside.exists():
-        export(run, aside, "full", "float32" if done["dtype"] == "float32" else "bfloat16" if done["dtype"] == "bfloat16" else None)
+        export(run, aside, "full", done["dtype"] if done["dtype"] in ("float32", "bfloat16") else None)
     found = {"bytes": sum(f.stat().st_size for f in aside.glob("*.safetensors"))}
     if not job.pruning.structured:
         found["zeros"] = _zeros(aside, done["zeros"])

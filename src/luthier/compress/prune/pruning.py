@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Job:
     """Of healing, as `luthier train` takes them."""
     say: Say = _silent
     warn: Say = _silent
-    report: dict = field(default_factory=dict)
+    quiet: bool = False
 
     @property
     def work(self) -> Path:
@@ -114,7 +114,8 @@ def write(job: Job, folder: Path) -> dict:
     """The pruned network as a transformers model in `folder`, compared with itself in a fresh process."""
     source = plain(job.source, job.warn)
     families.check(source.model, job.pruning.by)
-    sparsity.check_pattern(source.model, job.pruning) if not job.pruning.structured else None
+    if not job.pruning.structured:
+        sparsity.check_pattern(source.model, job.pruning)
     data = measure.settings(source, job.data, job.held_out)
     rows = measure.rows(source, data, job.say, job.warn) if data is not None else None
     held_out = rows.held_out if rows is not None else None
@@ -130,7 +131,7 @@ def write(job: Job, folder: Path) -> dict:
     job.say(_told(removed))
     made = source.with_model(model)
     _save(source, model, folder, dtype)
-    proven = proof.prove(model, folder, dtype, proof.probe(held_out, source.tokenizer))
+    proven = proof.prove(model, folder, dtype, proof.probe(held_out, source))
     done: dict[str, Any] = {**removed, **proven, "dtype": str(dtype).removeprefix("torch.")}
     done["bytes"] = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     if held_out is not None and before is not None:
@@ -275,3 +276,16 @@ def card(job: Job, done: Mapping[str, Any], how: str = "") -> str:
 
 def keep(path: Path, done: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(done, indent=1))
+
+
+def answer(done: Mapping[str, Any]) -> str:
+    """What the command line says at the end."""
+    lines = [f"{done['out']}: {_told(done)}"]
+    for key, name in (("figures_pruned", "source -> pruned"), ("figures", "source -> this model")):
+        if key in done and (told := measure.told(done[key])):
+            lines += [f"{name}:", told]
+    lines.append(
+        f"loaded again in a fresh process: log-probabilities of {done['compared_tokens']} tokens differ by at most "
+        f"{done['largest_difference']:.2e} (allowed {done['tolerance']:g})"
+    )
+    return "\n".join(lines)
