@@ -126,6 +126,8 @@ def write(job: Job, folder: Path) -> dict:
     documents = _documents(job, source, rows)
     with source.network.natively() if source.packed else nullcontext():
         model, removed = pruned(source, documents, job.pruning)
+    if source.packed:  # single weights become 0 in the source's own network
+        model.set_attn_implementation(source.network.native)
     dtype = DTYPES[job.dtype] if job.dtype else source.dtype
     _round(model, dtype)
     job.say(_told(removed))

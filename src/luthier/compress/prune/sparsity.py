@@ -90,13 +90,14 @@ def wanda_(model: Any, documents: Documents, wanted: Pruning) -> None:
         squares: dict[nn.Module, Tensor] = {}
         inside = [m for m in block.modules() if surgery.linear_shape(m)]
         with hooked([m.register_forward_pre_hook(_adding(squares)) for m in inside]):
-            for i, state in enumerate(hidden):
-                block(state, **given[i][at])
+            for state, (args, more) in zip(hidden, (each[at] for each in given)):
+                block(state, *args, **more)
         for module in inside:
             if module in squares:
                 prune_(module, squares[module].sqrt(), wanted)
         for i, state in enumerate(hidden):
-            out = block(state, **given[i][at])
+            args, more = given[i][at]
+            out = block(state, *args, **more)
             hidden[i] = out[0] if isinstance(out, tuple) else out
 
 
@@ -108,21 +109,19 @@ def _adding(squares: dict[nn.Module, Tensor]) -> Callable:
     return hook
 
 
-def _entered(model: Any, blocks: nn.ModuleList, documents: Documents) -> tuple[list[Tensor], list[list[dict]]]:
+def _entered(model: Any, blocks: nn.ModuleList, documents: Documents) -> tuple[list[Tensor], list[list[tuple]]]:
     """Of each document what enters the first block, and what else every block is given."""
     hidden: list[Tensor] = []
-    given: list[list[dict]] = []
+    given: list[list[tuple[tuple, dict]]] = []
     device = model.get_input_embeddings().weight.device
 
     def keep(at: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             state = args[0] if args else kwargs["hidden_states"]
-            if len(args) > 1:
-                raise ModelError(f"--by wanda: {type(model).__name__} hands its layers more than can be kept: use magnitude")
             if at == 0:
                 hidden.append(state)
                 given.append([])
-            given[-1].append({k: v for k, v in kwargs.items() if k != "hidden_states"})
+            given[-1].append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
 
         return hook
 
