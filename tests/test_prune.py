@@ -306,7 +306,7 @@ def test_families(family, way, tmp_path, rows_file):
     from transformers import AutoModelForCausalLM
 
     from luthier.compress import proof
-    from luthier.compress.plain import plain
+    from luthier.compress.plain import plain, save
     from luthier.compress.prune import pruning
 
     of_family(family).save_pretrained(tmp_path / "model")
@@ -315,7 +315,7 @@ def test_families(family, way, tmp_path, rows_file):
     shape = {"num_key_value_heads": 1, "intermediate_size": 40}
     wanted = by("depth", target=0.5) if way == "depth" else by("width", shape=shape)
     model, _ = pruning.pruned(source, DOCUMENTS, wanted)
-    pruning._save(source, model, tmp_path / "out", torch.float32)
+    save(source, model, tmp_path / "out", torch.float32)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert torch.allclose(proof.logprobs(again, DOCUMENTS), proof.logprobs(model, DOCUMENTS), atol=1e-5)
     assert again.config.num_hidden_layers == (2 if way == "depth" else 4)
