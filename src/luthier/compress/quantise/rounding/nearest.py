@@ -31,13 +31,6 @@ class Grid:
     def highest(self) -> float:
         return 2.0 ** (self.bits - 1) - 1 if not self.float8 else torch.finfo(FLOAT8).max
 
-    def columns(self, begin: int, end: int, group: int) -> Grid:
-        """The grid of a stretch of groups."""
-        return self._with(self.scale[:, begin // group : -(-end // group)], begin // group, -(-end // group))
-
-    def _with(self, scale: Tensor, begin: int, end: int) -> Grid:
-        return Grid(scale, None if self.zero is None else self.zero[:, begin:end], self.bits, self.float8)
-
     def codes(self, weight: Tensor) -> Tensor:
         """The nearest codes of a weight [out, in], halves to even, in float32."""
         wide = self.scale.float()[..., None]
