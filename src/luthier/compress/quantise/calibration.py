@@ -69,6 +69,8 @@ class Stream:
     """Of each row what enters the block at hand, [1, tokens, hidden]."""
     given: list[list[dict]] = field(repr=False)
     """Of each row what else each block is given."""
+    tuples: list[bool] = field(repr=False)
+    """Which blocks give their output in a tuple."""
     at: int = 0
 
     @property
@@ -84,19 +86,32 @@ class Stream:
         out = self.block(self.hidden[row], **self.given[row][self.at])
         return out[0] if isinstance(out, tuple) else out
 
+    def to_the_end(self, row: int) -> Tensor:
+        """[1, tokens, V] logits of a row, through the block at hand and all that comes after it."""
+        blocks: list[Any] = list(surgery.blocks(self.model)[1])
+        state = self.hidden[row]
+        for at in range(self.at, len(blocks)):
+            out = blocks[at](state, **self.given[row][at])
+            state = out[0] if isinstance(out, tuple) else out
+        tokens = torch.zeros(1, state.shape[1], dtype=torch.long, device=state.device)
+        with passing(blocks, self.tuples, state):
+            return self.model(input_ids=tokens, use_cache=False).logits
+
     @torch.no_grad()
     def observed(self, names: Sequence[str]) -> list[Unit]:
         """The layers of the block at hand among `names`, by what they share, with sums of their inputs; in the order
         in which the block comes to them. Layers that no token came to are units of their own."""
-        inside = {id(self.model.get_submodule(n)): n for n in names if n.startswith(self.prefix + ".")}
-        units = self._units(inside)
+        units = self.units(names)
         taking = [unit.layers[0].register_forward_pre_hook(_taking(unit)) for unit in units]
         with hooked(taking):
             for row in range(len(self.hidden)):
                 self.run(row)
         return units
 
-    def _units(self, inside: dict[int, str]) -> list[Unit]:
+    @torch.no_grad()
+    def units(self, names: Sequence[str]) -> list[Unit]:
+        """The same without sums."""
+        inside = {id(self.model.get_submodule(n)): n for n in names if n.startswith(self.prefix + ".")}
         found: list[tuple[Tensor, Unit]] = []
         normed: list[tuple[Tensor, nn.Module]] = []
 
@@ -144,8 +159,8 @@ def _taking(unit: Unit) -> Callable:
 def stream(model: Any, documents: Documents) -> Stream:
     """Rows (tokens) as they enter the first block; no block but those of the first row is computed for it."""
     _, blocks = surgery.blocks(model)
-    made, device = Stream(model, [], []), model.get_input_embeddings().weight.device
-    tuples = [False] * len(blocks)
+    device, tuples = model.get_input_embeddings().weight.device, [False] * len(blocks)
+    made = Stream(model, [], [], tuples)
 
     def before(at: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -170,27 +185,27 @@ def stream(model: Any, documents: Documents) -> Stream:
     with hooked([b.register_forward_pre_hook(before(i), with_kwargs=True) for i, b in enumerate(blocks)]):
         with hooked([b.register_forward_hook(after(i)) for i, b in enumerate(blocks)]):
             enter(documents[0])
-        with _passing(blocks, tuples):
+        with passing(list(blocks), tuples):
             for document in documents[1:]:
                 enter(document)
     return made
 
 
 @contextmanager
-def _passing(blocks: nn.ModuleList, tuples: Sequence[bool]) -> Iterator[None]:
-    """Blocks that hand on what they are given, for a while."""
+def passing(blocks: Sequence[Any], tuples: Sequence[bool], state: Tensor | None = None) -> Iterator[None]:
+    """Blocks that hand on what they are given, for a while, or give this `state`."""
 
     def through(as_tuple: bool) -> Callable:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (hidden_states,) if as_tuple else hidden_states
+            out = hidden_states if state is None else state
+            return (out,) if as_tuple else out
 
         return forward
 
-    layers: list[Any] = list(blocks)
     try:
-        for block, as_tuple in zip(layers, tuples):
+        for block, as_tuple in zip(blocks, tuples):
             block.forward = through(as_tuple)
         yield
     finally:
-        for block in layers:
+        for block in blocks:
             block.__dict__.pop("forward", None)

@@ -22,8 +22,8 @@ ROWS, TOKENS = 4, 128  # of calibration that are looked at
 
 @dataclass(frozen=True)
 class Measured:
-    names: tuple[str, ...]
-    weights: int
+    weights: dict[str, int]
+    """Of each of the layers, how many."""
     loss: float
     """Nats a token with these layers in few bits and all others as they are."""
 
@@ -42,15 +42,14 @@ def measured(
     found = []
     depth = len(surgery.blocks(model)[1])
     for at in range(depth):
-        for unit in flow.observed(names):
-            unit.forget()
+        for unit in flow.units(names):
             kept = [layer.weight.data for layer in unit.layers]
             for layer in unit.layers:
                 layer.weight.data = rounded(layer).to(layer.weight.dtype)
-            loss = _divergence(model, flow, plain)
+            loss = _divergence(flow, plain)
             for layer, weight in zip(unit.layers, kept):
                 layer.weight.data = weight
-            found.append(Measured(tuple(unit.names), sum(w.numel() for w in kept), loss))
+            found.append(Measured({n: w.numel() for n, w in zip(unit.names, kept)}, loss))
         flow.advance()
         if (at + 1) % 10 == 0:
             say(f"sensitivity: {at + 1} of {depth} blocks")
@@ -63,50 +62,26 @@ def _logprobs(model: Any, document: Sequence[int]) -> Tensor:
     return logits.float().log_softmax(-1)
 
 
-def _divergence(model: Any, flow: Stream, plain: Sequence[Tensor]) -> float:
-    """From the block at hand to the end of the network."""
-    total, tokens = 0.0, 0
-    first = flow.at
-    blocks: list[Any] = list(surgery.blocks(model)[1])
+def _divergence(flow: Stream, plain: Sequence[Tensor]) -> float:
+    total = 0.0
     for row, expected in enumerate(plain):
-        state = flow.hidden[row]
-        for at in range(first, len(blocks)):
-            out = blocks[at](state, **flow.given[row][at])
-            state = out[0] if isinstance(out, tuple) else out
-        logits = _ended(model, state)
-        total += float((expected.exp() * (expected - logits.float().log_softmax(-1))).sum())
-        tokens += len(expected)
-    return total / tokens
-
-
-def _ended(model: Any, state: Tensor) -> Tensor:
-    """[T, V] of what leaves the last block: through all that the model itself does after it."""
-    blocks: list[Any] = list(surgery.blocks(model)[1])
-    try:
-        for block in blocks[:-1]:
-            block.forward = lambda hidden_states, *a, **k: hidden_states
-        blocks[-1].forward = lambda hidden_states, *a, **k: state
-        device = state.device
-        tokens = torch.zeros(1, state.shape[1], dtype=torch.long, device=device)
-        return model(input_ids=tokens, use_cache=False).logits[0]
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
+        logprobs = flow.to_the_end(row)[0].float().log_softmax(-1)
+        total += float((expected.exp() * (expected - logprobs)).sum())
+    return total / sum(len(expected) for expected in plain)
 
 
 def chosen(found: Sequence[Measured], few: Mapping[str, float], many: Mapping[str, float], budget: float) -> set[str]:
     """The layers that get many bits: `few` and `many` are the bits of a weight of each layer with its scales, `budget`
     their mean over all weights. The best loss for its bits first; what does not fit is passed over."""
-    sizes = {name: m.weights / len(m.names) for m in found for name in m.names}
-    assert all(few[n] < many[n] for n in sizes)
+    total = sum(sum(m.weights.values()) for m in found)
+    left = total * budget - sum(few[name] * size for m in found for name, size in m.weights.items())
 
     def cost(m: Measured) -> float:
-        return sum((many[n] - few[n]) for n in m.names) * m.weights / len(m.names)
+        return sum((many[name] - few[name]) * size for name, size in m.weights.items())
 
-    left = sum(m.weights for m in found) * budget - sum(few[n] * size for n, size in sizes.items())
     taken: set[str] = set()
     for m in sorted(found, key=lambda m: m.loss / cost(m), reverse=True):
         if cost(m) <= left:
             left -= cost(m)
-            taken |= set(m.names)
+            taken |= set(m.weights)
     return taken
