@@ -66,6 +66,24 @@ def rows(source: Plain, data: Data, say: Say, warn: Say) -> Rows:
     return Rows(data, training, validation)
 
 
+def calibration(
+    source: Plain, found: Rows | None, path: str | None, samples: int, tokens: int, say: Say, warn: Say
+) -> list[list[int]]:  # fmt: skip
+    """Rows to look at, of a file or of those that are learnt from, never held-out ones: so many, evenly over all of
+    them, which may be in an order, each cut to so many tokens."""
+    if path is not None:
+        data = settings(source, path, None)
+        assert data is not None
+        dataset = rows(source, data.model_copy(update={"validation": None}), say, warn).training
+    else:
+        assert found is not None, "checked before"
+        dataset = found.training
+    wanted = min(samples, len(dataset))
+    step = len(dataset) / wanted
+    cut = [dataset.documents[int(i * step)].tokens[:tokens].tolist() for i in range(wanted)]
+    return [row for row in cut if len(row) > 1]
+
+
 def measure(source: Plain, dataset: Dataset, answer: bool = True) -> Measured:
     """Loss, perplexity and bits per byte of rows; of a run whose evaluations answer prompts its figures of answers,
     too, on the same rows."""

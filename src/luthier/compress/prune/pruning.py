@@ -151,17 +151,8 @@ def _documents(job: Job, source: Plain, rows: measure.Rows | None) -> list[list[
     """The rows that importance is measured on, each cut to `sample_tokens`; never held-out ones."""
     if not job.pruning.calibrated:
         return []
-    if job.calibration is not None:
-        data = measure.settings(source, job.calibration, None)
-        assert data is not None
-        dataset = measure.rows(source, data.model_copy(update={"validation": None}), job.say, job.warn).training
-    else:
-        assert rows is not None, "checked before"
-        dataset = rows.training
-    wanted = min(job.pruning.samples, len(dataset))
-    step = len(dataset) / wanted  # evenly over the rows, which may be in an order
-    found = [dataset.documents[int(i * step)].tokens[: job.pruning.sample_tokens].tolist() for i in range(wanted)]
-    return [tokens for tokens in found if len(tokens) > 1]
+    p = job.pruning
+    return measure.calibration(source, rows, job.calibration, p.samples, p.sample_tokens, job.say, job.warn)
 
 
 # ---------------------------------------------------------------------------- the network made smaller
