@@ -59,7 +59,7 @@ def test_texts_to_distributions(key, entry, expected):
         ("scheduler.kind", "[linear, cosine]", ["scheduler.kind: unknown key", "'schedule.kind'"]),
         ("trainable.rank", "[8, 16]", ["trainable.rank: unknown key", "'trainable.r'"]),
         ("optim.lr", "log(1e-5, 1e-3)", ["unknown key", "'optim.learning_rate'"]),
-        ("trainabel.r", "[8]", ["trainabel", "'trainable'"]),
+        ("trainabel.r", "[8]", ["trainabel", "'trainable.r'"]),
         (RATE, "log(1e-3, 1e-5)", ["interval is empty"]),
         (RATE, "log(1e-3, 1e-3)", ["interval is empty"]),
         (RATE, "log(0, 1e-3)", ["begins above 0", "1e-6"]),
