@@ -559,19 +559,17 @@ def in_this_process(monkeypatch):
     """The other half of an export's check without a process of its own, which takes seconds to import everything."""
     import io
     import subprocess
-    import sys
 
-    from luthier import reload
-    from luthier.export import export
+    from luthier.export.readers import transformers_reader
 
     def run(arguments, input, **_):
-        assert arguments[-1] == reload.__file__
+        assert arguments[-1] == transformers_reader.__file__
         with monkeypatch.context() as patched:
             patched.setattr("sys.stdin", io.StringIO(input))
-            reload.main()
+            transformers_reader.main()
         return subprocess.CompletedProcess(arguments, 0, "", "")
 
-    monkeypatch.setattr(sys.modules[export.__module__].subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ import torch
 from test_classification import TEXTS, classify, encoder  # noqa: F401
 from test_train import QUIET
 
-from luthier import reload, surgery, train
+from luthier import surgery, train
 from luthier.assemble import restore
 from luthier.cli import main
 from luthier.errors import ExportError, ModelError
+from luthier.export.readers import transformers_reader
 from luthier.train import Trainer
 
 TAGS = [{"tokens": t.split(), "tags": ["B-X" if len(w) > 3 else "O" for w in t.split()]} for t, _ in TEXTS * 4]
@@ -28,7 +29,7 @@ def here(monkeypatch):
 
     def run(command, input, **_):
         monkeypatch.setattr("sys.stdin", io.StringIO(input))
-        reload.main()
+        transformers_reader.main()
         return SimpleNamespace(returncode=0, stderr="")
 
     monkeypatch.setattr("subprocess.run", run)
@@ -133,8 +134,8 @@ def test_the_pipeline_of_transformers_says_the_same(classify, tmp_path, here):  
 
 def test_an_export_that_differs_is_refused(classify, tmp_path, here, monkeypatch):  # noqa: F811
     result = train(classify(max_steps=2), QUIET)
-    true = reload.by_transformers
-    monkeypatch.setattr(reload, "by_transformers", lambda model, request: true(model, request) + 0.1)
+    true = transformers_reader.by_transformers
+    monkeypatch.setattr(transformers_reader, "by_transformers", lambda model, request: true(model, request) + 0.1)
     with pytest.raises(ExportError, match="scores differ by up to 0"):
         result.export(tmp_path / "out", "full")
     assert not (tmp_path / "out").exists()

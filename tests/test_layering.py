@@ -15,7 +15,7 @@ FLOORS = [
     {"journal"},
     {"results", "evaluations", "preconditions"},
     {"evaluate", "export", "explain", "upload"},
-    {"harness", "reload", "card", "ahead", "rollouts", "reward_models"},
+    {"harness", "card", "ahead", "rollouts", "reward_models"},
     {"sampling", "opened"},
     {"assemble", "generate", "classify", "rating", "adapters", "completions"},
     {"assembled"},

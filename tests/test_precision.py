@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from test_train import in_two_parts
 from torch import nn
 
-from luthier import checkpoint, reload, surgery, train
+from luthier import checkpoint, surgery, train
 from luthier.assemble import assemble, restore
 from luthier.batch import Batch, Document
 from luthier.config import configure
 from luthier.errors import ConfigError, ExportError, ModelError
+from luthier.export.readers import transformers_reader
 from luthier.models import Model, load, streaming
 from luthier.monitor import Console
 from luthier.precision import FP8, NF4, Int8
@@ -220,7 +221,7 @@ def at_hand(monkeypatch):
         monkeypatch.setattr("sys.stdin", io.StringIO(input))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reload.main()
+            transformers_reader.main()
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)

@@ -19,9 +19,10 @@ import torch
 from conftest import make_model, make_tokenizer, save_model, write_rows
 from safetensors.torch import load_file
 
-from luthier import checkpoint, configure, open_run, steps, train
+from luthier import checkpoint, configure, open_run, steps, surgery, train
 from luthier.cli import main
 from luthier.errors import CheckpointError, ConfigError, DataError, ExportError, Interrupted, NonFiniteError
+from luthier.export import compare, plain
 from luthier.monitor import Console, records
 from luthier.train import Trainer
 
@@ -118,8 +119,8 @@ def start(config, method):
 class Forked:
     """The same in a fork, with what is used here of a process; what it says is on the standard error of the tests."""
 
-    def __init__(self, config, method):
-        self.pid, self.code = forking(lambda: train(configure(config.model_dump(mode="json"), method=method))), None
+    def __init__(self, config):
+        self.pid, self.code = forking(lambda: train(configure(config.model_dump(mode="json")), QUIET)), None
 
     def poll(self, flags=os.WNOHANG):
         if self.code is None:
@@ -141,7 +142,11 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(settings, method, tmp
     config = config_of(settings, method, **extra, output_dir=str(tmp_path / "killed"))
     folder = tmp_path / "killed" / "checkpoints"
     rng = random.Random(method)
-    kills, reached, started = 0, 0, start if method == "lora" else Forked
+    kills, reached = 0, 0
+
+    def started(config, method):
+        return start(config, method) if method == "lora" else Forked(config)
+
     for wanted in (rng.randint(2, 12), rng.randint(20, 30), rng.randint(35, 45)):
         process = started(config, method)
         while process.poll() is None:
@@ -405,19 +410,18 @@ def test_an_adapted_head_that_was_tied_is_untied_when_merged(settings, tmp_path)
 def test_an_adapter_that_loads_and_does_nothing_is_no_export(settings, tmp_path, monkeypatch):
     """Whatever the tolerance of the precision: as far away as the base is not what was trained."""
     folder = train(config_of(settings, optim={"learning_rate": 1e-4}), QUIET).folder
-    export = sys.modules["luthier.export"]
 
     def idle(made, out, base):
-        found = [adapter for _, adapter in export.surgery.adapters(made.network.model)]
+        found = [adapter for _, adapter in surgery.adapters(made.network.model)]
         trained = [adapter.lora_B.data for adapter in found]
         for adapter in found:
             adapter.lora_B.data = torch.zeros_like(adapter.lora_B)
-        export._write_adapter(made, out, base)
+        plain._write_adapter(made, out, base)
         for adapter, data in zip(found, trained):
             adapter.lora_B.data = data
 
-    monkeypatch.setitem(export.WRITERS, "adapter", idle)
-    monkeypatch.setitem(export.TOLERANCE, torch.float32, export.TOLERANCE[torch.bfloat16])
+    monkeypatch.setitem(plain.WRITERS, "adapter", idle)
+    monkeypatch.setitem(compare.TOLERANCE, torch.float32, compare.TOLERANCE[torch.bfloat16])
     with pytest.raises(ExportError, match="answers differently"):
         open_run(folder).export(tmp_path / "out", "adapter")
 
@@ -438,12 +442,11 @@ def test_a_full_export_is_the_trained_model(settings, tmp_path):
 
 def test_an_export_that_answers_differently_fails_and_leaves_nothing(settings, tmp_path, monkeypatch):
     folder = train(config_of(settings), QUIET).folder
-    export = sys.modules["luthier.export"]
 
     def wrong(made, out, base):
-        export._write_model(made, out, make_model("llama").state_dict())
+        plain.write_model(made, out, make_model("llama").state_dict())
 
-    monkeypatch.setitem(export.WRITERS, "merged", wrong)
+    monkeypatch.setitem(plain.WRITERS, "merged", wrong)
     with pytest.raises(ExportError, match="answers differently"):
         open_run(folder).export(tmp_path / "out", "merged")
     assert not (tmp_path / "out").exists()
@@ -482,10 +485,9 @@ def test_a_run_resumes_from_the_command_line(settings, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_what_drifts_in_sixteen_bits_is_compared_in_thirty_two(settings, tmp_path, monkeypatch, method):
-    export = sys.modules["luthier.export"]
     folder = train(config_of(settings, method, precision={"dtype": "bfloat16"}), QUIET).folder
-    monkeypatch.setitem(export.TOLERANCE, torch.bfloat16, (0.0, 0.0))
+    monkeypatch.setitem(compare.TOLERANCE, torch.bfloat16, (0.0, 0.0))
     kind = "adapter" if method == "lora" else "full"
     found = open_run(folder).export(tmp_path / "out", kind)
-    assert found["tolerance"] == export.TOLERANCE[torch.float32][0]
+    assert found["tolerance"] == compare.TOLERANCE[torch.float32][0]
     assert found["largest_difference"] < 1e-3

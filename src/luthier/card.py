@@ -76,6 +76,24 @@ def card(config: Config, run: Path, kind: str, base: str | None, compared: dict)
     return "\n".join([*lines])
 
 
+def plain_card(name: str, compared: dict) -> str:
+    """README.md of a model that was exported and is no run."""
+    shown = name.rstrip("/").rsplit("/", 1)[-1]
+    return "\n".join([
+        "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "", f"# {shown}", "",
+        f"Written by Luthier {__version__} from `{shown}`. Loaded again in a fresh process: {compared['compared']} "
+        f"differ by at most {compared['largest_difference']:.2e}.", "",
+        "```python", *_whole("tokens"), "```", "",
+    ])  # fmt: skip
+
+
+def _whole(ends_in: str) -> list[str]:
+    """Python that loads a folder with a whole model."""
+    here, auto = '"path/of/this/folder"', CLASSES[ends_in]
+    imports = f"from transformers import {auto}, AutoTokenizer"
+    return [imports, "", f"model = {auto}.from_pretrained({here})", _tokenizer(here)]
+
+
 def _library(config: Config, kind: str) -> str:
     if kind != "adapter":
         return "transformers"
@@ -112,7 +130,7 @@ def _loading(config: Config, kind: str, base: str | None) -> list[str]:
     auto = CLASSES[config.objective.ends_in]
     imports, given, then = [f"from transformers import {auto}, AutoTokenizer"], "", []
     if kind != "adapter":
-        return [*imports, "", f"model = {auto}.from_pretrained({here})", _tokenizer(here)]
+        return _whole(config.objective.ends_in)
     if config.objective.ends_in != "tokens":
         given = f", num_labels={len(config.objective.scores)}"
     precision = config.precision

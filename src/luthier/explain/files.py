@@ -12,7 +12,7 @@ from ..config import Config
 
 PACKAGE = Path(__file__).parents[1]
 LOOP = "train.py"
-ASIDE = ("cli", "explain", "export.py", "generate.py", "models/skeleton.py")  # no part of a run's steps
+ASIDE = ("cli", "explain", "export", "generate.py", "models/skeleton.py")  # no part of a run's steps
 
 
 def running(config: Config) -> dict[str, list[str]]:

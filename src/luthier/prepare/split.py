@@ -1,5 +1,7 @@
 """A split: rows to sides such as train, validation and test; equal rows and groups stay together, classes keep shares.
 
+Rows that `luthier data augment` made go with their parents.
+
 A row's place is a hash of what it says, so other rows that come or go hardly move it. All sides appear whole at once.
 """
 
@@ -16,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data.holdout import PARENT
 from ..data.sources import Row
 from ..errors import ConfigError, DataError
-from .encoded import line
+from .encoded import dumps, line
 from .journal import refuse_existing
 from .looking import gathered_file, load, save
 from .pieces import Done, Say, Work, refuse_changed_since, refuse_within, run
@@ -141,6 +144,35 @@ def hashed(value: object) -> int:
     return int.from_bytes(hashlib.blake2b(line(value), digest_size=8).digest(), "big")
 
 
+def _first(digest: str) -> int:
+    """64 bits of a SHA-256 in hexadecimal."""
+    return int(digest[:16], 16)
+
+
+def _parent(row: Row) -> int:
+    """64 bits of what a row's parent is known by; 0 of one that was made of none."""
+    told = row.values.get(PARENT)
+    if told is None:
+        return 0
+    try:
+        return _first(told["sha256"])
+    except (TypeError, KeyError, ValueError):
+        raise DataError(f"{row.place}: {PARENT} names no parent by its sha256, as `luthier data augment` does") from None
+
+
+def families(whole: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[N] uint64: the units, where rows that were made of others are of their parents', or of one with their siblings
+    where the parent is not there."""
+    made, parents = whole["unit"].copy(), whole["parent"]
+    new = np.flatnonzero(parents)
+    if len(new):
+        order = np.argsort(whole["own"], kind="stable")
+        own = whole["own"][order]
+        at = np.minimum(np.searchsorted(own, parents[new]), len(own) - 1)
+        made[new] = np.where(own[at] == parents[new], whole["unit"][order[at]], parents[new])
+    return made
+
+
 class Keys(Work):
     """The first pass: what of a row decides its side, as numbers."""
 
@@ -149,7 +181,7 @@ class Keys(Work):
 
     def begin(self, piece: Any, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
-        self.columns: dict[str, list] = {"unit": []}
+        self.columns: dict[str, list] = {"unit": [], "own": [], "parent": []}
         self.classes: dict[int, str] = {}
 
     def row(self, row: Row) -> Iterable[tuple[str, dict]]:
@@ -158,6 +190,8 @@ class Keys(Work):
         split, columns = self.split, self.columns
         said = {key: value for key, value in row.values.items() if not key.startswith("_")}
         columns["unit"].append(hashed(value_of(row, split.group)) if split.group else hashed(said))
+        columns["own"].append(_first(hashlib.sha256(dumps(row.values).encode("utf-8", "surrogatepass")).hexdigest()))
+        columns["parent"].append(_parent(row))
         if split.stratify:
             value = value_of(row, split.stratify)
             if isinstance(value, str) and not value.strip():
@@ -214,6 +248,8 @@ def split(
                split=part)  # fmt: skip
     arrays = [load(gathered_file(journal / "keys", "keys", d.number)) for d in seen]
     whole = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
+    if not how.group:
+        whole["unit"] = families(whole)
     chosen = placed(whole, how)
     classes = {int(n): text for d in seen for n, text in d.end["classes"].items()}
     report = _report(whole, chosen, names, classes)

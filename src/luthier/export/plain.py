@@ -1,4 +1,4 @@
-"""Write a trained model as others read it, load it again in a fresh process, compare, and only then call it done."""
+"""Adapters in PEFT's layout, and whole models as transformers reads them: safetensors, tokenizer, settings, a card."""
 
 from __future__ import annotations
 
@@ -6,64 +6,87 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from . import reload, surgery
-from .assemble import restore
-from .assembled import Assembled
-from .batch import Batch, Document
-from .card import card, of_luthier_alone, peft_reads
-from .config import Config, read_run
-from .errors import ExportError
-from .files import new_folder, write_atomically
-from .logprobs import scored
-from .models.names import ready_made
-from .precision import NF4, QAT, ROUNDING, Reduced, converted, qat
-from .surgery import QuantisedLinear
-from .trainable import adapter_files, saved
-from .trainable.adapter import Adapting
-
-KINDS = ("adapter", "merged", "full", "quantised")
-PROBE_DOCUMENTS, PROBE_TOKENS = 8, 512
-# Largest and mean difference of log-probabilities between what was trained and what was written.
-TOLERANCE = {torch.float32: (5e-3, 5e-4), torch.bfloat16: (1.0, 0.05), torch.float16: (0.5, 0.02)}
+from .. import surgery
+from ..assembled import Assembled
+from ..card import card, of_luthier_alone, peft_reads, plain_card
+from ..config import Config
+from ..errors import ExportError
+from ..models.names import ready_made
+from ..opened import Opened
+from ..precision import NF4, QAT, ROUNDING, Reduced, qat
+from ..surgery import QuantisedLinear
+from ..trainable import adapter_files, saved
+from ..trainable.adapter import Adapting
+from . import compare
 
 
-def export(run: Path, out: Path, kind: str, dtype: str | None = None) -> dict:
-    """Export a run's best checkpoint; returns what was compared: differences, tolerance, files.
-
-    `dtype` is float32 or bfloat16, of a whole model's tensors; without it they stay in those they compute in.
-    """
-    if kind not in KINDS:
-        raise ExportError(f"as={kind!r}: known are {', '.join(KINDS)}")
-    wanted, config = _dtype(dtype, kind), read_run(run)
+def check(source: str, config: Config | None, kind: str, dtype: str | None) -> None:
+    """Whether a run, or a plain model where `config` is None, can be written so."""
+    _dtype(dtype, kind)
+    if config is None:
+        return
     if kind == "adapter" and not of_luthier_alone(config) and importlib.util.find_spec("peft") is None:
         raise ExportError(
             "an adapter is checked by loading it with PEFT: pip install luthier[export]; nothing was written"
         )
-    _check_kind(config, kind)
+    check_kind(config, kind)
+
+
+def write(
+    found: Opened, out: Path, kind: str, dtype: str | None, writer: Callable[..., None] | None = None
+) -> dict:  # fmt: skip
+    """Write into `out`, by another `writer` than the kind's own where one is given, and compare."""
+    if found.made is None:
+        return _plain(found, out, _dtype(dtype, kind))
+    made, run, wanted = found.made, Path(found.name).expanduser(), _dtype(dtype, kind)
     rounded = {"dtype": wanted} if wanted else {}
-    with new_folder(out) as aside:
-        made, chosen = restore(run)
-        base = _base(made, run) if kind == "adapter" else None
-        WRITERS[kind](made, aside, base, **rounded)
-        made.tokenizer.save_pretrained(aside)
-        _generation_config(made, aside)
-        with _as_written(made, kind):
-            compared = verify(made, run, aside, base, kind, **rounded)
-        (aside / "README.md").write_text(card(made.config, run, kind, base, compared))
-    files = sorted(p.name for p in out.iterdir())
-    return {"out": str(out), "as": kind, "checkpoint": str(chosen), **compared, "files": files}
+    base = _base(made, run) if kind == "adapter" else None
+    (writer or WRITERS[kind])(made, out, base, **rounded)
+    beside(made, out)
+    with as_written(made, kind):
+        compared = verify(made, run, out, base, kind, **rounded)
+    (out / "README.md").write_text(card(made.config, run, kind, base, compared))
+    return compared
+
+
+def _plain(found: Opened, out: Path, dtype: torch.dtype | None) -> dict:
+    """A model that is no run, as safetensors."""
+    state = surgery.merged_state(found.model, dtype) if dtype is not None else None
+    write_model(found, out, state, dtype)
+    beside(found, out)
+    documents = compare.probe(found)
+    written = dtype or found.network.dtype
+    bound = compare.Bound(*max(compare.TOLERANCE[written], compare.TOLERANCE[found.network.dtype]))
+    compared = compare.proof(
+        compare.logprobs(found, documents), out, "transformers_reader", documents, bound,
+        types=[None] * len(documents), **_asked(found, str(written).removeprefix("torch.")),
+    )  # fmt: skip
+    compared.pop("found")
+    (out / "README.md").write_text(plain_card(found.name, compared))
+    return compared
+
+
+def _asked(found: Opened, dtype: str) -> dict:
+    """What the reader is told of a whole model that predicts tokens."""
+    return {
+        "base": None, "rows": 0, "quantisation": None, "dtype": dtype, "device": found.network.device.type,
+        "wide": False, "ends_in": "tokens", "labels": [], "beneath": [], "rounded_activations": True,
+        "pad": 0, "ours": False,
+    }  # fmt: skip
+
+
+def beside(made: Any, out: Path) -> None:
+    """The tokenizer with its chat template, and generation settings."""
+    made.tokenizer.save_pretrained(out)
+    _generation_config(made, out)
 
 
 def _kind(settings: Any) -> str:
@@ -89,7 +112,7 @@ def _dtype(name: str | None, kind: str) -> torch.dtype | None:
     return known[name]
 
 
-def _check_kind(config: Config, kind: str) -> None:
+def check_kind(config: Config, kind: str) -> None:
     adapted = isinstance(config.trainable, Adapting)
     if isinstance(config.precision, QAT) and adapted and kind == "adapter":
         raise ExportError(
@@ -100,24 +123,13 @@ def _check_kind(config: Config, kind: str) -> None:
     lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
     if lasting and kind != "adapter":
         raise ExportError(f"as={kind}: no plain weights compute what {_kind(lasting[0])} adds: use as=adapter")
-    if kind == "quantised":
-        _check_quantised(config)
+    if kind in ("quantised", "gguf"):
         return
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")
     if not adapted and kind != "full":
         other = "as=full, or as=quantised" if isinstance(config.precision, QAT) else "as=full"
         raise ExportError(f"as={kind}: the run trained the model itself ({config.method}); use {other}")
-
-
-def _check_quantised(config: Config) -> None:
-    if not isinstance(config.precision, QAT):
-        raise ExportError("as=quantised: the run was not trained for it; train with method=qat or method=qat-lora")
-    if importlib.util.find_spec("compressed_tensors") is None:
-        raise ExportError(
-            "a quantised model is checked by loading it with transformers and compressed-tensors: "
-            "pip install luthier[export]; nothing was written"
-        )
 
 
 # ---------------------------------------------------------------------------- writers
@@ -137,7 +149,7 @@ def _write_merged(made: Assembled, out: Path, base: str | None, dtype: torch.dty
     if tied and model.get_output_embeddings() is not None:
         config.tie_word_embeddings = _still_tied(model, state)
     try:
-        _write_model(made, out, state, dtype)
+        write_model(made, out, state, dtype)
     finally:
         config.tie_word_embeddings = tied
 
@@ -152,26 +164,16 @@ def _still_tied(model: Any, state: dict[str, Tensor]) -> bool:
     return True
 
 
-def _write_quantised(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
-    model: Any = made.network.model
-    assert isinstance(made.config.precision, QAT)
-    model.config.quantization_config = converted.quantization_config(made.config.precision, model)
-    try:
-        _write_model(made, out, converted.converted_state(model))
-    finally:
-        del model.config.quantization_config
-
-
 def _rounded(made: Assembled) -> bool:
     return isinstance(made.config.precision, QAT)
 
 
 def _write_full(made: Assembled, out: Path, base: str | None, dtype: torch.dtype | None = None) -> None:
-    _write_model(made, out, surgery.merged_state(made.network.model, dtype) if dtype or _rounded(made) else None, dtype)
+    write_model(made, out, surgery.merged_state(made.network.model, dtype) if dtype or _rounded(made) else None, dtype)
 
 
-def _write_model(
-    made: Assembled, out: Path, state: dict[str, Tensor] | None, dtype: torch.dtype | None = None
+def write_model(
+    made: Assembled | Opened, out: Path, state: dict[str, Tensor] | None, dtype: torch.dtype | None = None
 ) -> None:
     """Shards with their index; tied weights once."""
     with made.network.natively() as model:
@@ -182,7 +184,7 @@ def _write_model(
         path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
-WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full, "quantised": _write_quantised}
+WRITERS = {"adapter": _write_adapter, "merged": _write_merged, "full": _write_full}
 
 
 def _base(made: Assembled, run: Path) -> str:
@@ -200,7 +202,7 @@ def _dequantised(made: Assembled, run: Path) -> str:
     if not folder.exists():
         aside = run / f".base.{os.getpid()}"
         with surgery.adapters_off(made.network.model):
-            _write_model(made, aside, surgery.merged_state(made.network.model))
+            write_model(made, aside, surgery.merged_state(made.network.model))
         made.tokenizer.save_pretrained(aside)
         os.rename(aside, folder)
     return str(folder.resolve())
@@ -249,50 +251,16 @@ def _generation_config(made: Assembled, out: Path) -> None:
 # ---------------------------------------------------------------------------- the check
 
 
-def keep_probe(run: Path, documents: Sequence[Document]) -> None:
-    """A few held-out documents, on which every export of the run will be compared."""
-    kept: list[Any] = []
-    for d in documents[:PROBE_DOCUMENTS]:
-        tokens = d.tokens[:PROBE_TOKENS].tolist()
-        kept.append(tokens if d.types is None else {"tokens": tokens, "types": d.types[:PROBE_TOKENS].tolist()})
-    write_atomically(run / "probe.json", json.dumps(kept))
-
-
-def _as_written(made: Assembled, kind: str) -> AbstractContextManager:
+def as_written(made: Assembled | None, kind: str) -> AbstractContextManager:
     """Of a run that trained for rounding: floating-point weights are compared as they are, not rounded; rounded ones in
     float32 and with activations that are not."""
+    if made is None:
+        return nullcontext()
     if _rounded(made) and kind != "quantised":
         return surgery.adapters_off(made.network.model, {ROUNDING})
     if _rounded(made):
         qat.weights_alone(made.network.model)
     return nullcontext()
-
-
-def _scores(made: Assembled, documents: Sequence[Sequence[int]], types: Sequence[Sequence[int] | None]) -> Tensor:
-    """The scores of texts, or of their tokens, one after the other, as the trained model gives them."""
-    found = []
-    for tokens, of_pair in zip(documents, types):
-        ids = np.asarray(tokens, np.int32)
-        pair = None if of_pair is None else np.asarray(of_pair, np.int32)
-        document = Document(ids, np.zeros(len(ids), np.float32), 0, types=pair)
-        with torch.no_grad():
-            found.append(made.network.scores(Batch.pack([document]).to(made.ranks.device)).float().cpu().flatten())
-    return torch.cat(found)
-
-
-def logprobs(
-    made: Assembled, documents: Sequence[Sequence[int]], types: Sequence[Sequence[int] | None] = ()
-) -> Tensor:  # fmt: skip
-    """Log-probabilities of all tokens but each document's first, as the trained model gives them; or its scores."""
-    if made.network.ends_in != "tokens":
-        return _scores(made, documents, types)
-    packed = [
-        Document(np.asarray(d, np.int32), np.r_[0.0, np.ones(len(d) - 1)].astype(np.float32), 0) for d in documents
-    ]
-    batch = Batch.pack(packed).to(made.ranks.device)
-    with torch.no_grad():
-        hidden, targets, _ = made.network.predictions(batch, made.network.hidden(batch))
-        return scored(hidden, made.network.head, targets)[0].float().cpu()
 
 
 def verify(
@@ -325,12 +293,11 @@ def _compared(
     computed = next(made.network.model.parameters()).dtype if base is None else _base_dtype(made)
     dtype = dtype or computed
     source, quantisation = _trained_over(made, run, base) if base is not None else (None, None)
-    ours = logprobs(made, documents, types)
+    ours = compare.logprobs(made, documents, types)
     device = made.ranks.device.type
-    result = out / "probe.safetensors"
     rows = made.network.model.get_input_embeddings().weight.shape[0]
     request = {"documents": documents, "model": str(out), "base": source, "rows": rows, "quantisation": quantisation,
-               "dtype": str(dtype).removeprefix("torch."), "device": device, "out": str(result),
+               "dtype": str(dtype).removeprefix("torch."), "device": device, "out": str(out / "probe.safetensors"),
                "wide": wide, "ends_in": made.network.ends_in, "types": types,
                "labels": list(made.config.objective.scores) if scoring else [],
                "beneath": [entry.model_dump() for entry in made.config.model.beneath],
@@ -339,18 +306,9 @@ def _compared(
                "ours": of_luthier_alone(made.config) or not peft_reads(made.config)
                or bool(made.config.model.beneath and dtype != torch.float32),
                }  # fmt: skip
-    ran = subprocess.run(
-        [sys.executable, "-P", reload.__file__], input=json.dumps(request), capture_output=True, text=True,
-        env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
-    )  # fmt: skip
-    if ran.returncode or not result.exists():
-        raise ExportError(
-            f"what was written cannot be loaded again; nothing was exported\n{ran.stderr.strip()[-1500:]}"
-        )
-    loaded = load_file(result)["logprobs"]
-    result.unlink()
+    loaded = compare.read_again("transformers_reader", request)["logprobs"]
     difference = (loaded - ours).abs()
-    worst, mean = TOLERANCE[computed] if wide else max(TOLERANCE[dtype], TOLERANCE[computed])
+    worst, mean = compare.TOLERANCE[computed] if wide else max(compare.TOLERANCE[dtype], compare.TOLERANCE[computed])
     compared = {
         "largest_difference": difference.max().item(),
         "mean_difference": difference.mean().item(),
@@ -362,7 +320,7 @@ def _compared(
     }
     if isinstance(made.config.trainable, Adapting):
         with surgery.adapters_off(made.network.model, {saved.TRAINED}):
-            to_base = (logprobs(made, documents, types) - ours).abs()
+            to_base = (compare.logprobs(made, documents, types) - ours).abs()
         compared["difference_to_base"] = to_base.max().item()
         # An adapter that loads and does nothing would be as far away as the base: rounding must not hide that.
         mean = min(mean, max(to_base.mean().item() / 2, mean / 100))
