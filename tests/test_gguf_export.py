@@ -430,7 +430,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def test_a_plain_model_is_a_source_of_safetensors_too(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    folder = make("qwen3", tmp_path / "model")
+    folder = make("llama, tied, biases, wide heads", tmp_path / "model")
     done = export(folder, tmp_path / "out", "full", "bfloat16")
     assert done["largest_difference"] < 0.5
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
