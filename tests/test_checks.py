@@ -553,4 +553,6 @@ def test_recipes_are_written_as_they_are_read(tmp_path):
     path.write_text(made.dump())
     assert recipe(path) == made
     assert list(made.checks) == ["encoding", "length"]
-    assert list(recipe("checks.length.min=3").checks) == list(CHECKS)
+    by_default = [kind for kind, check in CHECKS.items() if check.by_default]
+    assert list(recipe("checks.length.min=3").checks) == by_default
+    assert set(CHECKS) - set(by_default) == {"perplexity"}

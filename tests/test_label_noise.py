@@ -151,11 +151,13 @@ def test_logistic_regression_is_scikit_learns():
     rows, _ = texts_of(150, 0.1)
     matrix = Matrix(features([row["text"] for row in rows]))
     labels = np.array([["farm", "sea", "sky"].index(row["label"]) for row in rows])
-    weights, bias = fitted(matrix, torch.from_numpy(labels), torch.ones(150, dtype=torch.bool), 3, 2.0, 200)
+    share = np.where(np.arange(150) % 3 == 0, 0.25, 1.0).astype(np.float32)
+    weights, bias = fitted(matrix, torch.from_numpy(labels), torch.from_numpy(share), 3, 2.0, 200)
     ours = (matrix.times(weights) + bias).softmax(-1).numpy()
     dense = matrix.times(torch.eye(matrix.width)).numpy()
     np.testing.assert_allclose((dense**2).sum(axis=1), 1, rtol=1e-5)
-    theirs = sklearn.LogisticRegression(C=2.0, tol=1e-8, max_iter=2000).fit(dense, labels).predict_proba(dense)
+    made = sklearn.LogisticRegression(C=2.0, tol=1e-8, max_iter=2000).fit(dense, labels, sample_weight=share)
+    theirs = made.predict_proba(dense)
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
     back = matrix.back(torch.from_numpy(ours))
     torch.testing.assert_close(back, torch.from_numpy(dense.T @ ours), atol=1e-4, rtol=1e-4)
@@ -174,8 +176,37 @@ def test_no_row_is_predicted_by_a_classifier_that_learnt_it():
     again = held_out(matrix, labels, right, 3, 4, 0, 1.0, 30)
     assert (before == again).all()
     out = folds == 0
-    weights, bias = fitted(matrix, torch.from_numpy(np.where(out, 0, labels)), torch.from_numpy(~out), 3, 1.0, 30)
+    share, hidden = torch.from_numpy(~out).float(), torch.from_numpy(np.where(out, 0, labels))
+    weights, bias = fitted(matrix, hidden, share, 3, 1.0, 30)
     assert (before[out] == (matrix.times(weights) + bias).softmax(-1).numpy()[out]).all()
+
+
+def test_copies_stand_in_one_fold_and_count_as_one():
+    alike = np.array([0, 1, 2, 0, 3, 0, 4, 5, 1, 6, 7])
+    labels = np.array([0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1])  # row 3 is a copy of row 0 with another label
+    folds = folds_of(labels, 4, 0, alike)
+    for number in range(8):
+        assert len(set(folds[alike == number])) == 1
+    first = [0, 1, 2, 4, 6, 7, 9, 10]
+    assert np.bincount(folds[first]).tolist() == [2, 2, 2, 2]
+    rows, _ = texts_of(60)
+    texts, labels = [row["text"] for row in rows], np.arange(60) % 3
+    one = held_out(Matrix(features(texts)), labels, np.ones(60, bool), 3, 4, 0, 1.0, 200, np.arange(60))
+    thrice = np.r_[np.arange(60), [7] * 20]
+    matrix = Matrix(features(texts))
+    ids, starts, values = (t.numpy() for t in matrix.by_row)  # its own, as copies change how frequent words are
+    ends = np.r_[starts, len(ids)]
+    pieces = [(ids[ends[i] : ends[i + 1]], values[ends[i] : ends[i + 1]]) for i in thrice]
+    copied = Matrix.__new__(Matrix)
+    copied.rows, copied.width = len(thrice), matrix.width
+    lines = np.repeat(np.arange(len(thrice)), [len(p[0]) for p in pieces])
+    all_ids, all_values = np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
+    copied.by_row = Matrix._held(lines, all_ids, all_values, len(thrice))
+    order = np.argsort(all_ids, kind="stable")
+    copied.by_feature = Matrix._held(all_ids[order], lines[order].astype(np.int32), all_values[order], matrix.width)
+    many = held_out(copied, labels[thrice], np.ones(80, bool), 3, 4, 0, 1.0, 200, thrice)
+    np.testing.assert_allclose(many[:60], one, atol=2e-3)
+    assert (many[60:] == many[7]).all()
 
 
 # ---------------------------------------------------------------------------- end to end
@@ -192,6 +223,22 @@ def read(path):
 
 def only(**settings):
     return recipe({"checks": {"label_noise": settings}})
+
+
+def test_wrong_rows_that_stand_there_many_times_are_found(tmp_path):
+    """Nine copies with a wrong label, some with words exchanged or in capitals, do not speak for one another."""
+    rows, bad = texts_of(400, 0.08)
+    copies = []
+    for number in bad[:10]:
+        words = rows[number]["text"].split()
+        texts = [" ".join(words), " ".join(words).upper(), " ".join([words[1], words[0], *words[2:]])] * 3
+        copies += [{**rows[number], "text": text} for text in texts]
+    source = write(tmp_path / "rows.jsonl", [{"text": r["text"], "label": r["label"]} for r in rows + copies])
+    audit(str(source), tmp_path / "audit", only(), workers=1)
+    found = {finding["row"] for finding in read(tmp_path / "audit/findings.jsonl")}
+    wrong = {*bad, *range(400, 490)}
+    assert len(found & wrong) >= 0.95 * len(wrong)
+    assert len(found & wrong) >= 0.9 * len(found)
 
 
 def test_planted_labels_are_found_repaired_and_found_no_more(tmp_path):

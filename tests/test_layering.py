@@ -14,7 +14,7 @@ FLOORS = [
     {"train"},
     {"journal"},
     {"results", "evaluations", "preconditions"},
-    {"evaluate", "export", "explain"},
+    {"evaluate", "export", "explain", "upload"},
     {"harness", "card", "ahead", "rollouts", "reward_models"},
     {"sampling", "opened"},
     {"assemble", "generate", "classify", "rating", "adapters", "completions"},

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -23,6 +21,7 @@ from conftest import make_model
 from test_distillation import other_tokenizer, teacher  # noqa: F401
 from test_matrix import base, kind, members  # noqa: F401
 from test_objective_matrix import FORKS, configuration, rows_of
+from test_ranks import forked
 from test_train import QUIET, finished
 
 from luthier import checkpoint, configure, train
@@ -190,28 +189,6 @@ def told(config: Config, shared: Shared, rows: range) -> list[dict[str, float]]:
             break
     assert most in rows
     return found
-
-
-def forked(work: Callable[[], None], world: int = 2) -> list[int]:
-    """The exit codes of processes that do this work together; forks, which need not import everything again."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            place = {"RANK": str(rank), "WORLD_SIZE": str(world)}
-            os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            try:
-                work()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=kind)

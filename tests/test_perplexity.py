@@ -22,24 +22,32 @@ from luthier.prepare.views import view
 def test_bounds_by_hand():
     """Logarithms 1, 2, 3, 4, 10: median 3, deviations 2, 1, 0, 1, 7 with median 1; 3 +- 2 x 1.4826."""
     low, high = bounds(np.array([1.0, 2, 3, 4, 10]), 2.0)
-    assert low == pytest.approx(max(1.0, math.exp(3 - 2 * 1.4826)), rel=1e-3)
+    assert low == pytest.approx(math.exp(3 - 2 * 1.4826), rel=1e-3)
     assert high == pytest.approx(math.exp(3 + 2 * 1.4826), rel=1e-3)
     low, high = bounds(np.full(9, 3.0), 5.0)  # no deviation at all: 0.1
     assert (low, high) == (pytest.approx(math.exp(2.5), rel=1e-3), pytest.approx(math.exp(3.5), rel=1e-3))
 
 
 def test_what_is_judged_by_hand():
-    rows, logs = np.arange(5), np.log([10.0, 10, 10, 300, 1.5])
-    found = Perplexity()._judged(rows, logs, 6)
-    assert found.rows.tolist() == [3, 4]
-    assert [found.told[code][0] for code in found.codes] == ["high", "low"]
-    np.testing.assert_allclose(found.numbers, [300, 1.5])
+    """Of equal rows the deviation is the floor, 0.1: bounds are a factor exp(0.5) from the median."""
+    rows, logs, bits = np.arange(7), np.log([10.0, 10, 10, 300, 1.5, 10, 10]), np.array([1.0, 1, 1, 9, 1, 5, 0.2])
+    found = Perplexity(deviations=5.0)._judged(rows, logs, bits, 8)
+    assert found.rows.tolist() == [3, 4, 5, 6]
+    assert [found.told[code][0] for code in found.codes] == ["high", "low", "dense", "thin"]
+    np.testing.assert_allclose(found.numbers, [300, 1.5, 5, 0.2])
     assert found.told[0][1].format(number=300.0) == "perplexity 300.00, median 10.00"
-    assert found.summary["proposed"] == {"min": pytest.approx(6.065, rel=1e-3), "max": pytest.approx(16.49, rel=1e-3)}
-    assert (found.summary["rows"], found.summary["judged"]) == (6, 5)
-    assert Perplexity(max=200.0)._judged(rows, logs, 5).rows.tolist() == [3]
-    assert Perplexity(min=2.0, max=500.0)._judged(rows, logs, 5).rows.tolist() == [4]
-    assert Perplexity()._judged(rows, np.array([1.0, 1, 1, np.nan, np.inf]), 5).rows.tolist() == [3, 4]
+    assert found.told[2][1].format(number=5.0) == "5.00 bits a byte, median 1.00"
+    assert found.summary["proposed"] == pytest.approx(
+        {"min": 6.065, "max": 16.49, "min_bits_per_byte": 0.6065, "max_bits_per_byte": 1.649}, rel=1e-3
+    )
+    assert (found.summary["rows"], found.summary["judged"]) == (8, 7)
+    assert Perplexity(max=200.0)._judged(rows, logs, bits, 7).rows.tolist() == [3]
+    assert Perplexity(min=2.0, max=500.0)._judged(rows, logs, bits, 7).rows.tolist() == [4]
+    assert Perplexity(max_bits_per_byte=6.0)._judged(rows, logs, bits, 7).rows.tolist() == [3]
+    assert Perplexity(min_bits_per_byte=0.5)._judged(rows, logs, bits, 7).rows.tolist() == [6]
+    odd = np.array([1.0, 1, 1, np.nan, np.inf])
+    assert Perplexity()._judged(rows[:5], odd, np.ones(5), 5).rows.tolist() == [3, 4]
+    assert Perplexity()._judged(rows[:5], np.ones(5), odd, 5).rows.tolist() == [3, 4]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +78,8 @@ def test_the_same_as_transformers(tiny_model, scores, monkeypatch):
         ({"text": "x"}, "", "x"),
     ]
     monkeypatch.setattr(likelihood, "MICRO_TOKENS", 64)
-    nll, count = scores([view(row) for row, *_ in rows])
-    for (_, before, learnt), got, number in zip(rows, nll, count):
+    nll, count, sizes = scores([view(row) for row, *_ in rows])
+    for (_, before, learnt), got, number, size in zip(rows, nll, count, sizes):
         start = len(tokens(before)["input_ids"]) if before else 0
         ids = torch.tensor([tokens(before + learnt)["input_ids"]])
         with torch.no_grad():
@@ -79,6 +87,7 @@ def test_the_same_as_transformers(tiny_model, scores, monkeypatch):
         first = max(start, 1)
         wanted = -sum(logs[i - 1, ids[0, i]].item() for i in range(first, ids.shape[1]))
         assert number == ids.shape[1] - first
+        assert size == len((before + learnt).encode()) - first, "bytes are tokens, and the first is not counted"
         assert got == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     assert count.tolist()[-1] == 0
 
@@ -109,6 +118,7 @@ def test_an_audit_proposes_bounds_and_cleaning_twice_changes_nothing(tmp_path, t
         value = float(finding["detail"].split()[1].rstrip(",").replace(",", ""))
         assert value >= high - 0.01 if finding["what"] == "high" else value <= low + 0.01
         assert finding["place"] == f"{source}:{finding['row'] + 1}"
+    assert all(finding["what"] in ("high", "low") for finding in found), "bytes are tokens: the same order"
     mending = recipe(tmp_path / "audit/recipe.yaml", "checks.perplexity.action=drop")
     assert (mending.checks["perplexity"].min, mending.checks["perplexity"].max) == (low, high)
     told = clean(source, tmp_path / "clean.jsonl", mending, workers=1)
@@ -148,6 +158,7 @@ def test_it_is_made_where_it_is_asked_for(tiny_model):
 @pytest.mark.parametrize(("settings", "message"), [
     ({"min": 5.0, "max": 2.0}, "min=5.0 is more than max=2.0"), ({"action": "repair"}, "action"),
     ({"maximum": 5.0}, "did you mean 'max'"), ({"max": 0.5}, "max"),
+    ({"min_bits_per_byte": 5.0, "max_bits_per_byte": 2.0}, "min_bits_per_byte=5.0 is more than max_bits_per_byte=2.0"),
 ])  # fmt: skip
 def test_bad_settings(tiny_model, settings, message):
     with pytest.raises(ConfigError, match=message):

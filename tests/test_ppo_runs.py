@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from test_ranks import two_ranks
-from test_train import QUIET, finished, in_two_parts
+from test_train import QUIET, finished, in_two_parts, killed
 
 from luthier.config import configure
 from luthier.errors import LuthierError
@@ -81,30 +80,19 @@ def test_micro_batches_and_packing_change_nothing(settings, other):
 
 
 CONTROLLED = {"adaptive_kl": {"target": 0.1, "horizon": 20}, "target_kl": 1e-4, "num_ppo_epochs": 3}
-KILLED = """
-import json, os, signal, sys, torch
-from luthier import configure
-from luthier.monitor import Console
-from luthier.train import steps
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[2])
-from test_ppo_runs import REWARDS
-for step in steps(configure(json.loads(sys.argv[1]), method="ppo"), Console(quiet=True), REWARDS):
-    if step.step == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def test_killed_inside_a_batch_of_rollouts_ends_with_the_same_bytes(settings, tmp_path):
     """A process that dies after step 8, the second of the second round; with a coefficient that follows the KL."""
     extra = {"checkpoint": {"every": 1, "keep": 1}, "max_steps": 14}
     whole = config_of(settings, extra, **CONTROLLED)
     train(whole, QUIET, rewards=REWARDS)
     config = config_of(settings, extra, {"output_dir": str(tmp_path / "killed")}, **CONTROLLED)
-    values = json.dumps(config.model_dump(mode="json"))
-    here = str(Path(__file__).parent)
-    dead = subprocess.run([sys.executable, "-c", KILLED, values, here, "8"], capture_output=True)
-    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
+
+    def work():
+        for step in steps(config, QUIET, REWARDS):
+            if step.step == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    killed(work)
     train(config, QUIET, rewards=REWARDS)
     assert finished(tmp_path / "run") == finished(tmp_path / "killed")
     one, two = (records(tmp_path / name / "metrics.jsonl") for name in ("run", "killed"))

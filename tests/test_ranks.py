@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from test_train import finished
+from test_train import finished, forking
 
 from luthier import checkpoint, configure, train
 from luthier.monitor import Console, records
@@ -47,9 +48,26 @@ def started(code: str, values: dict, *more: str, **streams: Any) -> list[subproc
     ]
 
 
-def two_ranks(code: str, values: dict, *more: str) -> list[int]:
-    """The exit codes of two such processes."""
-    return [p.wait(timeout=300) for p in started(code, values, *more)]
+def forked(work: Callable[[], None], world: int = 2) -> list[int]:
+    """The exit codes of processes that do this work together; forks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    places = [{"RANK": str(rank), "WORLD_SIZE": str(world)} for rank in range(world)]
+    children = [forking(work, place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}) for place in places]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def two_ranks(code: str, values: dict, *more: str, fresh: bool = False) -> list[int]:
+    """The exit codes of two such processes; only `fresh` ones start Python anew."""
+    if fresh:
+        return [p.wait(timeout=300) for p in started(code, values, *more)]
+
+    def work() -> None:
+        sys.argv = ["-c", json.dumps(values), *more]
+        exec(code, {"__name__": "__main__"})
+
+    return forked(work)
 
 
 def run_on_two(values: dict) -> list[int]:
@@ -62,7 +80,7 @@ def test_two_ranks_learn_what_one_learns(settings, tmp_path, examples):
     settings |= {"batch": {"examples": examples, "micro_tokens": 64}, "evaluation": MEASURED}
     train(configure(settings), Console(quiet=True), {"mine": lambda r, a, p, row: len(a) + row["row"]})
     both = configure(settings, {"output_dir": str(tmp_path / "two")}).model_dump(mode="json")
-    assert two_ranks(CODE, both) == [0, 0]
+    assert two_ranks(CODE, both, fresh=examples == 8) == [0, 0]
     one, two = (
         load_file(checkpoint.listed(tmp_path / name / "checkpoints")[-1] / "weights.safetensors")
         for name in ("run", "two")

@@ -55,8 +55,11 @@ def test_texts_to_distributions(key, entry, expected):
     ("key", "entry", "words"),
     [
         ("optim.leraning_rate", "log(1e-5, 1e-3)", ["optim.leraning_rate: unknown key", "'learning_rate'"]),
+        ("optimizer.lr", "log(1e-5, 1e-3)", ["optimizer.lr: unknown key", "'optim.learning_rate'"]),
+        ("scheduler.kind", "[linear, cosine]", ["scheduler.kind: unknown key", "'schedule.kind'"]),
+        ("trainable.rank", "[8, 16]", ["trainable.rank: unknown key", "'trainable.r'"]),
         ("optim.lr", "log(1e-5, 1e-3)", ["unknown key", "'optim.learning_rate'"]),
-        ("trainabel.r", "[8]", ["trainabel", "'trainable'"]),
+        ("trainabel.r", "[8]", ["trainabel", "'trainable.r'"]),
         (RATE, "log(1e-3, 1e-5)", ["interval is empty"]),
         (RATE, "log(1e-3, 1e-3)", ["interval is empty"]),
         (RATE, "log(0, 1e-3)", ["begins above 0", "1e-6"]),

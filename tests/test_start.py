@@ -13,7 +13,8 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer, save_model, write_rows
 from safetensors.torch import load_file, save_file
-from test_ranks import TRAIN, run_on_two
+from test_ranks import run_on_two
+from test_train import Forked
 
 from luthier import checkpoint, configure, train
 from luthier.assemble import assemble, tokenizer_and_renderer
@@ -327,7 +328,7 @@ def test_killed_and_resumed_a_pretraining_ends_with_the_same_bytes(pretraining, 
         lambda: (folder / "tokenizer").is_dir(),
         lambda: checkpoint.step_of((checkpoint.listed(folder / "checkpoints") or [folder / "step-0"])[-1]) >= wanted,
     ):
-        process = subprocess.Popen([sys.executable, "-c", TRAIN, json.dumps(config.model_dump(mode="json"))])
+        process = Forked(config)
         while process.poll() is None and not ready():
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)

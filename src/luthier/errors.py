@@ -11,6 +11,7 @@
     ├── MetricError             1   a user's metric that fails or gives no number
     ├── RewardError             1   a reward that fails, takes too long or gives no number, with its row
     ├── SearchError             1   a search without one trial that succeeded
+    ├── UploadError             1   a hub that cannot be reached, refuses, or has other bytes afterwards
     └── Interrupted       130, 143  Ctrl-C, SIGTERM: saved, start again to go on
 
 A message names the field, the value and the remedy. Our own mistakes are `assert`s, never these.
@@ -68,6 +69,10 @@ class RewardError(LuthierError):
 
 class SearchError(LuthierError):
     """No trial of a search came to its end, so there is nothing to choose from."""
+
+
+class UploadError(LuthierError):
+    """A hub did not take what was sent, or does not have it as it is here."""
 
 
 class Interrupted(LuthierError):

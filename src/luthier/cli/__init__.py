@@ -12,7 +12,10 @@ from importlib import import_module
 from .. import __version__
 from ..errors import EXIT_CODES, ConfigError, LuthierError
 
-VERBS = ("train", "explain", "evaluate", "generate", "export", "adapters", "methods", "data", "search", "demo")
+VERBS = (
+    "train", "explain", "evaluate", "generate", "export", "quantise", "prune", "merge", "upload", "adapters",
+    "methods", "data", "search", "demo",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

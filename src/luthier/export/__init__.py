@@ -37,8 +37,8 @@ def export(
     if bound is not None and not (form.bounded and bound > 0):
         rounding = ", ".join(f"as={name}" for name, one in FORMATS.items() if one.bounded)
         raise ExportError(f"bound={bound:g}: a number above 0, of formats that round ({rounding}); nothing was written")
-    home = import_module(f".{form.home}", __name__)
     config = _config(source, kind)
+    home = import_module(f".{form.home}", __name__)
     home.check(source, config, kind, dtype)
     with new_folder(Path(out)) as aside:
         found, chosen = _opened(source, config, say)

@@ -48,12 +48,12 @@ class Likelihood:
             raise ModelError(f"model={name}: its tokenizer has {size:,} tokens, more than its embeddings")
 
     @torch.no_grad()
-    def __call__(self, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
-        """Of each row the negative log-likelihood of what is learnt [N] float64, and its tokens [N] int64.
+    def __call__(self, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each row the negative log-likelihood of what is learnt [N] float64, its tokens and its bytes [N] int64.
 
         The first tokens of a row without a beginning that the tokenizer adds are predicted by nothing, and not counted.
         """
-        documents = self._documents(views)
+        documents, sizes = self._documents(views)
         lengths = [document.inputs for document in documents]
         total, count = np.zeros(len(views)), np.zeros(len(views), np.int64)
         order = [i for i in sorted(range(len(lengths)), key=lengths.__getitem__) if documents[i].weights.any()]
@@ -65,11 +65,12 @@ class Likelihood:
                 of = np.searchsorted(batch.ends, batch.trained.cpu().numpy(), side="right") - 1
                 total[part] = np.bincount(of, -logs.double().cpu().numpy(), minlength=len(part))
                 count[part] = np.bincount(of, minlength=len(part))
-        return total, count
+        return total, count, sizes
 
-    def _documents(self, views: Sequence[View]) -> list[Document]:
+    def _documents(self, views: Sequence[View]) -> tuple[list[Document], np.ndarray]:
+        """Rows as tokens, and how many bytes of each are counted [N]."""
         texts, spans = zip(*(_joined(view) for view in views)) if views else ((), ())
-        made = []
+        made, sizes = [], np.zeros(len(views), np.int64)
         for number, (coded, learnt) in enumerate(zip(self.tokenizer.encode_batch(list(texts)), spans)):
             tokens = np.array(coded.ids, np.int32)
             starts = np.array([start for start, _ in coded.offsets], np.int64)
@@ -78,8 +79,13 @@ class Likelihood:
                 weights[(starts >= first) & (starts < last)] = 1
             weights[np.array(coded.special_tokens_mask, bool)] = 0
             weights[:1] = 0
+            ends = np.array([end for _, end in coded.offsets], np.int64)
+            for first, last in learnt:
+                inside = (weights > 0) & (starts >= first) & (starts < last)
+                if inside.any():
+                    sizes[number] += len(texts[number][starts[inside].min() : ends[inside].max()].encode())
             made.append(Document(tokens, weights, number))
-        return made
+        return made, sizes
 
 
 def _joined(view: View) -> tuple[str, list[tuple[int, int]]]:

@@ -52,16 +52,17 @@ class Matrix:
         return F.embedding_bag(ids, table, starts, mode="sum", per_sample_weights=values)
 
 
-def fitted(matrix: Matrix, labels: Tensor, learnt: Tensor, classes: int, c: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Weights [D, K] and bias [K] of multinomial logistic regression on the rows `learnt` [N] bool.
+def fitted(matrix: Matrix, labels: Tensor, share: Tensor, classes: int, c: float, steps: int) -> tuple[Tensor, Tensor]:
+    """Weights [D, K] and bias [K] of multinomial logistic regression on rows that count `share` [N], 0 for not at all.
 
-    The least of the mean cross-entropy and of |weights|^2 / (2 c n), as scikit-learn has it, by L-BFGS.
+    The least of the mean cross-entropy and of |weights|^2 / (2 c n), n the sum of shares, as scikit-learn has it with
+    sample_weight, by L-BFGS.
     """
     weights = torch.zeros(matrix.width, classes, requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
-    count = int(learnt.sum())
+    count = float(share.sum())
     target = F.one_hot(labels, classes).float()
-    mask = (learnt.float() / count)[:, None]
+    mask = (share.float() / count)[:, None]
     optimizer = torch.optim.LBFGS(
         [weights, bias], max_iter=steps, history_size=8, tolerance_grad=1e-6, tolerance_change=1e-7,
         line_search_fn="strong_wolfe",
@@ -80,8 +81,12 @@ def fitted(matrix: Matrix, labels: Tensor, learnt: Tensor, classes: int, c: floa
     return weights.detach(), bias.detach()
 
 
-def folds_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """[N] the fold of each row: rows of each label are drawn over all folds evenly."""
+def folds_of(labels: np.ndarray, folds: int, seed: int, alike: np.ndarray | None = None) -> np.ndarray:
+    """[N] the fold of each row: rows of each label are drawn over all folds evenly, those that are `alike` [N] (rows of
+    one number) into one, so that no row is told of by its own copy."""
+    if alike is not None:
+        _, first, of = np.unique(alike, return_index=True, return_inverse=True)
+        return folds_of(labels[first], folds, seed)[of]
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     made = np.empty(len(labels), np.int64)
@@ -90,14 +95,22 @@ def folds_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def held_out(
-    matrix: Matrix, labels: np.ndarray, right: np.ndarray, classes: int, folds: int, seed: int, c: float, steps: int
-) -> np.ndarray:
-    """[N, K] float32 probabilities, each row's by a classifier of the other folds' rows, of those that are `right`."""
-    fold, wanted = folds_of(labels, folds, seed), torch.from_numpy(labels)
+    matrix: Matrix, labels: np.ndarray, right: np.ndarray, classes: int, folds: int, seed: int, c: float, steps: int,
+    alike: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """[N, K] float32 probabilities, each row's by a classifier of the other folds' rows, of those that are `right`.
+
+    Rows that are `alike` count together as much as one.
+    """
+    fold, wanted = folds_of(labels, folds, seed, alike), torch.from_numpy(labels)
+    share = np.ones(len(labels), np.float32)
+    if alike is not None:
+        _, of, times = np.unique(alike, return_inverse=True, return_counts=True)
+        share = (1 / times[of]).astype(np.float32)
     made = np.empty((len(labels), classes), np.float32)
     for number in range(folds):
         out = fold == number
-        weights, bias = fitted(matrix, wanted, torch.from_numpy(right & ~out), classes, c, steps)
+        weights, bias = fitted(matrix, wanted, torch.from_numpy(share * (right & ~out)), classes, c, steps)
         with torch.no_grad():
             made[out] = (matrix.times(weights) + bias).softmax(-1).numpy()[out]
     return made

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -163,10 +165,16 @@ def gathered_file(folder: Path, kind: str, number: int) -> Path:
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside)
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside)
+    except SafetensorError as error:  # as a system's error, which a full disk is
+        code = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(code[1]) if code else errno.EIO, os.strerror(int(code[1])) if code else str(error),
+                      str(path)) from None  # fmt: skip
     os.replace(aside, path)
 
 

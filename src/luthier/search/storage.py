@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -26,6 +27,8 @@ BEAT = 20.0  # seconds between signs of life
 DEAD = 180.0  # seconds without one after which a process on another machine is taken for dead
 ATTEMPTS = 3  # processes that may die of the same trial
 JOURNAL = "journal.log"
+ADDRESS = "LUTHIER_SEARCH_STORAGE"  # tells workers the storage in their environment: it can hold a password
+PASSWORD = re.compile(r"(://[^:/@]*:)[^@/]*@")
 
 
 def optuna() -> Any:
@@ -58,7 +61,10 @@ class Storage:
 
     def __init__(self, folder: Path, url: str | None, name: str, directions: Sequence[str], pruner: Any = None):
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ConfigError(f"search.folder='{folder}' is a file: name a folder (--folder)") from None
         library = optuna()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", library.exceptions.ExperimentalWarning)
@@ -232,8 +238,19 @@ def _open(library: Any, folder: Path, url: str | None) -> Any:
         return library.storages.get_storage(url)
     except Exception as error:  # of any database driver
         told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"search.storage={url!r} cannot be opened: {told}; give a URL such as sqlite:///search.db") \
-            from None  # fmt: skip
+        raise ConfigError(
+            f"search.storage={hidden(url)!r} cannot be opened: {hidden(told)}; give a URL such as sqlite:///search.db"
+        ) from None
+
+
+def hidden(url: str) -> str:
+    """An address without its password."""
+    return PASSWORD.sub(r"\1***@", url)
+
+
+def told_address() -> str | None:
+    """The storage that a worker was told of."""
+    return os.environ.get(ADDRESS)
 
 
 class _Flock:

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from ...data.holdout import PARENT  # the key of a new row under which it says what it was made of
 from ...settings import Settings
 from ..chat_client import Answer, Question
 from ..encoded import dumps
 from ..views import Text, View
 
-PARENT = "_parent"  # the key of a new row under which it says what it was made of
 ASKING = ("user", "text")  # the roles whose texts are a model's input
 
 

@@ -48,7 +48,8 @@ class LabelNoise(Check):
     least: float = Field(0.0, ge=0.0, lt=1.0)
     """The least probability of the suggested label with which a row is found."""
     folds: int = Field(5, ge=2, le=50)
-    """Of cross-validation. A class with fewer rows than that is not judged."""
+    """Of cross-validation. Rows with the same words, in whatever order, stand in one fold and count together as one; a
+    class with fewer different rows than folds is not judged."""
     seed: int = Field(0, ge=0)
     """Of drawing the folds."""
     rounds: int = Field(2, ge=1, le=5)
@@ -159,7 +160,7 @@ class LabelNoise(Check):
     def _own(
         self, gathered: Sequence[Gathered], names: list[str], labels: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """By the classifier. Rows of a class with fewer rows than folds are learnt as all others, and not judged."""
+        """By the classifier. Rows of a class with fewer than folds are learnt as all others, and not judged."""
         from ..logistic import Matrix, held_out
 
         lengths = np.concatenate([g.arrays["lengths"] for g in gathered])
@@ -170,11 +171,13 @@ class LabelNoise(Check):
         )
         bits = min(BITS, max(12, 24 - int(np.ceil(np.log2(len(names))))))  # 2^24 weights: 64 MiB, some twenty times
         matrix = Matrix(features, bits)
-        judged = np.bincount(labels, minlength=len(names))[labels] >= self.folds
+        alike = np.concatenate([g.arrays["alike"] for g in gathered])
+        different = np.unique(np.stack([labels, alike]), axis=1)[0]
+        judged = np.bincount(different, minlength=len(names))[labels] >= self.folds
         right = np.ones(len(labels), bool)
 
         def predicted(seed: int) -> np.ndarray:
-            made = held_out(matrix, labels, right, len(names), self.folds, seed, self.c, self.iterations)
+            made = held_out(matrix, labels, right, len(names), self.folds, seed, self.c, self.iterations, alike)
             return made[judged].astype(np.float64)
 
         made = predicted(self.seed)
@@ -352,7 +355,7 @@ class _Labelled(Gatherer):
         self.column, self.words = column, Words() if features else None
         self.rows, self.labels, self.lengths = array("q"), array("i"), array("i")
         self.names: dict[str, tuple[int, Any]] = {}
-        self.ids, self.times, self.predicted = bytearray(), bytearray(), bytearray()
+        self.ids, self.times, self.predicted, self.alike = bytearray(), bytearray(), bytearray(), bytearray()
 
     def add(self, number: int, view: View) -> None:
         if (name := label_of(view)) is None:
@@ -360,7 +363,8 @@ class _Labelled(Gatherer):
         self.rows.append(number)
         self.labels.append(self.names.setdefault(name, (len(self.names), view.values["label"]))[0])
         if self.words is not None:
-            ids, times = self.words.of(view.words())
+            ids, times = self.words.of(words := view.words())
+            self.alike += blake2b(b" ".join(sorted(words)), digest_size=8).digest()  # in whatever order and case
             self.lengths.append(len(ids))
             self.ids += ids.tobytes()
             self.times += times.tobytes()
@@ -375,6 +379,7 @@ class _Labelled(Gatherer):
         }
         if self.words is not None:
             made["lengths"] = np.array(self.lengths, np.int64)
+            made["alike"] = np.frombuffer(bytes(self.alike), np.int64)
             made["ids"] = np.frombuffer(bytes(self.ids), np.int32)
             made["times"] = _bytes(bytes(self.times))
         elif self.column is not None:

@@ -15,7 +15,9 @@ from pydantic import Field, model_validator
 from ..views import View
 from .check import Again, Check, Decision, Gathered, Gatherer
 
-HIGH, LOW = "high", "low"
+HIGH, LOW = "high", "low"  # of perplexity
+DENSE, THIN = "dense", "thin"  # of bits a byte: more than words have, or fewer
+BOUNDS = ("max", "min", "max_bits_per_byte", "min_bits_per_byte")
 TOGETHER = 512  # rows that are scored, and kept, at a time
 _FLOOR = 0.1  # of the deviation of log perplexities: rows that are all about as likely are no reason to find some
 _BOUND = 700.0  # of what is put into an exponential
@@ -25,7 +27,7 @@ class Perplexity(Check):
     """Of what is learnt of a row, given what stands before it, by the recipe's `model` as it is; made where it is asked
     for, as it takes about as long as a third of a pass of training."""
 
-    whats: ClassVar = (HIGH, LOW)
+    whats: ClassVar = (HIGH, LOW, DENSE, THIN)
     by_default: ClassVar = False
 
     kind: Literal["perplexity"] = "perplexity"
@@ -34,8 +36,14 @@ class Perplexity(Check):
     """The highest perplexity that a row may have."""
     min: float | None = Field(None, ge=1.0)
     """The lowest."""
-    deviations: float = Field(5.0, gt=0)
-    """Without either, how far out is far, of the logarithm: multiples of a robust standard deviation (1.4826 x MAD)."""
+    max_bits_per_byte: float | None = Field(None, gt=0.0)
+    """The most bits that a byte of a row may cost. Where letters are those of no words (base64, wrong keys), tokens are
+    short, and each alone is not unlikely; their bytes are."""
+    min_bits_per_byte: float | None = Field(None, ge=0.0)
+    """The fewest."""
+    deviations: float = Field(3.5, gt=0)
+    """Without any of these, how far out is far, of logarithms: multiples of a robust standard deviation (1.4826 x MAD;
+    3.5 is that of Iglewicz and Hoaglin, 1993)."""
     least: int = Field(8, ge=1)
     """Rows with fewer learnt tokens are not judged: a word more or less decides over them."""
     max_length: int = Field(1024, ge=2)
@@ -45,12 +53,17 @@ class Perplexity(Check):
 
     @model_validator(mode="after")
     def _ordered(self) -> Perplexity:
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min={self.min} is more than max={self.max}")
+        for most, least in (("max", "min"), ("max_bits_per_byte", "min_bits_per_byte")):
+            high, low = getattr(self, most), getattr(self, least)
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"{least}={low} is more than {most}={high}")
         return self
 
+    def bounds(self) -> dict[str, float | None]:
+        return {name: getattr(self, name) for name in BOUNDS}
+
     def wanting(self) -> str | None:
-        if self.action == "drop" and self.min is None and self.max is None:
+        if self.action == "drop" and not any(bound is not None for bound in self.bounds().values()):
             return "action=drop needs min or max; the recipe of an audit has both"
         return None
 
@@ -72,29 +85,41 @@ class Perplexity(Check):
         wanted = sum(len(g.arrays["rows"]) for g in gathered)
         parts = [*self._scores(again, folder)]
         assert sum(len(part["rows"]) for part in parts) == wanted, "the rows are those that were gathered"
-        rows, nll, tokens = (np.concatenate([part[name] for part in parts]) for name in ("rows", "nll", "tokens"))
-        judged = tokens >= self.least
-        return self._judged(rows[judged], nll[judged] / tokens[judged], len(rows))
+        rows, nll, tokens, sizes = (
+            np.concatenate([part[name] for part in parts]) for name in ("rows", "nll", "tokens", "bytes")
+        )
+        judged = (tokens >= self.least) & (sizes > 0)
+        logs, bits = nll[judged] / tokens[judged], nll[judged] / sizes[judged] / math.log(2)
+        return self._judged(rows[judged], logs, bits, len(rows))
 
-    def _judged(self, rows: np.ndarray, logs: np.ndarray, count: int) -> Decision:
-        """By the logarithms of rows' perplexities; what is not finite is higher than anything."""
-        logs = np.where(np.isfinite(logs), logs, _BOUND)
+    def _judged(self, rows: np.ndarray, logs: np.ndarray, bits: np.ndarray, count: int) -> Decision:
+        """By the logarithms of rows' perplexities, and by bits a byte; what is not finite is higher than anything."""
+        logs = np.minimum(np.where(np.isfinite(logs), logs, _BOUND), _BOUND)
+        bits = np.where(np.isfinite(bits), bits, np.inf)
         summary: dict[str, Any] = {"rows": count, "judged": len(rows)}
         if not len(rows):
             return Decision(summary=summary)
-        values = np.exp(np.minimum(logs, _BOUND))
-        quantiles = np.quantile(values, [0, 0.01, 0.5, 0.9, 0.99, 1])
-        names = ("min", "p1", "median", "p90", "p99", "max")
-        summary["perplexity"] = {name: _rounded(value) for name, value in zip(names, quantiles.tolist())}
-        low, high = self.min, self.max
-        if low is None and high is None:
-            low, high = bounds(logs, self.deviations)
-            summary["proposed"] = {"min": low, "max": high}
-        above, below = values > (high if high is not None else np.inf), values < (low if low is not None else 0.0)
-        middle = f"perplexity {{number:,.2f}}, median {quantiles[2]:,.2f}"
-        out = above | below
-        return Decision(rows[out], [(HIGH, middle), (LOW, middle)], below[out].astype(np.uint8), numbers=values[out],
-                        summary=summary)  # fmt: skip
+        values = np.exp(logs)
+        summary["perplexity"], summary["bits_per_byte"] = _spread(values), _spread(bits)
+        allowed = self.bounds()
+        if not any(bound is not None for bound in allowed.values()):
+            lowest, highest = bounds(logs, self.deviations)
+            fewest, most = bounds(np.log(np.clip(bits, 1e-9, 1e9)), self.deviations)
+            allowed = {
+                "max": highest, "min": max(1.0, lowest), "max_bits_per_byte": most, "min_bits_per_byte": fewest,
+            }  # fmt: skip
+            summary["proposed"] = allowed
+        high, low, most, fewest = (
+            other if (bound := allowed[name]) is None else bound for name, other in zip(BOUNDS, (np.inf, 0, np.inf, 0))
+        )
+        codes = np.select([values > high, values < low, bits > most, bits < fewest], [0, 1, 2, 3], default=4)
+        out = codes < 4
+        told = f"perplexity {{number:,.2f}}, median {summary['perplexity']['median']:,.2f}"
+        cost = f"{{number:,.2f}} bits a byte, median {summary['bits_per_byte']['median']:,.2f}"
+        return Decision(
+            rows[out], [(HIGH, told), (LOW, told), (DENSE, cost), (THIN, cost)], codes[out].astype(np.uint8),
+            numbers=np.where(codes < 2, values, bits)[out], summary=summary,
+        )  # fmt: skip
 
     def _scores(self, again: Again, folder: Path) -> Iterator[Mapping[str, np.ndarray]]:
         """Some rows at a time; those that were scored before a kill are read."""
@@ -107,8 +132,9 @@ class Perplexity(Check):
             path = folder / f"{self.kind}-scores-{number:06}.safetensors"
             if not path.exists():
                 model = model or self._loaded()
-                nll, tokens = model([view for _, view in part])
-                save(path, {"rows": np.array([row for row, _ in part]), "nll": nll, "tokens": tokens})
+                nll, tokens, sizes = model([view for _, view in part])
+                rows = np.array([row for row, _ in part])
+                save(path, {"rows": rows, "nll": nll, "tokens": tokens, "bytes": sizes})
             yield load(path)
 
     def _loaded(self) -> Any:
@@ -121,12 +147,17 @@ class Perplexity(Check):
         return self.model_copy(update=summary["proposed"]) if "proposed" in summary else self
 
 
+def _spread(values: np.ndarray) -> dict[str, float]:
+    quantiles = np.quantile(values, [0, 0.01, 0.5, 0.9, 0.99, 1], method="nearest")
+    return dict(zip(("min", "p1", "median", "p90", "p99", "max"), map(_rounded, quantiles.tolist())))
+
+
 def bounds(logs: np.ndarray, deviations: float) -> tuple[float, float]:
-    """(lowest, highest) perplexity: so many robust standard deviations from the median, of logarithms."""
+    """(lowest, highest) value: so many robust standard deviations from the median, of logarithms."""
     middle = float(np.median(logs))
     spread = max(1.4826 * float(np.median(np.abs(logs - middle))), _FLOOR)
     low, high = (math.exp(min(middle + sign * deviations * spread, _BOUND)) for sign in (-1, 1))
-    return max(1.0, _rounded(low)), _rounded(high)
+    return _rounded(low), _rounded(high)
 
 
 def _rounded(value: float) -> float:
