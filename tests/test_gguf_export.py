@@ -205,6 +205,29 @@ def test_texts_are_the_same_tokens(name, tmp_path):
     assert bool(done["remarks"]) == (name == "mistral")
 
 
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def test_white_space_behind_phi_3s_special_tokens_is_theirs(tmp_path):
+    from tokenizers import AddedToken, normalizers
+    from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
+
+    made = sentencepiece(normalizers.Prepend("▁"))
+    named = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|endoftext|>")
+    made.add_special_tokens([AddedToken(t, special=True, normalized=False, rstrip=True) for t in named])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, chat_template=PHI3, eos_token="<|end|>", unk_token="<unk>", pad_token="<|endoftext|>"
+    )
+    wide = WIDE | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "sliding_window": None}
+    Phi3ForCausalLM(Phi3Config(**wide)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    done = export(tmp_path / "model", tmp_path / "out", "gguf", "F16")
+    assert done["same_tokens"] == "14 texts"
+
+
 def test_tokenizers_that_the_format_cannot_hold_are_refused(tmp_path):
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
@@ -430,7 +453,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def test_a_plain_model_is_a_source_of_safetensors_too(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    folder = make("qwen3", tmp_path / "model")
+    folder = make("llama, tied, biases, wide heads", tmp_path / "model")
     done = export(folder, tmp_path / "out", "full", "bfloat16")
     assert done["largest_difference"] < 0.5
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

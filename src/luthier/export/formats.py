@@ -35,6 +35,7 @@ TABLE = (
            dtypes=("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0")),
     Format("gguf-adapter", "a run's LoRA for llama.cpp and Ollama, beside a base in GGUF", "gguf.adapter", True,
            ("F32", "F16")),
+    Format("onnx", "a graph from tokens to logits for onnxruntime, in float32", "onnx"),
 )  # fmt: skip
 FORMATS = {form.name: form for form in TABLE}
 KINDS = tuple(FORMATS)

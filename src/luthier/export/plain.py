@@ -123,7 +123,7 @@ def check_kind(config: Config, kind: str) -> None:
     lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
     if lasting and kind != "adapter":
         raise ExportError(f"as={kind}: no plain weights compute what {_kind(lasting[0])} adds: use as=adapter")
-    if kind in ("quantised", "gguf"):
+    if kind in ("quantised", "gguf", "onnx"):
         return
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")

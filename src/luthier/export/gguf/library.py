@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes as c
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,14 @@ class Llama:
         top = logits.max(-1)
         return (chosen - top - np.log(np.exp(logits - top[:, None]).sum(-1))).astype(np.float32)
 
-    def continued(self, tokens: Sequence[int], count: int) -> list[int]:
-        """The likeliest next tokens, one by one; as many as asked, whatever they are."""
+    def continued(self, tokens: Sequence[int], count: int, stops: Collection[int] = ()) -> list[int]:
+        """The likeliest next tokens, one by one, up to one of `stops`; without, as many as asked."""
         logits, out = self.logits(tokens), []
         for at in range(count):
             out.append(int(logits[-1].argmax()))
-            if at + 1 < count:
-                logits = self.logits(out[-1:], len(tokens) + at)
+            if at + 1 == count or out[-1] in stops:
+                break
+            logits = self.logits(out[-1:], len(tokens) + at)
         return out
 
     def tokenised(self, text: str, special: bool = False) -> list[int]:

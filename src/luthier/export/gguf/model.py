@@ -38,7 +38,7 @@ def write(found: Opened, path: Path, dtype: str) -> list[str]:
         extra = families.extra(family, config)
         writer = gguf.GGUFWriter(path, family.architecture)
         writer.add_type("model")
-        writer.add_name(_name(found))
+        writer.add_name(_name(found, family))
         writer.add_file_type(gguf.LlamaFileType[numbers.TABLE[dtype].file_type])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         families.describe(writer, family, config, rows)
@@ -88,8 +88,11 @@ def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None
     writer.add_tensor_info(name, bytes_of, np.dtype(np.uint8), numbers.size(kind, shape), raw_dtype=kind_of)
 
 
-def _name(found: Opened) -> str:
-    return Path(found.name).name.removesuffix(".gguf") or found.name
+def _name(found: Opened, family: families.Family) -> str:
+    """By a name with phi-3 in it llama.cpp knows that white space behind special tokens is theirs."""
+    name = Path(found.name).name.removesuffix(".gguf") or found.name
+    strips = any(added.rstrip for added in found.tokenizer.added_tokens_decoder.values())
+    return f"phi-3 {name}" if strips and family.architecture == "phi3" else name
 
 
 def _remarks(family: families.Family, config: Any, dtype: str, kinds: dict[str, str]) -> list[str]:

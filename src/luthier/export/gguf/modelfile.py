@@ -118,7 +118,7 @@ def text(found: Opened, weights: str, adapter: str | None = None) -> str:
     if told is not None:
         lines.append(f'TEMPLATE """{told.template()}"""')
     elif found.tokenizer.chat_template:
-        lines.append("# The chat template is more than texts around texts: Ollama takes the weights' own, if it knows it.")
+        lines.append("# The chat template is more than texts around texts: Ollama takes the file's own if it knows it.")
     else:
         lines.append("# The model has no chat template: prompts go to it as they are.")
     for token in sorted(found.renderer.stop_tokens()):
