@@ -133,7 +133,9 @@ def test_models_are_merged_tensor_by_tensor(way, models, tmp_path, capsys):
         elif way == "slerp":
             wanted = arithmetic.slerp(a[name], b[name], 0.7)
         else:
-            wanted = start[name] + ways.changed(by(way, weights=[0.3, 0.7]), name, [a[name] - start[name], b[name] - start[name]])
+            wanted = start[name] + ways.changed(
+                by(way, weights=[0.3, 0.7]), name, [a[name] - start[name], b[name] - start[name]]
+            )
         assert torch.allclose(out[name], wanted, atol=1e-6), name
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.lm_head.weight is model.model.embed_tokens.weight

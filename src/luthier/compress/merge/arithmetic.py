@@ -71,5 +71,7 @@ def dare(changes: Sequence[Tensor], weights: Sequence[float], density: float, ge
     return linear([dropped(c, density, generator) for c in changes], weights)
 
 
-def dare_ties(changes: Sequence[Tensor], weights: Sequence[float], density: float, generator: torch.Generator) -> Tensor:
+def dare_ties(
+    changes: Sequence[Tensor], weights: Sequence[float], density: float, generator: torch.Generator
+) -> Tensor:
     return elected([dropped(c, density, generator) for c in changes], weights)
