@@ -142,7 +142,7 @@ def test_models_are_merged_tensor_by_tensor(way, models, tmp_path, capsys):
 
 
 def test_what_is_no_model_of_one_base(models, tmp_path, capsys):
-    base, one, two = models
+    _, one, two = models
     out = tmp_path / "out"
     said = cli("merge", one, two, out, "--by", "ties", expect=2, capsys=capsys)
     assert "--base: required with --by ties" in said["problems"][0]

@@ -151,7 +151,8 @@ def test_importance_of_parts_is_that_of_activations():
     found = importance.parts(model, DOCUMENTS)
     layer, heads, channels = model.model.layers[2], [], []
     norms: dict = {}
-    hooks = [layer.self_attn.o_proj.register_forward_pre_hook(lambda m, g: heads.append(g[0][0].unflatten(-1, (4, 8)).norm(dim=-1))),
+    each = lambda m, given: heads.append(given[0][0].unflatten(-1, (4, 8)).norm(dim=-1))  # noqa: E731
+    hooks = [layer.self_attn.o_proj.register_forward_pre_hook(each),
              layer.mlp.down_proj.register_forward_pre_hook(lambda m, g: channels.append(g[0][0].abs()))]  # fmt: skip
     for name, module in model.named_modules():
         if name.endswith("norm"):
@@ -170,9 +171,9 @@ def test_block_influence_is_that_of_hidden_states():
     found = importance.influences(model, DOCUMENTS)
     sums, count = torch.zeros(4, dtype=torch.float64), 0
     for document in DOCUMENTS:
-        states = []
-        hooks = [layer.register_forward_pre_hook(lambda m, g: states.append(g[0][0])) for layer in model.model.layers]
-        hooks.append(model.model.norm.register_forward_pre_hook(lambda m, g: states.append(g[0][0])))
+        states: list = []
+        keep = lambda m, given, into=states: into.append(given[0][0])  # noqa: E731
+        hooks = [m.register_forward_pre_hook(keep) for m in (*model.model.layers, model.model.norm)]
         importance.run(model, [document])
         for hook in hooks:
             hook.remove()
@@ -255,7 +256,7 @@ def test_sizes_reach_the_target():
         new = width.fitted(shapes, now, by("width", target=target, dimensions=["channels", "hidden"], multiple=1))
         assert width.parameters(shapes, new) / width.parameters(shapes, now) == pytest.approx(target, rel=0.01)
         assert (new.heads, new.groups) == (4, 2)
-    with pytest.raises(ModelError, match="the nearest is 0.421"):
+    with pytest.raises(ModelError, match=r"the nearest is 0\.421"):
         width.fitted(shapes, now, by("width", target=0.1, dimensions=["channels"]))
     with pytest.raises(ModelError, match="not a multiple of num_key_value_heads=2"):
         width.fitted(shapes, now, by("width", shape={"num_attention_heads": 3}))
