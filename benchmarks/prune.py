@@ -57,7 +57,7 @@ def pruned(options: argparse.Namespace, heal: str, rows: Path, held_out: Path, n
     wanted = Pruning(by=options.by, target=options.target, samples=32, sample_tokens=LENGTH)  # type: ignore[call-arg]
     job = pruning.Job(
         options.model or demo.model_path(), options.out / name, wanted, data=str(rows), held_out=str(held_out),
-        dtype="float32", heal=heal, steps=options.steps, 
+        dtype="float32", heal=heal, steps=options.steps,
         settings=[*common(options), f"optim.learning_rate={options.rate}"],
         say=lambda text: print(text, file=sys.stderr, flush=True), quiet=True,
     )  # fmt: skip

@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 
 def scores(weight: Tensor, inputs: Tensor | None) -> Tensor:
-    """[out, in] |W|, or with the L2 norms [in] of a layer's inputs over all tokens |W_ij| ||X_j|| (arXiv:2306.11695)."""
+    """[out, in] |W|, or, with the L2 norms [in] of its inputs over all tokens, |W_ij| ||X_j|| (arXiv:2306.11695)."""
     size = weight.abs().float()
     return size if inputs is None else size * inputs.float()
 
