@@ -21,8 +21,8 @@ from .ways import changed
 
 
 def write(found: Sequence[Saved], wanted: Merging, folder: Path) -> dict[str, Any]:
-    """The merged adapter in a folder. Sums and arcs are exact, the ranks adding up; of ties and dare, whose changes have
-    full rank, the nearest of `rank`, and `kept` is the share of their squared size that it has."""
+    """The merged adapter in a folder. Sums and arcs are exact, the ranks adding up. Of ties and dare, whose changes
+    have full rank, it is the nearest of `rank`, and `kept` the share of their squared size that it has."""
     if wanted.by not in OF_CHANGES:
         return joined.write(_factors(found, wanted), folder) | {"kept": 1.0}
     layers, tensors = joined.checked(found), [load_file(one.tensors) for one in found]

@@ -55,7 +55,7 @@ def dropped(change: Tensor, density: float, generator: torch.Generator) -> Tenso
 
 
 def elected(changes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """In each place the sign of the sum is elected, and the mean taken over those that have it, each times its weight."""
+    """In each place the sign of the sum is elected, and the mean taken over those that have it, times their weights."""
     stacked = torch.stack(list(changes))
     positive = stacked.sum(0) >= 0
     agree = torch.where(positive, stacked > 0, stacked < 0)
@@ -71,5 +71,7 @@ def dare(changes: Sequence[Tensor], weights: Sequence[float], density: float, ge
     return linear([dropped(c, density, generator) for c in changes], weights)
 
 
-def dare_ties(changes: Sequence[Tensor], weights: Sequence[float], density: float, generator: torch.Generator) -> Tensor:
+def dare_ties(
+    changes: Sequence[Tensor], weights: Sequence[float], density: float, generator: torch.Generator
+) -> Tensor:
     return elected([dropped(c, density, generator) for c in changes], weights)

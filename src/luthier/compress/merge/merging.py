@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ... import __version__, adapters, measured
+from ... import __version__, adapters, measured, surgery
 from ...assemble import quietly, restore
 from ...config import read_run
 from ...data.dataset import Dataset
@@ -61,7 +60,6 @@ class Task:
     name: str
     rows: Dataset
     before: Measured
-    after: Callable[[], Measured] | None = None
 
 
 def kind(source: str) -> str:
@@ -172,7 +170,7 @@ def _told(job: Job, done: dict, task: Task, after: Measured) -> None:
 
 
 def _adapters(job: Job, folder: Path) -> dict:
-    with tempfile.TemporaryDirectory() as aside, ExitStack():
+    with tempfile.TemporaryDirectory() as aside:
         folders, runs = [], []
         for at, source in enumerate(job.sources):
             path = Path(source).expanduser()
@@ -196,17 +194,11 @@ def _adapters(job: Job, folder: Path) -> dict:
         opened._network = made.network
         task = _task(job, opened)
         adapters.load(made.network.model, folder, "merged")
-        for module in adapters_of(made.network.model):
+        for module in surgery.switched(made.network.model):
             module.enabled = module.name != saved.TRAINED
         if task is not None:
             _told(job, done, task, measure.measure(opened, task.rows))
     return done | _proven(job, folder)
-
-
-def adapters_of(model: Any) -> list[Any]:
-    from ... import surgery
-
-    return surgery.switched(model)
 
 
 def _check_run(source: str, made: Any) -> None:

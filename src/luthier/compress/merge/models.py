@@ -55,7 +55,9 @@ def check(found: Sequence[Plain], read: Sequence[Weights]) -> None:
         if apart := translation.difference(first.tokenizer, other.tokenizer):
             raise ModelError(f"{first.name} and {other.name} have different vocabularies: {apart}")
         name = max(shapes, key=lambda n: (torch.Size(shapes[n]).numel(), n))
-        cosine = torch.cosine_similarity(read[0].read(name).flatten().float(), own.read(name).flatten().float(), 0).item()
+        cosine = torch.cosine_similarity(
+            read[0].read(name).flatten().float(), own.read(name).flatten().float(), 0
+        ).item()
         if not abs(cosine) >= RELATED:
             raise ModelError(
                 f"{first.name} and {other.name} were not trained from one start: the cosine of their {name} is "

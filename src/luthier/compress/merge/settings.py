@@ -33,11 +33,15 @@ class Merging(Settings):
         if sources < 2:
             found.append("to merge takes two sources or more, and OUT")
         if self.by == "slerp" and sources != 2:
-            found.append(f"--by slerp: goes between two sources, and {sources} are given: use another, or merge in pairs")
+            found.append(
+                f"--by slerp: goes between two sources, and {sources} are given: use another, or merge in pairs"
+            )
         if self.weights is not None and len(self.weights) != sources:
             found.append(f"--weights: {len(self.weights)} numbers for {sources} sources; give each one")
         if self.by == "slerp" and self.weights is not None and (min(self.weights) < 0 or not sum(self.weights)):
-            found.append("--weights: of slerp they say where between the two, so none is negative and their sum is not 0")
+            found.append(
+                "--weights: of slerp they say where between the two, so none is negative and their sum is not 0"
+            )
         for name, ways in (("density", OF_CHANGES), ("rank", OF_CHANGES), ("seed", RANDOM)):
             if name in self.model_fields_set and self.by not in ways:
                 found.append(f"--{name}: of --by {', '.join(ways)}, and --by is {self.by}: leave it out")

@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 
 def scores(weight: Tensor, inputs: Tensor | None) -> Tensor:
-    """[out, in] |W|, or with the L2 norms of a layer's inputs [in] over all tokens |W_ij| ||X_j|| (arXiv:2306.11695)."""
+    """[out, in] |W|, or, with the L2 norms [in] of its inputs over all tokens, |W_ij| ||X_j|| (arXiv:2306.11695)."""
     size = weight.abs().float()
     return size if inputs is None else size * inputs.float()
 
@@ -55,8 +55,15 @@ def linears(model: Any) -> dict[str, nn.Module]:
     found = {n: m for n, m in model.named_modules() if n.startswith(place + ".") and surgery.linear_shape(m)}
     fused = [n for n, p in model.named_parameters() if n.startswith(place + ".") and p.ndim > 2 and "conv" not in n]
     if fused:
-        raise ModelError(f"{fused[0]} holds several layers in one, as experts do, which pruning of weights does not know")
+        raise ModelError(
+            f"{fused[0]} holds several layers in one, as experts do, which pruning of weights does not know"
+        )
     return found
+
+
+def weight(module: Any) -> Tensor:
+    """As the layer keeps it."""
+    return module.weight
 
 
 def check_pattern(model: Any, wanted: Pruning) -> None:
@@ -69,10 +76,10 @@ def check_pattern(model: Any, wanted: Pruning) -> None:
 
 @torch.no_grad()
 def prune_(module: Any, inputs: Tensor | None, wanted: Pruning) -> None:
-    weight = module.weight.data
+    kept = weight(module).data
     turned = surgery.transposed(module)
-    stays = mask(weight.t() if turned else weight, inputs, wanted)
-    weight.mul_(stays.t() if turned else stays)
+    stays = mask(kept.t() if turned else kept, inputs, wanted)
+    kept.mul_(stays.t() if turned else stays)
 
 
 def magnitude_(model: Any, wanted: Pruning) -> None:
@@ -133,5 +140,5 @@ def _entered(model: Any, blocks: nn.ModuleList, documents: Documents) -> tuple[l
 
 def zeros(model: Any) -> tuple[int, int]:
     """(zeros, weights) of the blocks' linear layers."""
-    found = [m.weight for m in linears(model).values()]
+    found = [weight(m) for m in linears(model).values()]
     return sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
