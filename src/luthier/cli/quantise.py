@@ -16,8 +16,7 @@ examples:
   luthier quantise out/model out/nf4 --scheme nf4
 """
 OF_QUANTISING = (
-    "scheme", "rounding", "group_size", "symmetric", "ranges", "per_tensor", "format", "bits", "samples",
-    "sample_tokens", "damping",
+    "scheme", "rounding", "group_size", "ranges", "per_tensor", "format", "bits", "samples", "sample_tokens", "damping",
 )  # fmt: skip
 
 
@@ -41,7 +40,6 @@ def _add(made: argparse.ArgumentParser) -> None:
         "--group-size", type=int,
         help="weights of a row that share a scale, -1 for a row (default of int4: 128, 64 or 32, as it divides)",
     )  # fmt: skip
-    made.add_argument("--asymmetric", dest="symmetric", action="store_false", default=None, help="with a zero point")
     made.add_argument("--ranges", choices=("min_max", "mse"), help="of a group (default: mse, searched for)")
     made.add_argument("--per-tensor", action="store_true", default=None, help="of fp8: one scale for a whole weight")
     made.add_argument("--format", choices=FORMATS, help="of the files (default: the scheme's first)")

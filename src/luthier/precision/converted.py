@@ -87,7 +87,6 @@ def layers_of(
     group: int,
     activations: str | None = None,
     *,
-    symmetric: bool = True,
     per_tensor: bool = False,
     targets: Collection[str] = ("Linear",),
 ) -> dict:
@@ -95,7 +94,7 @@ def layers_of(
     strategy = {"strategy": "group", "group_size": group} if group > 0 else {"strategy": "channel"}
     if per_tensor:
         strategy = {"strategy": "tensor"}
-    weights = {"num_bits": bits, "type": numbers, "symmetric": symmetric, "dynamic": False, **strategy}
+    weights = {"num_bits": bits, "type": numbers, "symmetric": True, "dynamic": False, **strategy}
     inputs = None
     if activations is not None:
         inputs = {"num_bits": 8, "type": "int" if activations == "int8" else "float", "strategy": "token",

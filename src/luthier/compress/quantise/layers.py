@@ -80,10 +80,9 @@ def group_of(model: Any, named: Sequence[str], wanted: Quantising) -> int:
     return wanted.group_size
 
 
-def cost(bits: int, group: int, inputs: int, wanted: Quantising, dtype: torch.dtype) -> float:
-    """Bits of a weight with its share of scales and zero points."""
-    shared = dtype.itemsize * 8 + (0 if wanted.symmetric else bits)
-    return bits + shared / (group if group > 0 else inputs)
+def cost(bits: int, group: int, inputs: int, dtype: torch.dtype) -> float:
+    """Bits of a weight with its share of scales."""
+    return bits + dtype.itemsize * 8 / (group if group > 0 else inputs)
 
 
 def grid(
@@ -92,10 +91,7 @@ def grid(
     """Of a weight, with scales in the numbers of the file."""
     if wanted.kind.numbers == "float":
         return nearest.float8(weight, wanted.per_tensor, dtype)
-    return nearest.grid(
-        weight, bits, group, symmetric=wanted.symmetric, search=wanted.ranges == "mse", dtype=dtype,
-        importance=importance,
-    )  # fmt: skip
+    return nearest.grid(weight, bits, group, search=wanted.ranges == "mse", dtype=dtype, importance=importance)
 
 
 @torch.no_grad()

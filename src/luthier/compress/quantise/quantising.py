@@ -25,7 +25,8 @@ from . import layers, sensitivity
 from .schemes import WHOLE_ROW, Quantising
 
 RECORD = "quantisation.json"
-HELD_OUT = 32  # documents that perplexity is compared on, at most
+HELD_OUT = 16  # documents that perplexity is compared on, at most
+SAME = 4  # documents on which what is loaded is compared with what was rounded
 MANY = 8  # bits of layers that get more than 4
 
 
@@ -111,7 +112,7 @@ def write(job: Job, folder: Path) -> dict:
     compared = _compared(job, source, folder, documents, before, dtype)
     done = {
         "scheme": q.scheme, "rounding": q.rounding, "format": q.written_as, "group_size": group,
-        "symmetric": q.symmetric, "layers": len(named), "bits_per_weight": _bits(folder, model, named, made),
+        "layers": len(named), "bits_per_weight": _bits(folder, model, named, made),
         "dtype": str(dtype).removeprefix("torch."), "calibration_tokens": sum(map(len, wanted)), "held_out": about,
         "bound": job.allowed, **compared, "bytes_before": _bytes(model, dtype), "bytes": _weights(folder),
         "seconds": round(took, 1), "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -138,8 +139,8 @@ def _many(job: Job, model: Any, named: list[str], documents: Any, group: int, dt
     if q.bits is None:
         return {}, {}
     inputs = {name: model.get_submodule(name).weight.shape[1] for name in named}
-    few = {name: layers.cost(q.kind.bits, group, n, q, dtype) for name, n in inputs.items()}
-    more = {name: layers.cost(MANY, WHOLE_ROW, n, q, dtype) for name, n in inputs.items()}
+    few = {name: layers.cost(q.kind.bits, group, n, dtype) for name, n in inputs.items()}
+    more = {name: layers.cost(MANY, WHOLE_ROW, n, dtype) for name, n in inputs.items()}
     sizes = {name: model.get_submodule(name).weight.numel() for name in named}
     least = sum(few[name] * n for name, n in sizes.items()) / sum(sizes.values())
     if q.bits < least:
@@ -184,6 +185,8 @@ def _save(job: Job, source: Plain, folder: Path, made: Mapping[str, Any], dtype:
         model.save_pretrained(folder, state_dict=state)
     finally:
         del model.config.quantization_config
+    if hasattr(form, "finish"):
+        form.finish(folder, made)
     source.tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     written = json.loads(path.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
@@ -199,10 +202,10 @@ def _compared(job: Job, source: Plain, folder: Path, documents: Any, before: tor
     An activation between two codes falls on either side with the last bit of a sum, so for the former activations are
     not rounded.
     """
-    ours = proof.logprobs(source.model, documents)
+    ours = proof.logprobs(source.model, documents[:SAME])
     form, rounds = job.format, job.quantising.kind.activations is not None
-    theirs = _read(source, folder, documents, dtype, form.WIDE, rounded=False)
-    same = compare.differences(ours, theirs.to(ours))
+    theirs = _read(source, folder, documents[:SAME] if rounds else documents, dtype, form.WIDE, rounded=False)
+    same = compare.differences(ours, theirs[: len(ours)].to(ours))
     allowed = compare.Bound(*compare.TOLERANCE[torch.float32 if form.WIDE else dtype])
     if wrong := compare.fault(same, allowed):
         raise ExportError(f"what was written is not what was rounded: {wrong}; nothing is left")
@@ -223,8 +226,8 @@ def _read(source: Plain, folder: Path, documents: Any, dtype: torch.dtype, wide:
         "transformers_reader",
         {
             "documents": documents, "model": str(folder), "out": str(folder / "probe.safetensors"), "base": None,
-            "rows": 0, "quantisation": None, "dtype": str(dtype).removeprefix("torch."),
-            "device": source.model.device.type, "wide": wide, "ends_in": "tokens", "types": [None] * len(documents),
+            "rows": 0, "quantisation": None, "dtype": "float32" if wide else str(dtype).removeprefix("torch."),
+            "device": source.model.device.type, "wide": False, "ends_in": "tokens", "types": [None] * len(documents),
             "labels": [], "beneath": [], "rounded_activations": rounded, "pad": 0, "ours": False,
         },
     )["logprobs"]  # fmt: skip

@@ -33,7 +33,7 @@ class Scheme:
 TABLE = (
     Scheme("int8", 8, bound=0.005, formats=("compressed-tensors", "torchao"), caption="8-bit weights"),
     Scheme("int8_dynamic", 8, activations="int8", bound=0.02, caption="8-bit weights and inputs"),
-    Scheme("int4", 4, grouped=True, formats=("compressed-tensors", "torchao"), caption="4-bit weights in groups"),
+    Scheme("int4", 4, grouped=True, caption="4-bit weights in groups"),
     Scheme("fp8", 8, "float", "float8", bound=0.02, caption="float8 (e4m3) weights and inputs"),
     Scheme("nf4", 4, "nf4", bound=0.05, formats=("bitsandbytes",), caption="4-bit NormalFloat in blocks of 64"),
 )
@@ -52,8 +52,6 @@ class Quantising(Settings):
     group_size: int | None = None
     """Neighbouring weights of a row that share a scale, -1 for all of it; by default the largest of 128, 64 and 32 that
     divides every layer for 4-bit integers, else -1."""
-    symmetric: bool = True
-    """Without a zero point; with one (false) a group spans its own smallest and largest weight."""
     ranges: Literal["min_max", "mse"] = "mse"
     """Of a group: to its extremes, or as much narrower as makes the squared error smallest."""
     per_tensor: bool = False
@@ -89,7 +87,7 @@ class Quantising(Settings):
         if self.format is not None and self.format not in kind.formats:
             found.append(f"--format={self.format}: --scheme {self.scheme} is written as {' or '.join(kind.formats)}")
         if kind.numbers == "nf4":
-            for name in ("rounding", "group_size", "symmetric", "ranges"):
+            for name in ("rounding", "group_size", "ranges"):
                 if name in given and getattr(self, name) != type(self).model_fields[name].default:
                     found.append(f"--{name.replace('_', '-')}: nf4 is bitsandbytes' own rounding: leave it out")
         if kind.numbers == "float":
@@ -99,8 +97,6 @@ class Quantising(Settings):
                 found.append(f"--group-size={self.group_size}: fp8 has a scale for each output (-1), or --per-tensor")
         if self.per_tensor and kind.numbers != "float":
             found.append("--per-tensor: of --scheme fp8")
-        if not self.symmetric and (kind.numbers != "int" or kind.activations):
-            found.append(f"--asymmetric: of --scheme int4 and int8, and it is {self.scheme}")
         if self.group_size is not None and self.group_size != WHOLE_ROW and self.group_size < 8:
             found.append(f"--group-size={self.group_size}: -1, or at least 8")
         if self.group_size not in (None, WHOLE_ROW) and kind.activations:
@@ -109,6 +105,6 @@ class Quantising(Settings):
             found.append("--bits: a budget of --scheme int4 as compressed-tensors, of which some layers get 8 bits")
         if self.bits is not None and not 4 < self.bits <= 8.5:
             found.append(f"--bits={self.bits:g}: more than 4, as scales count too, and at most 8.5")
-        if self.written_as == "torchao" and not self.symmetric:
-            found.append("--asymmetric: of --format compressed-tensors")
+        if self.written_as == "torchao" and self.group_size not in (None, WHOLE_ROW):
+            found.append(f"--group-size={self.group_size}: torchao's 8-bit layers have a scale for each output (-1)")
         return found

@@ -1,4 +1,7 @@
-"""Safetensors as compressed-tensors, and vLLM with it, read them."""
+"""Safetensors as compressed-tensors, and vLLM with it, read them.
+
+Without zero points: its release 0.20 cannot read packed ones through transformers.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,8 @@ def tensors(layer: Rounded, wanted: Quantising) -> dict[str, Tensor]:
     scale = layer.grid.scale[:1, 0] if wanted.per_tensor else layer.grid.scale
     if wanted.kind.activations is not None:
         return {"weight": layer.codes, "weight_scale": scale.contiguous()}
-    found = {
-        "weight_packed": pack(layer.codes, layer.bits), "weight_scale": scale,
-        "weight_shape": torch.tensor(layer.codes.shape),
-    }  # fmt: skip
-    if layer.grid.zero is not None:
-        found["weight_zero_point"] = pack(layer.grid.zero.t(), layer.bits).t().contiguous()
-    return found
+    packed = pack(layer.codes, layer.bits)
+    return {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor(layer.codes.shape)}
 
 
 def configuration(model: Any, layers: Mapping[str, Rounded], wanted: Quantising) -> dict:
@@ -50,7 +48,7 @@ def configuration(model: Any, layers: Mapping[str, Rounded], wanted: Quantising)
         groups.append(
             layers_of(
                 layout, bits, "float" if kind.numbers == "float" else "int", group, kind.activations,
-                symmetric=wanted.symmetric, per_tensor=wanted.per_tensor,
+                per_tensor=wanted.per_tensor,
                 targets=["Linear"] if len(ways) == 1 else sorted(named),
             )
         )  # fmt: skip
