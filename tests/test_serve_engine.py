@@ -1,6 +1,7 @@
 """The engine: whoever shares a step, each answer is the one that transformers gives to its prompt alone."""
 
 import asyncio
+import re
 import threading
 import time
 import uuid
@@ -282,6 +283,88 @@ def test_variants_name_what_is_on(adapted):
         Engine(Network(model), TOKENIZER, variants={"x": ("three",)})
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("together", [True, False])
+def test_adapters_of_other_kinds_share_a_batch_too(tmp_path, together):
+    """A DoRA, which has no product of its own to add, beside a LoRA; in one pass, or in one for each."""
+    from peft import LoraConfig, get_peft_model
+
+    for name, dora in (("lora", False), ("dora", True)):
+        torch.manual_seed(dora)
+        config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "lm_head"], use_dora=dora)
+        tuned = get_peft_model(sharp(make_model()), config)
+        for key, p in tuned.named_parameters():
+            if "lora_B" in key:
+                p.data.normal_(0, 0.3)
+        tuned.save_pretrained(tmp_path / name)
+    model = sharp(make_model())
+    for name in ("lora", "dora"):
+        adapters.load(model, tmp_path / name)
+    expected = {}
+    for name in (None, "lora", "dora"):
+        adapters.switch(model, name)
+        expected[name] = generate(Network(model), PROMPTS, set(), NEW)
+    adapters.switch(model, None)
+    assert len({str(answers) for answers in expected.values()}) == 3
+    with Engine(Network(model), TOKENIZER) as engine:
+        assert engine._runner.mixes
+        engine._runner.mixes = together
+        streams = {(n, i): engine.submit(Request(p, NEW, adapter=n)) for i, p in enumerate(PROMPTS) for n in expected}
+        for (name, i), stream in streams.items():
+            assert stream.result().tokens == expected[name][i]
+
+
+def by_documents(q, k, v, queries, keys, most_queries, most_keys, scale=None, window_size=(-1, 0), enable_gqa=False):
+    """What the kernel for GPUs computes, one document after another: queries are the last of their keys."""
+    out = torch.zeros(*q.shape[:2], v.shape[-1])
+    for i in range(len(queries) - 1):
+        mine, theirs = slice(*queries[i : i + 2].tolist()), slice(*keys[i : i + 2].tolist())
+        n, m = mine.stop - mine.start, theirs.stop - theirs.start
+        if n == 0:
+            continue
+        assert n <= most_queries and m <= most_keys  # noqa: PT018
+        far = torch.arange(m - n, m)[:, None] - torch.arange(m)
+        seen = (far >= 0) & ((far <= window_size[0]) if window_size[0] >= 0 else True)
+        rows = (t.transpose(0, 1) for t in (q[mine], k[theirs], v[theirs]))
+        made = torch.nn.functional.scaled_dot_product_attention(*rows, attn_mask=seen, scale=scale, enable_gqa=True)
+        out[mine] = made.transpose(0, 1)
+    return out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_borders_for_the_kernel_of_gpus(family, monkeypatch):
+    """Where it runs, the cache is read where it is, and what lies between requests has no queries."""
+    from luthier.serve import attention
+
+    monkeypatch.setattr(attention, "on_flash", lambda t: True)
+    monkeypatch.setattr(attention, "varlen_attn", by_documents)
+    net = network(family)
+    expected = [theirs(sharp(make_model(family)), prompt) for prompt in PROMPTS]
+    with Engine(net, TOKENIZER, Limits(slots=3, chunk=6)) as engine:
+        assert engine.apart is None
+        for _ in range(2):
+            streams = [engine.submit(Request(prompt, NEW)) for prompt in PROMPTS]
+            assert [stream.result().tokens for stream in streams] == expected
+
+
+def test_weights_laid_out_otherwise_give_the_same_numbers(llama):
+    from luthier.serve.packed import packed
+
+    model = llama.model
+    tokens = torch.tensor([[7, 9, 11, 40, 41, 42]])
+    with torch.no_grad():
+        plain = model(tokens).logits
+        with packed(model, 1 << 30) as used:
+            if used == 0:
+                pytest.skip("this PyTorch has no such operators")
+            assert used >= model.lm_head.weight.nbytes and "forward" in vars(model.lm_head)  # noqa: PT018
+            torch.testing.assert_close(model(tokens).logits, plain, atol=1e-4, rtol=1e-4)
+        assert "forward" not in vars(model.lm_head)
+        with packed(model, 0) as used:
+            assert used == 0
+
+
 # ---------------------------------------------------------------------------- ends
 
 
@@ -361,6 +444,34 @@ def test_real_text_in_parts(engine):
     parts = [texts.add(token) for token in TOKENIZER(text)["input_ids"]] + [texts.end()]
     assert "".join(parts) == text
     assert len(texts.tokens) < 20
+
+
+@examples(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", "▁", "▁a", "▁b", "<0xC3><0xA9>", "<0xF0><0x9F><0x98><0x80>"]), max_size=40))
+def test_tokens_that_begin_with_a_space(pieces):
+    """As SentencePiece has them: a text's first space is dropped, and what has no token of its own comes in bytes."""
+    text = "".join(pieces)
+    tokens = [SPACED.token_to_id(t) for t in re.findall("<0x..>|▁?[ab]|▁", text)]
+
+    class Fast:
+        def decode(self, tokens, skip_special_tokens=True):
+            return SPACED.decode(tokens)
+
+    texts = Texts(Fast())
+    assert "".join([texts.add(token) for token in tokens] + [texts.end()]) == SPACED.decode(tokens)
+
+
+def spaced():
+    from tokenizers import Tokenizer, decoders, models
+
+    words = ["a", "b", "▁", "▁a", "▁b", "<0xC3>", "<0xA9>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]
+    made = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [("▁", "a"), ("▁", "b")]))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made.decoder = decoders.Sequence(steps)
+    return made
+
+
+SPACED = spaced()
 
 
 # ---------------------------------------------------------------------------- what is drawn

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,7 @@ from ..models.attention import GQA_FLAG, on_flash
 NAME = "luthier_serve"
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Tokens of one request in a step: queries `first` to `last` of the row, keys from `start` to `end` of the cache.
 
     Queries are the last of the keys.
@@ -129,21 +128,21 @@ def attend(
     plain = softcap is None and s_aux is None
     if plain and on_flash(query) and keys.shape == values.shape:
         return _flash(serve, query, keys, values, scaling, sliding_window), None
-    heads, kv_heads = query.shape[1], key.shape[1]
-    out = query.new_empty(1, query.shape[2], heads, value.shape[-1])
+    heads, kv_heads, total = query.shape[1], key.shape[1], query.shape[2]
+    by_keys = query[0].transpose(0, 1).reshape(total, kv_heads, heads // kv_heads, -1)  # heads with the same keys
     each = _sdpa if plain else _by_hand
+    outs = []
     for span in serve.spans:
-        start = span.start
+        first, last, start, end = span
         if sliding_window is not None:  # the first query sees no further
-            start = max(start, span.end - (span.last - span.first) - sliding_window + 1)
-        k, v = (t[start : span.end].transpose(0, 1)[None] for t in (keys, values))
-        q = query[:, :, span.first : span.last]
-        if span.last - span.first == 1 and plain:  # heads that share keys are its queries
-            q = q.reshape(1, kv_heads, heads // kv_heads, -1)
-            out[0, span.first] = F.scaled_dot_product_attention(q, k, v, scale=scaling).view(heads, -1)
+            start = max(start, end - (last - first) - sliding_window + 1)
+        k, v = keys[start:end].transpose(0, 1)[None], values[start:end].transpose(0, 1)[None]
+        if plain and last - first == 1:
+            outs.append(F.scaled_dot_product_attention(by_keys[first:last], k, v, scale=scaling).reshape(1, heads, -1))
         else:
-            out[0, span.first : span.last] = each(q, k, v, scaling, sliding_window, softcap, s_aux)[0].transpose(0, 1)
-    return out, None
+            q = query[:, :, first:last]
+            outs.append(each(q, k, v, scaling, sliding_window, softcap, s_aux)[0].transpose(0, 1))
+    return (outs[0] if len(outs) == 1 else torch.cat(outs))[None], None
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, *_: Any) -> Tensor:

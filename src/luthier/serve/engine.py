@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 import traceback
@@ -30,7 +31,8 @@ from .runners import Piece, Runner
 SERVED: WeakSet[Any] = WeakSet()  # models that an engine answers with
 COPIES = 0.25  # share of free memory that copies of weights may take
 MEMORY = 0.4  # share of free memory that the cache may take
-ALONE = 8  # how many times as many tokens of prompts a step takes in while no answer waits for it
+ALONE = 8  # how many times as many tokens of prompts a step takes in while no answer waits for it,
+SHARED = 4  # and at most, while some do
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Engine:
         self, network: Network, tokenizer: Any, limits: Limits | None = None,
         variants: Mapping[str, Collection[str]] | None = None, say: Callable[[str], None] = lambda text: None,
     ):  # fmt: skip
-        self.network, self.tokenizer, self.limits, self.say = network, tokenizer, limits or Limits(), say
+        self.network, self.limits, self.say = network, limits or Limits(), say
+        self.tokenizer = copy.deepcopy(tokenizer)  # others may use theirs in other threads meanwhile
         self._choice = Choice(network.model)
         known = surgery.names(network.model)
         given = {name: (name,) for name in known} if variants is None else variants
@@ -229,6 +232,7 @@ class Engine:
             self.length = min(self.length, capacity)
             made = runners.Together(self.network, self._choice, capacity, self.limits.kept)
             made.mixes = runners.mixes(self.network, self._choice, [self._choice.at_start, *self.variants.values()])
+            runners.warm(self.network, self._choice, made)
             return made
         finally:
             self._choice.end()
@@ -332,7 +336,8 @@ class Engine:
         ready = [row for row in rows if self._runner.follow(row)]
         pieces = [Piece(row, 1) for row in ready if row.left == 1]
         prompts = [row for row in ready if row.left > 1]
-        budget = self.chunk if pieces else self.chunk * ALONE
+        # The more wait for their first token, beside those that wait for their next, the more of prompts.
+        budget = self.chunk * (min(SHARED, max(1, len(prompts) // len(pieces))) if pieces else ALONE)
         if not self._runner.chunks:
             pieces += [Piece(row, row.left) for row in prompts[:1]]
         elif prompts:

@@ -12,6 +12,8 @@ from .draws import Wish
 from .requests import Request, Stream
 from .texts import Texts
 
+COLDEST = 1e-4  # temperature under which scores divided by it are no numbers any more
+
 
 @dataclass(eq=False)
 class Row:
@@ -30,10 +32,15 @@ class Row:
     def of(cls, request: Request, stream: Stream, tokenizer: Any, names: frozenset[str]) -> Row:
         texts = Texts(tokenizer, request.stop_texts, request.keeps_special)
         row = cls(request, stream, texts, names, list(request.tokens))
-        if request.temperature > 0:
+        if row.temperature > 0:
             row.generator = torch.Generator()
             row.generator.manual_seed(request.seed) if request.seed is not None else row.generator.seed()
         return row
+
+    @property
+    def temperature(self) -> float:
+        """Below COLDEST the likeliest token has it all."""
+        return self.request.temperature if self.request.temperature >= COLDEST else 0.0
 
     @property
     def prompt(self) -> int:
@@ -63,4 +70,4 @@ class Row:
             if allowed.ndim != 1 or len(allowed) > vocabulary:
                 raise ValueError(f"a mask of shape {list(allowed.shape)} for {vocabulary} tokens")
             allowed = F.pad(allowed, (0, vocabulary - len(allowed)))  # what fills a vocabulary up is no token
-        return Wish(request.temperature, request.top_p, request.top_k, uniform, allowed, request.logprobs)
+        return Wish(self.temperature, request.top_p, request.top_k, uniform, allowed, request.logprobs)

@@ -117,10 +117,9 @@ class Together:
         return [row for rows, _ in made for row in rows], torch.cat(logits) if logits else None
 
     def _pass(self, pieces: Sequence[Piece]) -> tuple[list[Row], Tensor | None]:
-        if len({piece.row.names for piece in pieces}) > 1:  # those with the same adapters stand together
-            pieces = sorted(pieces, key=lambda p: (sorted(p.row.names), p.row.place.start))
-        else:
-            pieces = sorted(pieces, key=lambda p: p.row.place.start)
+        # In the order of the cache, as a GPU's kernel wants it; on a CPU those with the same adapters stand together.
+        on_gpu = self.network.device.type == "cuda"
+        pieces = sorted(pieces, key=lambda p: ([] if on_gpu else sorted(p.row.names), p.row.place.start))
         device = self.network.device
         tokens: list[int] = []
         positions: list[int] = []
@@ -303,6 +302,15 @@ def mixes(network: Network, choice: Choice, variants: Sequence[frozenset[str]]) 
             found.append(logits[order])
     tolerance = 1e-3 if network.dtype == torch.float32 else 6e-2
     return bool((found[0] - found[1]).abs().max() <= tolerance * found[0].abs().max())
+
+
+def warm(network: Network, choice: Choice, runner: Together) -> None:
+    """Run a text, so that the cache's memory is taken, or found missing, before the first request."""
+    with running(network, True):
+        row = _nobody([0, 1], choice.at_start)
+        if runner.admit(row, ()):
+            runner.run([Piece(row, 2)])
+        runner.release(row, keep=False)
 
 
 def bytes_per_token(network: Network, choice: Choice) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 CONTEXT = 6  # tokens before a new one that its text may depend on
+LONGEST = 64  # tokens that are kept where none of them begins a character
 BROKEN = "\ufffd"  # what the first bytes of a character are shown as
 
 
@@ -40,10 +41,9 @@ class Texts:
     def _show(self, text: str) -> str:
         start = len(self.known) if text.startswith(self.known) else _common(text, self.known)
         self.held += text[start:]
-        if len(self.tokens) > 2 * CONTEXT:
-            self.tokens = self.tokens[-CONTEXT:]
-            text = self._decode(self.tokens)
         self.known, self.read = text, len(self.tokens)
+        if len(self.tokens) > 2 * CONTEXT:
+            self._forget()
         found = [(at, stop) for stop in self.stop_texts if (at := self.held.find(stop)) >= 0]
         if found:
             at, self.stopped = min(found)
@@ -53,6 +53,14 @@ class Texts:
         cut = len(self.held) - keep
         shown, self.held = self.held[:cut], self.held[cut:]
         return shown
+
+    def _forget(self) -> None:
+        """Tokens that the text of the next one does not depend on; never the first bytes of a character."""
+        for kept in range(CONTEXT, 2 * CONTEXT):
+            text = self._decode(self.tokens[-kept:])
+            if (text and self.known.endswith(text)) or len(self.tokens) > LONGEST:
+                self.tokens, self.known, self.read = self.tokens[-kept:], text, kept
+                return
 
 
 def _overlap(text: str, stop: str) -> int:
