@@ -69,6 +69,24 @@ def test_words_of_a_text_and_of_tokens():
     assert words_of({"text": "👩 in 東京"}).borders == [(0, 1), (2, 4), (5, 7)]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("नमस्ते दुनिया!", ["नमस्ते", "दुनिया", "!"]),
+        ("cafe\u0301s, e\u0301a", ["cafe\u0301s", ",", "e\u0301a"]),
+        ("שָׁלוֹם עולם", ["שָׁלוֹם", "עולם"]),
+        ("می\u200cخواهم رفت", ["می\u200cخواهم", "رفت"]),
+        ("👩\u200d👩\u200d👧 hi 👍🏽ok ❤\ufe0fabc", ["👩\u200d👩\u200d👧", "hi", "👍🏽", "ok", "❤\ufe0f", "abc"]),
+        ("\u0301a", ["\u0301a"]),
+        ("“a”—b", ["“", "a", "”", "—", "b"]),
+    ],
+)
+def test_accents_vowel_signs_and_joiners_tear_no_word(text, words):
+    found = words_of({"text": text})
+    assert found.all() == words
+    assert [text[start:end] for start, end in found.borders] == words
+
+
 def test_spans_become_tags_by_hand():
     words = words_of({"text": "Ann Lee met Bo in Rome."})
     spans = [Span(0, 7, "PER"), Span(12, 14, "PER"), Span(18, 22, "LOC")]
