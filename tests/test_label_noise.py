@@ -12,12 +12,14 @@ import torch
 
 from luthier.cli import main
 from luthier.errors import ConfigError, DataError
+from luthier.prepare import noise_model
 from luthier.prepare.audit import audit
-from luthier.prepare.bag_of_words import LETTERS, Features, Words
+from luthier.prepare.bag_of_words import LETTERS, Features, Words, chosen
 from luthier.prepare.checks.label_noise import FILE, label_of
 from luthier.prepare.clean import clean
 from luthier.prepare.confident import issues, joint
-from luthier.prepare.logistic import Matrix, fitted, folds_of, held_out
+from luthier.prepare.held_out import AT_LEAST, Learning, drawn, folds_of, held_out
+from luthier.prepare.logistic import Matrix, fitted, vocabulary
 from luthier.prepare.recipe import recipe
 from luthier.prepare.views import view
 
