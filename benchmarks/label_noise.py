@@ -11,8 +11,8 @@ Debian's packages by name and description (`apt-cache dumpavail`; of six section
 of all), and film reviews. What is found beyond the planted rows counts against precision, also where the label was
 wrong before.
 
-`cleanlab, our predictions` has luthier's held-out probabilities. `cleanlab, scikit-learn` is the usual recipe: TF-IDF of
-words and pairs, LogisticRegression(C=1), cross_val_predict with five folds. cleanlab's filter_by is its default.
+`cleanlab, our predictions` has luthier's held-out probabilities. `cleanlab, scikit-learn` is the usual recipe: TF-IDF
+of words and pairs, LogisticRegression(C=1), cross_val_predict with five folds. cleanlab's filter_by is its default.
 Settings of luthier (threshold, prior of the noise model) were chosen on `languages` with seed 1 alone.
 Each runs in a process of its own, one after the other; memory is its peak, with what it imports.
 """

@@ -20,14 +20,16 @@ PRIOR = 5.0  # rows of each class that are as good as seen: labelled wrong as of
 STEPS = 30  # of expectation-maximisation; a class-wise mixture changes little after ten
 MOST = 1 << 20  # probabilities that are fitted to: of more rows evenly spaced ones
 LOWEST, HIGHEST = 1e-3, 0.5  # of the share of wrong labels
+_LEAST = 1e-3  # of how likely the likeliest is
 _BLOCK = 1 << 22  # probabilities that are held as float64 at a time
 
 
 class NoiseModel(NamedTuple):
-    """What was fitted."""
+    """What was fitted, for each t that counts."""
 
-    power: float  # t
-    labelled: np.ndarray  # T [K, K] float64: a row of class k is labelled y; lines add up to 1
+    weights: tuple[float, ...]  # how likely each is; they add up to 1
+    powers: tuple[float, ...]  # t
+    labelled: tuple[np.ndarray, ...]  # T [K, K] float64: a row of class k is labelled y; lines add up to 1
 
 
 def fitted(labels: np.ndarray, probabilities: np.ndarray) -> NoiseModel:
@@ -39,8 +41,10 @@ def fitted(labels: np.ndarray, probabilities: np.ndarray) -> NoiseModel:
     order = np.argsort(labels, kind="stable")  # so that sums over rows of a label are sums of neighbours
     labels, logs = labels[order], _logs(probabilities[order])
     made = [(*_likeliest(labels, _powered(logs, power)), power) for power in POWERS.tolist()]
-    _, matrix, power = max(made, key=lambda one: one[0])
-    return NoiseModel(power, matrix)
+    highest = max(likely for likely, _, _ in made)
+    made = [(float(np.exp(likely - highest)), matrix, power) for likely, matrix, power in made]
+    weights, matrices, powers = zip(*(one for one in made if one[0] > _LEAST))
+    return NoiseModel(tuple(weight / sum(weights) for weight in weights), powers, matrices)
 
 
 def wrong(labels: np.ndarray, probabilities: np.ndarray, model: NoiseModel) -> tuple[np.ndarray, np.ndarray]:
@@ -49,11 +53,13 @@ def wrong(labels: np.ndarray, probabilities: np.ndarray, model: NoiseModel) -> t
     made, counts = np.empty(rows), np.zeros((classes, classes))
     step = max(1, _BLOCK // classes)
     for first in range(0, rows, step):
-        own = labels[first : first + step]
-        joint = _powered(_logs(probabilities[first : first + step]), model.power) * model.labelled.T[own]
-        joint /= joint.sum(axis=1, keepdims=True)
-        made[first : first + step] = 1 - joint[np.arange(len(own)), own]
-        np.add.at(counts, own, joint)
+        own, logs = labels[first : first + step], _logs(probabilities[first : first + step])
+        whole = np.zeros_like(logs)
+        for weight, power, labelled in zip(*model):
+            joint = _powered(logs, power) * labelled.T[own]
+            whole += joint * (weight / joint.sum(axis=1, keepdims=True))
+        made[first : first + step] = 1 - whole[np.arange(len(own)), own]
+        np.add.at(counts, own, whole)
     return np.clip(made, 0.0, 1.0), counts
 
 

@@ -1,4 +1,4 @@
-"""Rows with a wrong label, by predictions of classifiers that have not learnt them: a noise model or confident learning.
+"""Rows with a wrong label, by held-out predictions: those likely wrong by a noise model, or by confident learning.
 
 An audit finds them and, in its folder, writes a file with a line for each: what the label is and what it looks like. A
 person may take lines out or change them; cleaning then does what the file says, so that doing it twice changes nothing.
@@ -49,7 +49,7 @@ class LabelNoise(Check):
     those confidently of another class (confident_learning), or all whose likeliest class is another
     (predicted_neq_given)."""
     threshold: float = Field(0.4, gt=0.0, lt=1.0)
-    """Of `posterior`: 0.4 finds rows of which six in ten are expected to be wrong at the least; less finds more rows."""
+    """Of `posterior`: the probability of being wrong above which a row is found; a lower one finds more rows."""
     least: float = Field(0.0, ge=0.0, lt=1.0)
     """The least probability of the suggested label with which a row is found."""
     folds: int = Field(5, ge=2, le=50)
