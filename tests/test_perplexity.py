@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,33 +14,58 @@ from luthier.errors import ConfigError
 from luthier.prepare import likelihood
 from luthier.prepare.audit import audit
 from luthier.prepare.checks import perplexity
-from luthier.prepare.checks.perplexity import Perplexity, bounds
+from luthier.prepare.checks.perplexity import BOUNDS, Perplexity, proposed
 from luthier.prepare.clean import clean
 from luthier.prepare.recipe import recipe
 from luthier.prepare.views import view
 
 
 def test_bounds_by_hand():
-    """Logarithms 1, 2, 3, 4, 10: median 3, deviations 2, 1, 0, 1, 7 with median 1; 3 +- 2 x 1.4826."""
-    low, high = bounds(np.array([1.0, 2, 3, 4, 10]), 2.0)
-    assert low == pytest.approx(max(1.0, math.exp(3 - 2 * 1.4826)), rel=1e-3)
-    assert high == pytest.approx(math.exp(3 + 2 * 1.4826), rel=1e-3)
-    low, high = bounds(np.full(9, 3.0), 5.0)  # no deviation at all: 0.1
-    assert (low, high) == (pytest.approx(math.exp(2.5), rel=1e-3), pytest.approx(math.exp(3.5), rel=1e-3))
+    """Logarithms 1, 2, 3, 4, 10: median 3, deviations 2, 1, 0, 1, 7 with median 1; 3 +- 2 x 1.4826. Bits the same."""
+    logs = np.array([1.0, 2, 3, 4, 10])
+    made = proposed(logs, logs, 2.0)
+    assert made["min"] == pytest.approx(max(1.0, math.exp(3 - 2 * 1.4826)), rel=1e-3)
+    assert made["max"] == pytest.approx(math.exp(3 + 2 * 1.4826), rel=1e-3)
+    assert made["max_bits"] == pytest.approx(3 + 2 * 1.4826, rel=1e-3)
+    spread = 1.4826 * math.log(3 / 2)  # of logarithms of bits: 1.10, 0.41, 0, 0.29, 1.20 from the median
+    assert made["min_bits"] == pytest.approx(3 * math.exp(-2 * spread), rel=1e-3)
+    made = proposed(np.full(9, 3.0), np.full(9, 3.0), 5.0)  # no deviation at all: 0.1
+    assert (made["min"], made["max"]) == (pytest.approx(math.exp(2.5), rel=1e-3), pytest.approx(math.exp(3.5), rel=1e-3))
+    assert (made["min_bits"], made["max_bits"]) == (pytest.approx(3 * math.exp(-0.5), rel=1e-3), 3.5)
+
+
+def told(found):
+    return {row: found.told[code][0] for row, code in zip(found.rows.tolist(), found.codes.tolist())}
 
 
 def test_what_is_judged_by_hand():
-    rows, logs = np.arange(5), np.log([10.0, 10, 10, 300, 1.5])
-    found = Perplexity()._judged(rows, logs, 6)
-    assert found.rows.tolist() == [3, 4]
-    assert [found.told[code][0] for code in found.codes] == ["high", "low"]
+    rows, logs, even = np.arange(5), np.log([10.0, 10, 10, 300, 1.5]), np.full(5, 2.0)
+    found = Perplexity()._judged(rows, logs, even, 6)
+    assert told(found) == {3: "high", 4: "low"}
     np.testing.assert_allclose(found.numbers, [300, 1.5])
-    assert found.told[0][1].format(number=300.0) == "perplexity 300.00, median 10.00"
-    assert found.summary["proposed"] == {"min": pytest.approx(6.065, rel=1e-3), "max": pytest.approx(16.49, rel=1e-3)}
+    assert found.told[1][1].format(number=300.0) == "perplexity 300.00, median 10.00"
+    proposal = found.summary["proposed"]
+    assert (proposal["min"], proposal["max"]) == (pytest.approx(6.065, rel=1e-3), pytest.approx(16.49, rel=1e-3))
     assert (found.summary["rows"], found.summary["judged"]) == (6, 5)
-    assert Perplexity(max=200.0)._judged(rows, logs, 5).rows.tolist() == [3]
-    assert Perplexity(min=2.0, max=500.0)._judged(rows, logs, 5).rows.tolist() == [4]
-    assert Perplexity()._judged(rows, np.array([1.0, 1, 1, np.nan, np.inf]), 5).rows.tolist() == [3, 4]
+    assert told(Perplexity(max=200.0)._judged(rows, logs, even, 5)) == {3: "high"}
+    assert told(Perplexity(min=2.0, max=500.0)._judged(rows, logs, even, 5)) == {4: "low"}
+    unlikely = np.array([1.0, 1, 1, np.nan, np.inf])
+    assert told(Perplexity()._judged(rows, unlikely, even, 5)) == {3: "high", 4: "high"}
+
+
+def test_bits_are_judged_by_hand():
+    """Medians 10 and 2; what is dense or low by its bits is told so, however likely its tokens are."""
+    rows, logs = np.arange(12), np.log([10.0, 10, 10, 10, 300, 1.5, *[10.0] * 6])
+    bits = np.array([2.0, 2.0, 6.0, 0.1, 5.0, *[2.0] * 7])
+    found = Perplexity()._judged(rows, logs, bits, 12)
+    assert told(found) == {2: "dense", 3: "low", 4: "dense", 5: "low"}
+    np.testing.assert_allclose(found.numbers, [6.0, 0.1, 5.0, 1.5])
+    texts = [found.told[code][1].format(number=number) for code, number in zip(found.codes.tolist(), found.numbers)]
+    assert texts[:2] == ["6.00 bits a byte, median 2.00", "0.10 bits a byte, median 2.00"]
+    assert told(Perplexity(max_bits=5.5)._judged(rows, logs, bits, 12)) == {2: "dense"}
+    assert told(Perplexity(min_bits=1.0)._judged(rows, logs, bits, 12)) == {3: "low"}
+    again = Perplexity().proposed(found.summary)
+    assert told(again._judged(rows, logs, bits, 12)) == told(found)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +96,8 @@ def test_the_same_as_transformers(tiny_model, scores, monkeypatch):
         ({"text": "x"}, "", "x"),
     ]
     monkeypatch.setattr(likelihood, "MICRO_TOKENS", 64)
-    nll, count = scores([view(row) for row, *_ in rows])
-    for (_, before, learnt), got, number in zip(rows, nll, count):
+    nll, count, size = scores([view(row) for row, *_ in rows])
+    for (_, before, learnt), got, number, of_bytes in zip(rows, nll, count, size, strict=True):
         start = len(tokens(before)["input_ids"]) if before else 0
         ids = torch.tensor([tokens(before + learnt)["input_ids"]])
         with torch.no_grad():
@@ -79,6 +105,7 @@ def test_the_same_as_transformers(tiny_model, scores, monkeypatch):
         first = max(start, 1)
         wanted = -sum(logs[i - 1, ids[0, i]].item() for i in range(first, ids.shape[1]))
         assert number == ids.shape[1] - first
+        assert of_bytes == number + (learnt[:1] == "\u00e4" and not before)
         assert got == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     assert count.tolist()[-1] == 0
 
@@ -104,13 +131,14 @@ def test_an_audit_proposes_bounds_and_cleaning_twice_changes_nothing(tmp_path, t
     assert (one["summary"]["rows"], one["summary"]["judged"]) == (31, 30)
     found = [json.loads(line) for line in (tmp_path / "audit/findings.jsonl").read_text().splitlines()]
     assert 0 < len(found) < 30
-    low, high = one["summary"]["proposed"]["min"], one["summary"]["proposed"]["max"]
+    limits = one["summary"]["proposed"]
     for finding in found:
-        value = float(finding["detail"].split()[1].rstrip(",").replace(",", ""))
-        assert value >= high - 0.01 if finding["what"] == "high" else value <= low + 0.01
+        number = float(re.search(r"[\d,]+\.\d+", finding["detail"])[0].replace(",", ""))
+        low, high = ("min_bits", "max_bits") if "bits" in finding["detail"] else ("min", "max")
+        assert number <= limits[low] + 0.01 if finding["what"] == "low" else number >= limits[high] - 0.01
         assert finding["place"] == f"{source}:{finding['row'] + 1}"
     mending = recipe(tmp_path / "audit/recipe.yaml", "checks.perplexity.action=drop")
-    assert (mending.checks["perplexity"].min, mending.checks["perplexity"].max) == (low, high)
+    assert {name: getattr(mending.checks["perplexity"], name) for name in BOUNDS} == limits
     told = clean(source, tmp_path / "clean.jsonl", mending, workers=1)
     assert told["removed"] == len(found)
     assert clean(str(tmp_path / "clean.jsonl"), tmp_path / "twice.jsonl", mending, workers=1)["removed"] == 0
@@ -146,7 +174,8 @@ def test_it_is_made_where_it_is_asked_for(tiny_model):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"min": 5.0, "max": 2.0}, "min=5.0 is more than max=2.0"), ({"action": "repair"}, "action"),
+    ({"min": 5.0, "max": 2.0}, "min=5.0 is more than max=2.0"), ({"max_bits": 0}, "max_bits"),
+    ({"min_bits": 5.0, "max_bits": 2.0}, "min_bits=5.0 is more than max_bits=2.0"), ({"action": "repair"}, "action"),
     ({"maximum": 5.0}, "did you mean 'max'"), ({"max": 0.5}, "max"),
 ])  # fmt: skip
 def test_bad_settings(tiny_model, settings, message):
@@ -157,5 +186,5 @@ def test_bad_settings(tiny_model, settings, message):
 def test_what_it_lacks(tmp_path, tiny_model):
     with pytest.raises(ConfigError, match="give --model"):
         recipe({"checks": {"perplexity": {}}})
-    with pytest.raises(ConfigError, match="needs min or max"):
+    with pytest.raises(ConfigError, match="needs min, max, min_bits or max_bits"):
         clean(write(tmp_path / "r.jsonl", ROWS), tmp_path / "o.jsonl", with_model(tiny_model, action="drop"))

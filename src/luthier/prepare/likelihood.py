@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,12 +48,12 @@ class Likelihood:
             raise ModelError(f"model={name}: its tokenizer has {size:,} tokens, more than its embeddings")
 
     @torch.no_grad()
-    def __call__(self, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
-        """Of each row the negative log-likelihood of what is learnt [N] float64, and its tokens [N] int64.
+    def __call__(self, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each row the negative log-likelihood of what is learnt [N] float64, its tokens and its bytes [N] int64.
 
         The first tokens of a row without a beginning that the tokenizer adds are predicted by nothing, and not counted.
         """
-        documents = self._documents(views)
+        documents, sizes = self._documents(views)
         lengths = [document.inputs for document in documents]
         total, count = np.zeros(len(views)), np.zeros(len(views), np.int64)
         order = [i for i in sorted(range(len(lengths)), key=lengths.__getitem__) if documents[i].weights.any()]
@@ -65,21 +65,34 @@ class Likelihood:
                 of = np.searchsorted(batch.ends, batch.trained.cpu().numpy(), side="right") - 1
                 total[part] = np.bincount(of, -logs.double().cpu().numpy(), minlength=len(part))
                 count[part] = np.bincount(of, minlength=len(part))
-        return total, count
+        return total, count, np.array(sizes, np.int64)
 
-    def _documents(self, views: Sequence[View]) -> list[Document]:
+    def _documents(self, views: Sequence[View]) -> tuple[list[Document], list[int]]:
+        """Tokens with weights, and how many bytes of UTF-8 those with a weight are of."""
         texts, spans = zip(*(_joined(view) for view in views)) if views else ((), ())
-        made = []
+        made, sizes = [], []
         for number, (coded, learnt) in enumerate(zip(self.tokenizer.encode_batch(list(texts)), spans)):
             tokens = np.array(coded.ids, np.int32)
-            starts = np.array([start for start, _ in coded.offsets], np.int64)
+            starts, stops = np.array(coded.offsets, np.int64).reshape(-1, 2).T
             weights = np.zeros(len(tokens), np.float32)
             for first, last in learnt:
                 weights[(starts >= first) & (starts < last)] = 1
             weights[np.array(coded.special_tokens_mask, bool)] = 0
             weights[:1] = 0
             made.append(Document(tokens, weights, number))
-        return made
+            sizes.append(sum(_bytes(texts[number], starts[here], stops[here]) for here in _inside(starts, weights, learnt)))
+        return made, sizes
+
+
+def _inside(starts: np.ndarray, weights: np.ndarray, learnt: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """Of each span that is learnt, its tokens that count."""
+    for first, last in learnt:
+        yield (weights > 0) & (starts >= first) & (starts < last)
+
+
+def _bytes(text: str, starts: np.ndarray, stops: np.ndarray) -> int:
+    """Of a run of tokens. Of those that share a character, each has the whole of it as its place."""
+    return len(text[starts[0] : stops[-1]].encode()) if len(starts) else 0
 
 
 def _joined(view: View) -> tuple[str, list[tuple[int, int]]]:
