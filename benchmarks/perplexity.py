@@ -5,9 +5,9 @@
     python benchmarks/perplexity.py vaderSentiment-3.3.2.tar.gz                   # two minutes on one core
     python benchmarks/perplexity.py vaderSentiment-3.3.2.tar.gz --base manual     # rows of one kind only
 
-Base: paragraphs of Python's manual, snippets of film reviews, descriptions of Debian's packages, as many of each. Planted,
-made of other rows of these: words in a drawn order, letters of each word in a drawn order, base64, bytes read as Latin-1,
-keys struck at random, one short phrase over and over, and sentences of other languages (Home Assistant's commands).
+Base: paragraphs of Python's manual, snippets of film reviews, descriptions of Debian's packages, as many of each.
+Planted, made of other rows of these: words in a drawn order, letters of each word in a drawn order, base64, bytes read
+as Latin-1, keys struck at random, one short phrase over and over, and sentences of other languages (Home Assistant's).
 Everything else that is found counts against precision. Scores are kept beside, so that thresholds can be tried again.
 """
 
@@ -107,7 +107,7 @@ def main() -> None:
         with options.keep.open("w") as out:
             out.writelines(json.dumps({**row, "scores": kept.get(i)}) + "\n" for i, row in enumerate(rows))
     summary = made["checks"]["perplexity"]["summary"]
-    print(f"{len(rows)} rows, {summary['judged']} judged, in {seconds:.0f} s; {summary['perplexity']}, {summary['proposed']}")
+    print(f"{len(rows)} rows, {summary['judged']} judged, in {seconds:.0f} s; {summary['proposed']}")
     whole, hit = Counter(row["planted"] for row in rows), Counter(rows[f["row"]]["planted"] for f in found)
     print("| planted | rows | found | median perplexity | bits a byte |\n| --- | ---: | ---: | ---: | ---: |")
     for kind in (*KINDS, ""):

@@ -388,6 +388,8 @@ def test_planted_labels_are_found_repaired_and_found_no_more(tmp_path):
     assert abs(summary["estimated_noise"] - len(bad) / 400) < 0.02
     lines = read(tmp_path / "audit" / FILE)
     assert [line["row"] for line in lines] == found
+    assert all(0.4 < line["wrong"] <= 1 for line in lines)
+    assert summary["expected_precision"] == pytest.approx(np.mean([line["wrong"] for line in lines]), abs=1e-3)
     assert all(line["text"] == rows[line["row"]]["text"] for line in lines)
     with pytest.raises(ConfigError, match="corrections"):
         clean(str(source), tmp_path / "x.jsonl", only(action="repair"))

@@ -30,8 +30,8 @@ def test_bounds_by_hand():
     spread = 1.4826 * math.log(3 / 2)  # of logarithms of bits: 1.10, 0.41, 0, 0.29, 1.20 from the median
     assert made["min_bits"] == pytest.approx(3 * math.exp(-2 * spread), rel=1e-3)
     made = proposed(np.full(9, 3.0), np.full(9, 3.0), 5.0)  # no deviation at all: 0.1
-    assert (made["min"], made["max"]) == (pytest.approx(math.exp(2.5), rel=1e-3), pytest.approx(math.exp(3.5), rel=1e-3))
-    assert (made["min_bits"], made["max_bits"]) == (pytest.approx(3 * math.exp(-0.5), rel=1e-3), 3.5)
+    wanted = {"min": math.exp(2.5), "max": math.exp(3.5), "min_bits": 3 * math.exp(-0.5), "max_bits": 3.5}
+    assert made == pytest.approx(wanted, rel=1e-3)
 
 
 def told(found):

@@ -80,7 +80,8 @@ class Likelihood:
             weights[np.array(coded.special_tokens_mask, bool)] = 0
             weights[:1] = 0
             made.append(Document(tokens, weights, number))
-            sizes.append(sum(_bytes(texts[number], starts[here], stops[here]) for here in _inside(starts, weights, learnt)))
+            runs = _inside(starts, weights, learnt)
+            sizes.append(sum(_bytes(texts[number], starts[here], stops[here]) for here in runs))
         return made, sizes
 
 

@@ -135,9 +135,11 @@ class LabelNoise(Check):
         # Of own predictions, classes that no row is labelled with come after those that are.
         given = labels[judged] if classes is names else np.array([classes.index(n) for n in names])[labels[judged]]
         likeliest = probabilities.argmax(axis=1)
-        wrong, estimated = self._wrong(given, probabilities)
+        wrong, estimated, doubt = self._wrong(given, probabilities)
         wrong &= (probabilities[np.arange(len(given)), likeliest] >= self.least) & (likeliest != given)
         summary |= _summary(estimated, classes, given, likeliest, wrong)
+        if doubt is not None and wrong.any():
+            summary["expected_precision"] = round(float(doubt[wrong].mean()), 4)
         pairs, codes = np.unique(given[wrong] * len(classes) + likeliest[wrong], return_inverse=True)
         details = [(classes[pair // len(classes)], classes[pair % len(classes)]) for pair in pairs.tolist()]
         sure = probabilities[wrong, likeliest[wrong]]
@@ -145,16 +147,19 @@ class LabelNoise(Check):
             rows[judged][wrong], [(MISLABELLED, _told(*pair) + ": {number:.3f}") for pair in map(_braced, details)],
             codes.astype(np.int64), numbers=sure.astype(float), summary=summary,
         )  # fmt: skip
-        lines = self._lines(found, gathered, details, kinds, again)
+        lines = self._lines(found, None if doubt is None else doubt[wrong], details, kinds, again)
         return replace(found, files={FILE: lines})
 
-    def _wrong(self, given: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(which labels are held to be wrong [J] bool, rows by label and by what they really are [K, K])."""
+    def _wrong(
+        self, given: np.ndarray, probabilities: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
+        """(which labels are held to be wrong [J] bool, rows by label and by what they really are [K, K], the
+        probability of being wrong [J], None of confident learning)."""
         if self.filter_by != "posterior":
             told = joint(given, probabilities)
-            return issues(given, probabilities, told, self.filter_by), told.estimated
+            return issues(given, probabilities, told, self.filter_by), told.estimated, None
         doubt, expected = noise_model.wrong(given, probabilities, noise_model.fitted(given, probabilities))
-        return doubt > self.threshold, expected
+        return doubt > self.threshold, expected, doubt
 
     def _predicted(
         self, gathered: Sequence[Gathered], rows: np.ndarray, names: list[str], labels: np.ndarray
@@ -195,8 +200,8 @@ class LabelNoise(Check):
         return judged, made if judged.all() else made[judged]
 
     def _lines(
-        self, found: Decision, gathered: Sequence[Gathered], details: Sequence[tuple[str, str]],
-        kinds: Mapping[str, Any], again: Again,
+        self, found: Decision, doubt: np.ndarray | None, details: Sequence[tuple[str, str]], kinds: Mapping[str, Any],
+        again: Again,
     ) -> list[dict]:  # fmt: skip
         wanted = {row: place for place, row in enumerate(found.rows.tolist())}
         made: list[dict] = []
@@ -208,6 +213,7 @@ class LabelNoise(Check):
             made.append(
                 {"row": number, "text_hash": text_hash(view).hex(), "label": label,
                  "suggested": kinds.get(other, other), "probability": round(sure, 4),
+                 **({} if doubt is None else {"wrong": round(float(doubt[place]), 4)}),
                  "text": " | ".join(text.text for text in view.texts)[:SHOWN]}
             )  # fmt: skip
             if len(made) == len(wanted):
