@@ -15,7 +15,7 @@ from luthier.errors import ConfigError, DataError
 from luthier.prepare import noise_model
 from luthier.prepare.audit import audit
 from luthier.prepare.bag_of_words import LETTERS, Features, Words, chosen
-from luthier.prepare.checks.label_noise import FILE, label_of
+from luthier.prepare.checks.label_noise import FILE, LabelNoise, label_of
 from luthier.prepare.clean import clean
 from luthier.prepare.confident import issues, joint
 from luthier.prepare.held_out import AT_LEAST, Learning, drawn, folds_of, held_out
@@ -505,12 +505,51 @@ def test_pieces_and_processes_change_nothing_and_few_rows_are_not_judged(tmp_pat
         write(tmp_path / f"many/{number}.jsonl", rows[41 * number : 41 * (number + 1)])
     one = audit(str(tmp_path / "one.jsonl"), tmp_path / "a", only(), workers=1)["checks"]["label_noise"]
     many = audit(str(tmp_path / "many"), tmp_path / "b", only(), workers=2)["checks"]["label_noise"]
+    assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes() != b""
     for made in (one, many):
         made["summary"].pop("files", None)
         for example in made["examples"]:
             example.pop("place")
     assert one == many
     assert (one["summary"]["rows"], one["summary"]["judged"], one["summary"]["classes"]) == (121, 120, 4)
+
+
+def test_a_killed_audit_and_a_killed_cleaning_go_on_to_the_same_bytes(tmp_path, monkeypatch):
+    rows, _ = texts_of(200, 0.1)
+    (tmp_path / "many").mkdir()
+    for number in range(4):
+        write(tmp_path / f"many/{number}.jsonl", rows[50 * number : 50 * (number + 1)])
+    source = str(tmp_path / "many")
+    audit(source, tmp_path / "whole", only(), workers=1)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelNoise, "_lines", killed)
+        with pytest.raises(KeyboardInterrupt):
+            audit(source, tmp_path / "audit", only(), workers=1)
+    audit(source, tmp_path / "audit", only(), workers=1)
+    for name in (FILE, "findings.jsonl"):
+        assert (tmp_path / "audit" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() != b""
+    mending = only(action="drop", corrections=str(tmp_path / "whole" / FILE))
+    clean(source, tmp_path / "once", mending, workers=1)
+    look, seen = LabelNoise.look, []
+
+    def dies(self, row):
+        seen.append(row)
+        if len(seen) == 120:
+            raise KeyboardInterrupt
+        return look(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelNoise, "look", dies)
+        with pytest.raises(KeyboardInterrupt):
+            clean(source, tmp_path / "twice", mending, workers=1)
+    clean(source, tmp_path / "twice", mending, workers=1)
+    for number in range(4):
+        made = [(tmp_path / folder / f"{number}.jsonl").read_bytes() for folder in ("once", "twice")]
+        assert made[0] == made[1] != b""
 
 
 def test_nothing_to_judge(tmp_path):
