@@ -13,7 +13,7 @@ wrong before.
 
 `cleanlab, our predictions` has luthier's held-out probabilities. `cleanlab, scikit-learn` is the usual recipe: TF-IDF
 of words and pairs, LogisticRegression(C=1), cross_val_predict with five folds. cleanlab's filter_by is its default.
-Settings of luthier (threshold, prior of the noise model) were chosen on `languages` with seed 1 alone.
+Settings of luthier (threshold, prior of the noise model) were chosen with seeds 1 and 3, first on `languages`.
 Each runs in a process of its own with one thread, one after the other; seconds are those of its processor, and memory
 is its peak, with what it imports.
 """
