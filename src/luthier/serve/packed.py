@@ -1,4 +1,4 @@
-"""On a CPU, weights laid out as oneDNN wants them for few rows, beside the model's own: a step takes two thirds."""
+"""On a CPU, weights laid out as oneDNN wants them for few rows, beside the model's own: a sixth less time a step."""
 
 from __future__ import annotations
 
