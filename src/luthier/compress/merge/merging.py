@@ -193,7 +193,8 @@ def _adapters(job: Job, folder: Path) -> dict:
         opened = Plain(source, made.network.model, made.renderer, made.ranks, made.network.dtype, made.config)
         opened._network = made.network
         task = _task(job, opened)
-        adapters.load(made.network.model, folder, "merged")
+        with made.network.natively() as model:
+            adapters.load(model, folder, "merged")
         for module in surgery.switched(made.network.model):
             module.enabled = module.name != saved.TRAINED
         if task is not None:
