@@ -60,9 +60,9 @@ class Plain:
             self._network = _network(self.model)
         return self._network
 
-    def with_model(self, model: Any) -> Plain:
-        """Another network with the same tokens."""
-        return Plain(self.name, model, self.renderer, self.ranks, self.dtype, self.run)
+    def with_model(self, model: Any, made: network.Network | None = None) -> Plain:
+        """Another network with the same tokens; `made` where it runs packed rows already."""
+        return Plain(self.name, model, self.renderer, self.ranks, self.dtype, self.run, made)
 
 
 def _network(model: Any) -> network.Network:

@@ -144,9 +144,10 @@ def _models(job: Job, folder: Path) -> dict:
     model.to(found[0].ranks.device)
     done: dict[str, Any] = {"kind": "model", "parameters": sum(p.numel() for p in model.parameters()), **proven}
     done["tasks"] = {}
+    packed = found[0].with_model(model)
     for source, task in zip((s for s in found if s.run is not None), tasks):
         if task is not None:
-            _told(job, done, task, measure.measure(source.with_model(model), task.rows))
+            _told(job, done, task, measure.measure(source.with_model(model, packed.network), task.rows))
     return done
 
 
