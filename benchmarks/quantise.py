@@ -80,7 +80,7 @@ def main() -> None:
             model(work / "model", options.perturb)
         if not (work / "held_out.jsonl").exists():
             rows(work)
-        print("| way | bits of a weight | MB | perplexity | rise | s | GB |\n| --- | --- | --- | --- | --- | --- | --- |")
+        print("| way | bits of a weight | MB | perplexity | rise | s | GB |\n" + "| --- " * 7 + "|")
         for way in options.ways:
             print(measured(work, way, options.samples), flush=True)
 
@@ -101,8 +101,8 @@ def measured(work: Path, way: str, samples: int) -> str:
         done = json.loads(ran.stdout)
         return (
             f"| {way} | {done['bits_per_weight']:.2f} | {done['bytes'] / 1e6:.0f} | {done['perplexity_before']:.3f} -> "
-            f"{done['perplexity_after']:.3f} | {done['rise']:+.2%} | {done['seconds']:.0f} ({time.monotonic() - began:.0f})"
-            f" | {done['peak_memory'] / 1e9:.2f} |"
+            f"{done['perplexity_after']:.3f} | {done['rise']:+.2%} | {done['seconds']:.0f} "
+            f"({time.monotonic() - began:.0f}) | {done['peak_memory'] / 1e9:.2f} |"
         )
 
 

@@ -68,7 +68,8 @@ def group_of(model: Any, named: Sequence[str], wanted: Quantising) -> int:
         fits = [g for g in GROUPS if all(n % g == 0 for n in inputs.values())]
         if not fits:
             worst = next(name for name, n in inputs.items() if n % GROUPS[-1])
-            raise ConfigError(f"--group-size: none of 128, 64, 32 divides the {inputs[worst]} inputs of {worst}: name one")
+            n = inputs[worst]
+            raise ConfigError(f"--group-size: none of 128, 64, 32 divides the {n} inputs of {worst}: name one")
         return fits[0]
     if wanted.group_size != WHOLE_ROW:
         for name, n in inputs.items():
