@@ -288,6 +288,6 @@ def answer(done: Mapping[str, Any]) -> str:
     """What the command line says at the end."""
     return (
         f"{done['out']}: {done['layers']} layers as {done['scheme']} ({done['format']}), rounded by "
-        f"{done['rounding']}\n{line(done)}\nloaded again in a fresh process: as rounded, to {done['reading']:.2e} (allowed "
-        f"{done['tolerance']:g}); {done['seconds']:.0f} s, {done['peak_memory'] / 1e9:.1f} GB"
+        f"{done['rounding']}\n{line(done)}\nloaded again in a fresh process: as rounded, to {done['reading']:.2e} "
+        f"(allowed {done['tolerance']:g}); {done['seconds']:.0f} s, {done['peak_memory'] / 1e9:.1f} GB"
     )
