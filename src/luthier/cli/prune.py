@@ -44,7 +44,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
     made.add_argument("--calibration", metavar="ROWS", help="that importance is measured on (default: of --data)")
     made.add_argument("--samples", type=int, help="rows of calibration (default: 128)")
     made.add_argument("--sample-tokens", type=int, help="of each of them, at most (default: 512)")
-    made.add_argument("--heal", choices=("distill", "next_token"), help="train what is left, with the source as teacher")
+    made.add_argument(
+        "--heal", choices=("distill", "next_token"), help="train what is left, with the source as teacher"
+    )
     made.add_argument("--steps", type=int, help="of healing")
     made.add_argument("--dtype", help="float32, bfloat16 or float16, of the files; by default the source's")
     made.add_argument(

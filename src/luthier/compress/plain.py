@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import surgery
+from ..assemble import quietly
 from ..config import Config, read_run
 from ..data.masks import Renderer
 from ..errors import ModelError
@@ -95,6 +97,7 @@ def check(source: str) -> None:
 def plain(source: str, say: Say = lambda text: None) -> Plain:
     """Load it on this process's device, in float32 on a CPU; see `check` for what is refused."""
     check(source)
+    quietly()
     found = opened(source, say)
     ranks = Ranks(Parallel())  # type: ignore[call-arg]
     if found.made is None:
@@ -107,7 +110,6 @@ def merged(net: network.Network) -> Any:
     """The model of a network with its adapters merged, none left: the same one where it had none."""
     with net.natively() as model:
         if not surgery.names(model) and not any(isinstance(m, surgery.QuantisedLinear) for m in model.modules()):
-            model.set_attn_implementation(net.native)
             made = model
         else:
             made = built(model.config, surgery.merged_state(model), net.dtype)
@@ -153,3 +155,14 @@ def _stored(source: str, model: Any) -> torch.dtype:
     found = load.explained(told, lambda: AutoConfig.from_pretrained(source, **load.options(told)))
     dtype = getattr(found.get_text_config(), "dtype", None) or getattr(found, "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else next(model.parameters()).dtype
+
+
+def save(source: Plain, model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """A model with the tokens of a source, as transformers reads it, its tensors in `dtype`."""
+    computes = model.dtype
+    model.to(dtype).save_pretrained(folder)
+    model.to(computes)
+    source.tokenizer.save_pretrained(folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+    path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from ...errors import ModelError
 
 DEPTH = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
@@ -76,10 +74,12 @@ def check(model: Any, by: str) -> None:
     family = model.config.get_text_config().model_type
     known = {"depth": DEPTH, "width": WIDTH}.get(by)
     if known is not None and (family not in known or model.config is not model.config.get_text_config()):
-        raise ModelError(f"--by {by}: models of {model.config.model_type!r} are not known to it, only {', '.join(known)}")
+        raise ModelError(
+            f"--by {by}: models of {model.config.model_type!r} are not known to it, only {', '.join(known)}"
+        )
 
 
-def layers(model: Any) -> nn.ModuleList:
+def layers(model: Any) -> Any:
     return model.base_model.layers
 
 

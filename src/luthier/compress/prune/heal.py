@@ -19,7 +19,7 @@ from ...settings import merged, parse_override
 from ...train import Trainer
 from .. import measure
 from . import pruning
-from .sparsity import linears
+from .sparsity import linears, weight
 
 METHODS = {"distill": "distill", "next_token": "full"}
 MASKED = ("adamw", "adamw_8bit", "sgd", "lion", "adafactor")
@@ -105,7 +105,9 @@ def _check_masked(values: dict) -> None:
     """Whether zeros would stay zeros."""
     kind = values["optim"].get("kind", "adamw")
     if kind not in MASKED:
-        raise ConfigError(f"optim.kind={kind}: would move weights that were pruned to 0: use one of {', '.join(MASKED)}")
+        raise ConfigError(
+            f"optim.kind={kind}: would move weights that were pruned to 0: use one of {', '.join(MASKED)}"
+        )
     trained = values.get("trainable", {})
     kind = trained.get("kind", "full") if isinstance(trained, dict) else trained
     if kind not in ("full", "partial"):
@@ -117,7 +119,7 @@ def keep_zeros(trainer: Any) -> None:
     from ..plain import plain
 
     start = plain(trainer.config.model.name).model
-    masks = {f"{name}.weight": module.weight != 0 for name, module in linears(start).items()}
+    masks = {f"{name}.weight": weight(module) != 0 for name, module in linears(start).items()}
     for name, parameter in trainer.made.network.model.named_parameters():
         if name in masks and parameter.requires_grad:
             stays = masks[name].to(parameter.device)

@@ -17,7 +17,7 @@ from ...errors import ConfigError, ExportError
 from ...files import new_folder, write_atomically
 from ...opened import is_run
 from .. import measure, proof
-from ..plain import DTYPES, Plain, Say, built, check, plain
+from ..plain import DTYPES, Plain, Say, built, check, plain, save
 from . import depth, families, importance, sparsity, width
 from .settings import Pruning
 
@@ -126,11 +126,13 @@ def write(job: Job, folder: Path) -> dict:
     documents = _documents(job, source, rows)
     with source.network.natively() if source.packed else nullcontext():
         model, removed = pruned(source, documents, job.pruning)
+    if source.packed:  # single weights become 0 in the source's own network
+        model.set_attn_implementation(source.network.native)
     dtype = DTYPES[job.dtype] if job.dtype else source.dtype
     _round(model, dtype)
     job.say(_told(removed))
     made = source.with_model(model)
-    _save(source, model, folder, dtype)
+    save(source, model, folder, dtype)
     proven = proof.prove(model, folder, dtype, proof.probe(held_out, source))
     done: dict[str, Any] = {**removed, **proven, "dtype": str(dtype).removeprefix("torch.")}
     done["bytes"] = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
@@ -208,16 +210,6 @@ def _round(model: Any, dtype: torch.dtype) -> None:
     """To the numbers of the file that is to be written, in those it computes in."""
     for parameter in model.parameters():
         parameter.copy_(parameter.to(dtype))
-
-
-def _save(source: Plain, model: Any, folder: Path, dtype: torch.dtype) -> None:
-    computes = model.dtype
-    model.to(dtype).save_pretrained(folder)
-    model.to(computes)
-    source.tokenizer.save_pretrained(folder)
-    path = folder / "config.json"
-    written = json.loads(path.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
-    path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
 # ---------------------------------------------------------------------------- what is said of it

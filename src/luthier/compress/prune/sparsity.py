@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 
 def scores(weight: Tensor, inputs: Tensor | None) -> Tensor:
-    """[out, in] |W|, or with the L2 norms of a layer's inputs [in] over all tokens |W_ij| ||X_j|| (arXiv:2306.11695)."""
+    """[out, in] |W|, or, with the L2 norms [in] of its inputs over all tokens, |W_ij| ||X_j|| (arXiv:2306.11695)."""
     size = weight.abs().float()
     return size if inputs is None else size * inputs.float()
 
@@ -55,8 +55,15 @@ def linears(model: Any) -> dict[str, nn.Module]:
     found = {n: m for n, m in model.named_modules() if n.startswith(place + ".") and surgery.linear_shape(m)}
     fused = [n for n, p in model.named_parameters() if n.startswith(place + ".") and p.ndim > 2 and "conv" not in n]
     if fused:
-        raise ModelError(f"{fused[0]} holds several layers in one, as experts do, which pruning of weights does not know")
+        raise ModelError(
+            f"{fused[0]} holds several layers in one, as experts do, which pruning of weights does not know"
+        )
     return found
+
+
+def weight(module: Any) -> Tensor:
+    """As the layer keeps it."""
+    return module.weight
 
 
 def check_pattern(model: Any, wanted: Pruning) -> None:
@@ -69,10 +76,10 @@ def check_pattern(model: Any, wanted: Pruning) -> None:
 
 @torch.no_grad()
 def prune_(module: Any, inputs: Tensor | None, wanted: Pruning) -> None:
-    weight = module.weight.data
+    kept = weight(module).data
     turned = surgery.transposed(module)
-    stays = mask(weight.t() if turned else weight, inputs, wanted)
-    weight.mul_(stays.t() if turned else stays)
+    stays = mask(kept.t() if turned else kept, inputs, wanted)
+    kept.mul_(stays.t() if turned else stays)
 
 
 def magnitude_(model: Any, wanted: Pruning) -> None:
@@ -90,13 +97,14 @@ def wanda_(model: Any, documents: Documents, wanted: Pruning) -> None:
         squares: dict[nn.Module, Tensor] = {}
         inside = [m for m in block.modules() if surgery.linear_shape(m)]
         with hooked([m.register_forward_pre_hook(_adding(squares)) for m in inside]):
-            for i, state in enumerate(hidden):
-                block(state, **given[i][at])
+            for state, (args, more) in zip(hidden, (each[at] for each in given)):
+                block(state, *args, **more)
         for module in inside:
             if module in squares:
                 prune_(module, squares[module].sqrt(), wanted)
         for i, state in enumerate(hidden):
-            out = block(state, **given[i][at])
+            args, more = given[i][at]
+            out = block(state, *args, **more)
             hidden[i] = out[0] if isinstance(out, tuple) else out
 
 
@@ -108,21 +116,19 @@ def _adding(squares: dict[nn.Module, Tensor]) -> Callable:
     return hook
 
 
-def _entered(model: Any, blocks: nn.ModuleList, documents: Documents) -> tuple[list[Tensor], list[list[dict]]]:
+def _entered(model: Any, blocks: nn.ModuleList, documents: Documents) -> tuple[list[Tensor], list[list[tuple]]]:
     """Of each document what enters the first block, and what else every block is given."""
     hidden: list[Tensor] = []
-    given: list[list[dict]] = []
+    given: list[list[tuple[tuple, dict]]] = []
     device = model.get_input_embeddings().weight.device
 
     def keep(at: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             state = args[0] if args else kwargs["hidden_states"]
-            if len(args) > 1:
-                raise ModelError(f"--by wanda: {type(model).__name__} hands its layers more than can be kept: use magnitude")
             if at == 0:
                 hidden.append(state)
                 given.append([])
-            given[-1].append({k: v for k, v in kwargs.items() if k != "hidden_states"})
+            given[-1].append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
 
         return hook
 
@@ -134,5 +140,5 @@ def _entered(model: Any, blocks: nn.ModuleList, documents: Documents) -> tuple[l
 
 def zeros(model: Any) -> tuple[int, int]:
     """(zeros, weights) of the blocks' linear layers."""
-    found = [m.weight for m in linears(model).values()]
+    found = [weight(m) for m in linears(model).values()]
     return sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)

@@ -56,8 +56,8 @@ def fitted(shapes: Mapping[str, tuple[int, ...]], now: Sizes, wanted: Pruning) -
     reached = parameters(shapes, best[1]) / whole
     if abs(reached - wanted.target) > 0.05:
         raise ModelError(
-            f"--target={wanted.target:g}: with --dimensions {' '.join(wanted.dimensions)} the nearest is {reached:.3f}: "
-            "name more dimensions, or another target"
+            f"--target={wanted.target:g}: with --dimensions {' '.join(wanted.dimensions)} the nearest is "
+            f"{reached:.3f}: name more dimensions, or another target"
         )
     return best[1]
 
@@ -73,7 +73,8 @@ def _named(now: Sizes, shape: Mapping[str, int]) -> Sizes:
             raise ModelError(f"--shape {key}={getattr(made, field)}: the model has {getattr(now, field)}")
     if made.heads % made.groups:
         raise ModelError(
-            f"--shape num_attention_heads={made.heads}: not a multiple of num_key_value_heads={made.groups}, which heads share"
+            f"--shape num_attention_heads={made.heads}: not a multiple of "
+            f"num_key_value_heads={made.groups}, which heads share"
         )
     if made == now:
         raise ModelError("--shape: these are the model's own sizes")
@@ -82,9 +83,10 @@ def _named(now: Sizes, shape: Mapping[str, int]) -> Sizes:
 
 def _shrunk(now: Sizes, factor: float, wanted: Pruning) -> Sizes:
     groups = max(1, round(now.groups * factor)) if "heads" in wanted.dimensions else now.groups
+    width = _rounded(now.hidden * factor, wanted.multiple, now.hidden) if "hidden" in wanted.dimensions else now.hidden
     return replace(
         now, groups=groups, heads=groups * (now.heads // now.groups),
-        hidden=_rounded(now.hidden * factor, wanted.multiple, now.hidden) if "hidden" in wanted.dimensions else now.hidden,
+        hidden=width,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ WIDE = False  # it multiplies in the numbers that its file names
 
 def lacking() -> str | None:
     """What has to be installed to load it again."""
-    return None if find_spec("torchao") else "pip install torchao>=0.18"
+    return None if find_spec("torchao") else "pip install 'luthier[quant]' (torchao)"
 
 
 def _kept(layer: Rounded) -> Any:
