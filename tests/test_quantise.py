@@ -220,6 +220,24 @@ def test_gptq_loses_less_than_the_nearest_on_every_layer(ordered):
         assert found < 0.7 * gptq.error(g.nearest(weight) - weight, hessian)
 
 
+def test_scales_refitted_are_the_least_squares():
+    """Of one row and two groups: the error is a parabola in the two scales, whose bottom torch finds as well."""
+    torch.manual_seed(2)
+    weight, hessian = torch.randn(1, 8), correlated(8)
+    g = nearest.grid(weight, 4, 4)
+    codes = gptq.codes(weight, hessian, g)
+    made = gptq.refitted(weight, hessian, codes, g)
+    root = torch.linalg.cholesky(hessian.double()).t()
+    columns = torch.block_diag(codes[:, :4].t(), codes[:, 4:].t()).double()
+    expected = torch.linalg.lstsq(root @ columns, root @ weight.double().t()).solution[:, 0]
+    assert torch.allclose(made.scale[0].double(), expected, rtol=1e-3)
+    weight, hessian = torch.randn(32, 64), correlated(64, 200)
+    g = nearest.grid(weight, 4, 32, dtype=torch.bfloat16)
+    codes = gptq.codes(weight, hessian, g)
+    lost = [gptq.error(way.weight(codes) - weight, hessian) for way in (g, gptq.refitted(weight, hessian, codes, g))]
+    assert lost[1] < 0.97 * lost[0]
+
+
 def test_without_correlation_gptq_is_the_nearest():
     weight = torch.randn(6, 16)
     g = nearest.grid(weight, 4, 8)

@@ -150,7 +150,8 @@ def _codes(
     h = unit.hessian / unit.tokens
     g = grid(weight, wanted, bits, group, dtype, h.diagonal())
     if wanted.rounding == "gptq":
-        return g, gptq.codes(weight, h, g, damping=wanted.damping)
+        codes = gptq.codes(weight, h, g, damping=wanted.damping)
+        return gptq.refitted(weight, h, codes, g), codes
     return g, g.codes(weight)
 
 
