@@ -28,7 +28,7 @@ sys.path.insert(0, str(SOURCE))
 WAYS = (
     "int8", "int8_dynamic", "fp8", "nf4", "int4 --group-size 64", "int4 --group-size 32",
     "int4 --group-size 64 --rounding awq", "int4 --group-size 64 --rounding gptq",
-    "int4 --group-size 32 --rounding gptq", "int4 --group-size 64 --rounding gptq --bits 4.75",
+    "int4 --group-size 32 --rounding gptq", "int4 --group-size 32 --rounding gptq --bits 5",
 )  # fmt: skip
 LETTERS = 2000  # of a row
 
@@ -90,7 +90,9 @@ def measured(work: Path, way: str, samples: int) -> str:
     with tempfile.TemporaryDirectory() as out:
         words = ["luthier", "quantise", str(work / "model"), str(Path(out) / "out"), "--scheme", *way.split(), "--json",
                  "--bound", "10", "--held-out", str(work / "held_out.jsonl"), "--quiet",
-                 "--calibration", str(work / "calibration.jsonl"), "--samples", str(samples)]  # fmt: skip
+                 "--calibration", str(work / "calibration.jsonl")]  # fmt: skip
+        if "--bits" in way or "gptq" in way or "awq" in way:
+            words += ["--samples", str(samples)]
         paths = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
         began = time.monotonic()
         ran = subprocess.run(

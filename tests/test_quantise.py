@@ -480,6 +480,8 @@ def test_a_run_with_an_adapter_is_quantised_on_its_own_rows(small, tmp_path, cap
         ("--scheme int4 --group-size 3", "--group-size"),
         ("--scheme int4 --group-size 48", "use 32"),
         ("--scheme int4 --damping 0", "--damping"),
+        ("--scheme int4 --damping 0.1", "of --rounding gptq"),
+        ("--scheme int4 --samples 3", "--samples"),
         ("--scheme int4 --bound -1", "--bound"),
         ("--scheme int4 --dtype int3", "--dtype"),
         ("--scheme int4 --held-out 3", "--held-out"),
