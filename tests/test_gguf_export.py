@@ -495,3 +495,14 @@ def test_a_chat_template_in_ollamas_language(template, wanted):
     assert (made is None) == (wanted is None)
     if made is not None:
         assert made.template().startswith(wanted)
+
+
+@pytest.mark.parametrize(("method", "changes"), [
+    ("qlora", {}), ("qat", {"precision": {"group_size": 16}}), ("full", {"precision": {"dtype": "bfloat16"}}),
+])  # fmt: skip
+def test_runs_in_fewer_bits_are_written_as_they_answer(run, method, changes, tmp_path):
+    """Over weights in 4 bits; trained for rounding, whose floating-point weights are written; in 16 bits."""
+    folder = run("llama", method, **changes)
+    done = export(folder, tmp_path / "out", "gguf")
+    assert done["dtype"] == ("BF16" if method == "full" else "F32")
+    assert done["largest_difference"] < (0.1 if method == "full" else 1e-3)
