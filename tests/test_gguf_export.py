@@ -506,3 +506,13 @@ def test_runs_in_fewer_bits_are_written_as_they_answer(run, method, changes, tmp
     done = export(folder, tmp_path / "out", "gguf")
     assert done["dtype"] == ("BF16" if method == "full" else "F32")
     assert done["largest_difference"] < (0.1 if method == "full" else 1e-3)
+
+
+@pytest.mark.parametrize("before", ["", "a"])
+def test_a_log_that_is_cut_inside_of_a_character_is_no_failure(before, tmp_path):
+    """llama.cpp tells the first bytes of each text of a file, whatever they are the half of."""
+    from conftest import TEMPLATE
+
+    folder = make("llama", tmp_path / "model")
+    make_tokenizer("{# " + before + "é" * 60 + " #}" + TEMPLATE).save_pretrained(folder)
+    assert export(folder, tmp_path / "out", "gguf", "F16")["files"]
