@@ -516,3 +516,16 @@ def test_a_log_that_is_cut_inside_of_a_character_is_no_failure(before, tmp_path)
     folder = make("llama", tmp_path / "model")
     make_tokenizer("{# " + before + "é" * 60 + " #}" + TEMPLATE).save_pretrained(folder)
     assert export(folder, tmp_path / "out", "gguf", "F16")["files"]
+
+
+def test_other_tokens_are_an_error_but_for_combining_marks_where_that_is_known():
+    from luthier.export.gguf import checked
+
+    tokenizer = make_tokenizer()
+    texts = [checked.Text("नमस्ते", "नमस्ते", False)]
+    theirs = {"counts": torch.tensor([2]), "ids": torch.tensor([1, 2])}
+    assert "combining marks" in checked._same_tokens(tokenizer, texts, theirs, True)[0]
+    with pytest.raises(ExportError, match="reads a text as other tokens"):
+        checked._same_tokens(tokenizer, texts, theirs, False)
+    with pytest.raises(ExportError, match="reads a text as other tokens"):
+        checked._same_tokens(tokenizer, [checked.Text("name", "name", False)], theirs, True)
