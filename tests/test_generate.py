@@ -83,3 +83,25 @@ def test_a_chat_keeps_its_turns():
     chat.say("cd", parts.append, max_new_tokens=2)
     assert [m["role"] for m in chat.history] == ["system", "user", "assistant", "user", "assistant"]
     assert len(chat.ask("ab", "cd", "ef", max_new_tokens=3)) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mixer_without_attention_answers_as_transformers_does():
+    """Its mask is one of the tokens at hand: given that of the whole text, each further token was run many times."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=4)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(4.0 if p.ndim > 1 else 1.0)
+    expected = []
+    for prompt in PROMPTS:
+        out = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), do_sample=False,
+            max_new_tokens=9, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        expected.append(out[0, len(prompt) :].tolist())
+    made = network.Network(model)
+    assert generate(made, PROMPTS, set(), 9) == expected
+    assert [generate(made, [prompt], set(), 9)[0] for prompt in PROMPTS] == expected

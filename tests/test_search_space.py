@@ -55,6 +55,9 @@ def test_texts_to_distributions(key, entry, expected):
     ("key", "entry", "words"),
     [
         ("optim.leraning_rate", "log(1e-5, 1e-3)", ["optim.leraning_rate: unknown key", "'learning_rate'"]),
+        ("optimizer.lr", "log(1e-5, 1e-3)", ["optimizer.lr: unknown key", "'optim.learning_rate'"]),
+        ("scheduler.kind", "[linear, cosine]", ["scheduler.kind: unknown key", "'schedule.kind'"]),
+        ("trainable.rank", "[8, 16]", ["trainable.rank: unknown key", "'trainable.r'"]),
         ("optim.lr", "log(1e-5, 1e-3)", ["unknown key", "'optim.learning_rate'"]),
         ("trainabel.r", "[8]", ["unknown key", "'trainable.r'"]),
         (RATE, "log(1e-3, 1e-5)", ["interval is empty"]),

@@ -189,12 +189,15 @@ class _Decode:
         dtype = model.get_input_embeddings().weight.dtype
         self.cache = virtual.cache(model, found, len(prompts), dtype)
         self.keyword = cache_keyword(model)
+        # A mixer without attention takes a mask for one of the tokens at hand, of which all count after the prompts.
+        self.attends = any(hasattr(layer, "keys") for layer in self.cache.layers)
 
     def logits(self) -> Tensor:
         """[B, V] after the last token of each row."""
+        begun = self.mask.shape[1] > self.positions.shape[1]
         out = self.model.base_model(
-            **self.given, attention_mask=self.mask, position_ids=self.positions, use_cache=True,
-            **{self.keyword: self.cache},
+            **self.given, attention_mask=self.mask if self.attends or not begun else None,
+            position_ids=self.positions, use_cache=True, **{self.keyword: self.cache},
         )  # fmt: skip
         return self.head(out.last_hidden_state[:, -1])
 

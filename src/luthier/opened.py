@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from .assemble import restore
-from .assembled import Assembled
 from .config import read_run
-from .data.masks import Renderer
 from .errors import ModelError
-from .models import Model, load, names, network, trials
+from .models import Model, names
 from .parallel import Parallel
-from .parallel.ranks import Ranks
 from .precision import AsLoaded
+
+if TYPE_CHECKING:
+    import torch
+
+    from .assembled import Assembled
+    from .data.masks import Renderer
+    from .models import network
 
 Say = Callable[[str], None]
 
@@ -61,12 +62,17 @@ def opened(name: str, tell: Say = lambda text: None, dtype: torch.dtype | None =
     Of a run its best checkpoint, in the precision that it was trained in. Of a plain model the weights in `dtype`, by
     default float32 on a CPU and bfloat16 on a GPU. Raises ConfigError or ModelError, naming what is wrong.
     """
+    if text := None if is_run(name) else problem(name):
+        raise ModelError(text)
+    from .assemble import restore
+    from .data.masks import Renderer
+    from .models import load, network, trials
+    from .parallel.ranks import Ranks
+
     if is_run(name):
         made, _ = restore(Path(name).expanduser(), tell)
         made.network.requires_grad_(False).eval()
         return Opened(name, made.network, made.renderer, made)
-    if text := problem(name):
-        raise ModelError(text)
     resolved = names.resolved(Model(name=name))  # type: ignore[call-arg]
     tokenizer = load.load_tokenizer(resolved)
     device = Ranks(Parallel()).device  # type: ignore[call-arg]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any, Protocol
@@ -234,6 +234,8 @@ class Adapter(Switched):
     base: Any
     share: float = 1.0
     """Factor of its change, where adapters are combined with weights."""
+    choice: Callable[..., Any] | None = None
+    """Where rows have adapters of their own: what computes them all, of the outermost adapter of a layer."""
 
     def __init__(self, base: Any, rule: Rule, name: str = "default"):
         super().__init__()
@@ -261,6 +263,8 @@ class Adapter(Switched):
         return getattr(self.rule, "stand_in", lambda layer: None)(self)
 
     def forward(self, *inputs: Any, **more: Any) -> Any:
+        if self.choice is not None:
+            return self.choice(self, *inputs, **more)
         return self.rule.forward(self, *inputs, **more) if self.enabled else self.base(*inputs, **more)
 
 

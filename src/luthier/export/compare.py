@@ -111,8 +111,11 @@ def proof(
     found = differences(ours, logprobs.to(ours))
     if wrong := fault(found, bound):
         raise ExportError(f"what was written answers otherwise than what it was written from: {wrong}; nothing is left")
+    largest, grows = (x if math.isfinite(x) else None for x in (bound.largest, bound.perplexity))
     compared = f"log-probabilities of {len(ours)} tokens"
-    return {**found, "tolerance": bound.largest if math.isfinite(bound.largest) else None, "bound": bound.perplexity if math.isfinite(bound.perplexity) else None, "compared": compared, "bytes": size(out), "found": theirs}
+    return {
+        **found, "tolerance": largest, "bound": grows, "compared": compared, "bytes": size(out), "found": theirs
+    }  # fmt: skip
 
 
 def size(path: Path) -> int:

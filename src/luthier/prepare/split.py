@@ -24,7 +24,7 @@ from ..errors import ConfigError, DataError
 from .encoded import dumps, line
 from .journal import refuse_existing
 from .looking import gathered_file, load, save
-from .pieces import Done, Say, Work, run
+from .pieces import Done, Say, Work, refuse_changed_since, refuse_within, run
 
 CLASSES = 1000  # a key with more values than that is none to stratify by
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -129,6 +129,8 @@ def value_of(row: Row, key: str) -> Any:
     found: Any = row.values
     for part in [key] if key in row.values else key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
+        if found is None and key in row.values:
+            raise DataError(f"{row.place}: {key!r} is null; `luthier data clean` takes rows without a label out")
         if found is None:
             raise DataError(f"{row.place}: no {key!r}; the row has {', '.join(map(repr, row.values)) or 'nothing'}")
     return found
@@ -192,6 +194,9 @@ class Keys(Work):
         columns["parent"].append(_parent(row))
         if split.stratify:
             value = value_of(row, split.stratify)
+            if isinstance(value, str) and not value.strip():
+                raise DataError(f"{row.place}: {split.stratify!r} is empty, which is no class; label the row, or take "
+                                "it out (`luthier data clean` does)")  # fmt: skip
             columns.setdefault("class", []).append(hashed(value))
             if self.classes.setdefault(columns["class"][-1], str(value)) and len(self.classes) > CLASSES:
                 raise DataError(f"{split.stratify!r} has over {CLASSES:,} values: it is no class to stratify by")
@@ -230,6 +235,7 @@ def split(
     """Write OUT/NAME.jsonl for each side; what is in each, as JSON. `suffix` is that of compression or ""."""
     if problems := how.problems():
         raise ConfigError(problems)
+    refuse_within(source, [out])
     names = list(how.sizes)
     sides = {name: out / f"{name}.jsonl{suffix}" for name in names}
     told = {"verb": "split", "sizes": {n: str(s) for n, s in how.sizes.items()}, "stratify": how.stratify,
@@ -237,7 +243,8 @@ def split(
     journal = out / ".luthier"
     if not (journal / "key.json").exists() and not (journal / "keys" / "key.json").exists():
         refuse_existing(journal, [out])
-    seen = run(source, None, partial(Keys, how), settings=told, workers=workers, say=say, journal=journal / "keys",
+    keyed = {name: told[name] for name in ("verb", "stratify", "group", "time")}  # other sizes need no other first pass
+    seen = run(source, None, partial(Keys, how), settings=keyed, workers=workers, say=say, journal=journal / "keys",
                split=part)  # fmt: skip
     arrays = [load(gathered_file(journal / "keys", "keys", d.number)) for d in seen]
     whole = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
@@ -248,11 +255,12 @@ def split(
     report = _report(whole, chosen, names, classes)
     if empty := [name for name in names if not report["sides"][name]["rows"]]:
         raise DataError(f"{', '.join(empty)}: no rows of {len(chosen):,} would be there; see --sizes or --cuts")
+    refuse_changed_since(seen, journal / "keys")
     for d in seen:
         mine = chosen[d.first : d.first + d.rows]
         save(gathered_file(journal / "keys", "sides", d.number), {"sides": mine})
-    run(source, None, partial(Placing, names, journal / "keys"), settings=told, workers=workers, say=say,
-        sides=sides, journal=journal / "rows", split=part)  # fmt: skip
+    run([d.piece for d in seen], None, partial(Placing, names, journal / "keys"), settings=told, workers=workers,
+        say=say, sides=sides, journal=journal / "rows", split=part)  # fmt: skip
     return {**report, "files": {name: str(path) for name, path in sides.items()}, "pieces": _inputs(seen)}
 
 
