@@ -98,6 +98,7 @@ class SelfInstruct(Way):
 
     def instructions(self, answer: Answer) -> list[str]:
         """The numbered lines of an answer that may be instructions; of one that was cut without the last."""
+        answer = answer.said()
         lines = [match[2] for line in answer.text.splitlines() if (match := NUMBERED.match(line))]
         fit = []
         for line in lines[:-1] if answer.cut else lines:
