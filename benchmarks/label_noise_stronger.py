@@ -85,6 +85,9 @@ def main() -> None:
     found = {
         "luthier, its own classifier": audited(file, options.out / "own"),
         "luthier, of the file": audited(file, options.out / "given", predictions=str(given)),
+        "luthier, of the file, prune_by_noise_rate": audited(
+            file, options.out / "counted", predictions=str(given), filter_by="prune_by_noise_rate"
+        ),
         "luthier, of the file, threshold 0.2": audited(
             file, options.out / "low", predictions=str(given), threshold=0.2
         ),
