@@ -778,7 +778,8 @@ def test_a_project_of_another_kind_is_no_set_without_labels(tmp_path, capsys):
     source.write_text(json.dumps([{"data": {"text": "Anna"}, "annotations": []}]))
     told = run(capsys, "import", source, tmp_path / "nobody.jsonl", *given, code=3)
     assert "none of 1 tasks gives a labelled row" in told["problems"][0]
-    assert not list(tmp_path.glob("*nobody*")) and not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*nobody*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_spans_count_code_points_or_what_older_files_have(tmp_path, capsys):
