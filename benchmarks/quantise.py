@@ -28,7 +28,7 @@ sys.path.insert(0, str(SOURCE))
 WAYS = (
     "int8", "int8_dynamic", "fp8", "nf4", "int4 --group-size 64", "int4 --group-size 32",
     "int4 --group-size 64 --rounding awq", "int4 --group-size 64 --rounding gptq",
-    "int4 --group-size 32 --rounding gptq", "int4 --group-size 64 --rounding gptq --bits 4.75",
+    "int4 --group-size 32 --rounding gptq", "int4 --group-size 32 --rounding gptq --bits 5",
 )  # fmt: skip
 LETTERS = 2000  # of a row
 
@@ -80,7 +80,7 @@ def main() -> None:
             model(work / "model", options.perturb)
         if not (work / "held_out.jsonl").exists():
             rows(work)
-        print("| way | bits of a weight | MB | perplexity | rise | s | GB |\n| --- | --- | --- | --- | --- | --- | --- |")
+        print("| way | bits of a weight | MB | perplexity | rise | s | GB |\n" + "| --- " * 7 + "|")
         for way in options.ways:
             print(measured(work, way, options.samples), flush=True)
 
@@ -90,7 +90,9 @@ def measured(work: Path, way: str, samples: int) -> str:
     with tempfile.TemporaryDirectory() as out:
         words = ["luthier", "quantise", str(work / "model"), str(Path(out) / "out"), "--scheme", *way.split(), "--json",
                  "--bound", "10", "--held-out", str(work / "held_out.jsonl"), "--quiet",
-                 "--calibration", str(work / "calibration.jsonl"), "--samples", str(samples)]  # fmt: skip
+                 "--calibration", str(work / "calibration.jsonl")]  # fmt: skip
+        if "--bits" in way or "gptq" in way or "awq" in way:
+            words += ["--samples", str(samples)]
         paths = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
         began = time.monotonic()
         ran = subprocess.run(
@@ -101,8 +103,8 @@ def measured(work: Path, way: str, samples: int) -> str:
         done = json.loads(ran.stdout)
         return (
             f"| {way} | {done['bits_per_weight']:.2f} | {done['bytes'] / 1e6:.0f} | {done['perplexity_before']:.3f} -> "
-            f"{done['perplexity_after']:.3f} | {done['rise']:+.2%} | {done['seconds']:.0f} ({time.monotonic() - began:.0f})"
-            f" | {done['peak_memory'] / 1e9:.2f} |"
+            f"{done['perplexity_after']:.3f} | {done['rise']:+.2%} | {done['seconds']:.0f} "
+            f"({time.monotonic() - began:.0f}) | {done['peak_memory'] / 1e9:.2f} |"
         )
 
 

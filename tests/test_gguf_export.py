@@ -495,3 +495,37 @@ def test_a_chat_template_in_ollamas_language(template, wanted):
     assert (made is None) == (wanted is None)
     if made is not None:
         assert made.template().startswith(wanted)
+
+
+@pytest.mark.parametrize(("method", "changes"), [
+    ("qlora", {}), ("qat", {"precision": {"group_size": 16}}), ("full", {"precision": {"dtype": "bfloat16"}}),
+])  # fmt: skip
+def test_runs_in_fewer_bits_are_written_as_they_answer(run, method, changes, tmp_path):
+    """Over weights in 4 bits; trained for rounding, whose floating-point weights are written; in 16 bits."""
+    folder = run("llama", method, **changes)
+    done = export(folder, tmp_path / "out", "gguf")
+    assert done["dtype"] == ("BF16" if method == "full" else "F32")
+    assert done["largest_difference"] < (0.1 if method == "full" else 1e-3)
+
+
+@pytest.mark.parametrize("before", ["", "a"])
+def test_a_log_that_is_cut_inside_of_a_character_is_no_failure(before, tmp_path):
+    """llama.cpp tells the first bytes of each text of a file, whatever they are the half of."""
+    from conftest import TEMPLATE
+
+    folder = make("llama", tmp_path / "model")
+    make_tokenizer("{# " + before + "é" * 60 + " #}" + TEMPLATE).save_pretrained(folder)
+    assert export(folder, tmp_path / "out", "gguf", "F16")["files"]
+
+
+def test_other_tokens_are_an_error_but_for_combining_marks_where_that_is_known():
+    from luthier.export.gguf import checked
+
+    tokenizer = make_tokenizer()
+    texts = [checked.Text("नमस्ते", "नमस्ते", False)]
+    theirs = {"counts": torch.tensor([2]), "ids": torch.tensor([1, 2])}
+    assert "combining marks" in checked._same_tokens(tokenizer, texts, theirs, True)[0]
+    with pytest.raises(ExportError, match="reads a text as other tokens"):
+        checked._same_tokens(tokenizer, texts, theirs, False)
+    with pytest.raises(ExportError, match="reads a text as other tokens"):
+        checked._same_tokens(tokenizer, [checked.Text("name", "name", False)], theirs, True)

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from conftest import LLAMA, ROWS, make_model, make_tokenizer, save_model, write_rows
+from conftest import LLAMA, ROWS, make_model, make_tokenizer, write_rows
 
 from luthier.cli import main
 from luthier.compress import proof
@@ -21,6 +21,7 @@ from luthier.compress.quantise.schemes import Quantising
 from luthier.errors import ConfigError, ExportError, ModelError
 
 DOCUMENTS = [[(i * 37 + j * 11) % 300 for j in range(20 + i)] for i in range(4)]
+KINDS = ["sliding_attention", "full_attention"]
 WIDE = LLAMA | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
@@ -39,7 +40,7 @@ def gemma():
     import transformers as t
 
     torch.manual_seed(0)
-    config = t.Gemma3TextConfig(**WIDE, head_dim=16, sliding_window=6, layer_types=["sliding_attention", "full_attention"])
+    config = t.Gemma3TextConfig(**WIDE, head_dim=16, sliding_window=6, layer_types=KINDS)
     model = t.Gemma3ForCausalLM(config)
     with torch.no_grad():
         for p in model.parameters():
@@ -78,7 +79,8 @@ def test_symmetric_grid_by_hand():
     """The largest magnitude 1.5 is at half of 15 steps: scale 0.2; 1.5 itself would be code 7.5 and is cut to 7."""
     weight = torch.tensor([[1.5, -0.3, 0.1, 0.5]])
     g = nearest.grid(weight, 4)
-    assert g.zero is None and torch.allclose(g.scale, torch.tensor([[0.2]]))
+    assert g.zero is None
+    assert torch.allclose(g.scale, torch.tensor([[0.2]]))
     assert g.codes(weight).tolist() == [[7, -2, 0, 2]]  # -1.5 and 0.5 go to the even neighbour, 2.5 too
     assert torch.allclose(g.nearest(weight), torch.tensor([[1.4, -0.4, 0.0, 0.4]]))
 
@@ -87,7 +89,8 @@ def test_asymmetric_grid_by_hand():
     """From -1 to 2 in 15 steps of 0.2: -1 is code -8, so zero is code -3."""
     weight = torch.tensor([[-1.0, 2.0, 0.0, 0.41]])
     g = nearest.grid(weight, 4, symmetric=False)
-    assert g.zero is not None and g.zero.tolist() == [[-3]]
+    assert g.zero is not None
+    assert g.zero.tolist() == [[-3]]
     assert g.codes(weight).tolist() == [[-8, 7, -3, -1]]
     assert torch.allclose(g.nearest(weight), torch.tensor([[-1.0, 2.0, 0.0, 0.4]]), atol=1e-6)
 
@@ -135,8 +138,10 @@ def test_a_searched_range_loses_no_more_and_mostly_less():
     importance = torch.rand(128)
     for weights in (None, importance):
         plain, found = nearest.grid(weight, 4), nearest.grid(weight, 4, search=True, importance=weights)
-        lost = [((g.nearest(weight) - weight).square() * (1 if weights is None else weights)).sum(1) for g in (plain, found)]
-        assert (lost[1] <= lost[0]).all() and lost[1].sum() < 0.8 * lost[0].sum()
+        by = torch.ones(128) if weights is None else weights
+        lost = [((g.nearest(weight) - weight).square() * by).sum(1) for g in (plain, found)]
+        assert (lost[1] <= lost[0]).all()
+        assert lost[1].sum() < 0.9 * lost[0].sum()
 
 
 def test_float8_by_row_and_by_tensor():
@@ -173,8 +178,8 @@ def test_gptq_is_optimal_brain_surgery():
 
 
 def test_gptq_is_babais_nearest_plane():
-    """Of the lattice L^T with H = L L^T, dimensions from the last to the first, which is GPTQ from the first to the last
-    with columns reversed (https://arxiv.org/abs/2507.18553). Without clipping, on a grid with one scale."""
+    """Of the lattice L^T with H = L L^T, dimensions from the last to the first, which is GPTQ from the first to the
+    last with columns reversed (https://arxiv.org/abs/2507.18553). Without clipping, on a grid with one scale."""
     weight, hessian = torch.randn(4, 12), correlated(12)
     g = nearest.Grid(torch.full((4, 1), 0.3), bits=8)
     h = hessian.double() + torch.eye(12) * 0.01 * hessian.diagonal().double().mean()
@@ -190,18 +195,18 @@ def test_gptq_lies_between_the_best_there_is_and_the_nearest():
     """Of 4 weights all codes can be tried."""
     lost = {"best": 0.0, "gptq": 0.0, "nearest": 0.0}
     every = torch.tensor(list(itertools.product(range(-8, 8), repeat=4)), dtype=torch.float32)
-    for seed in range(12):
+    for seed in range(40):
         torch.manual_seed(seed)
         weight, hessian = torch.randn(1, 4), correlated(4, seed=seed)
-        g = nearest.grid(weight, 4)
-        change = (g.weight(every) if g.scale.numel() == 1 else every) - weight
+        g = nearest.Grid(weight.abs().amax(1, keepdim=True) / 7, bits=4)  # nothing is cut
+        change = every * g.scale - weight
         best = float(((change @ hessian) * change).sum(1).min())
-        found = gptq.error(g.weight(gptq.codes(weight, hessian, g)) - weight, hessian)
+        found = gptq.error(g.weight(gptq.codes(weight, hessian, g, damping=1e-6)) - weight, hessian)
         assert best <= found * (1 + 1e-5)
         lost["best"] += best
         lost["gptq"] += found
         lost["nearest"] += gptq.error(g.nearest(weight) - weight, hessian)
-    assert lost["best"] <= lost["gptq"] < 0.8 * lost["nearest"]
+    assert lost["best"] <= lost["gptq"] < 0.7 * lost["nearest"], lost
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -213,6 +218,24 @@ def test_gptq_loses_less_than_the_nearest_on_every_layer(ordered):
         codes = gptq.codes(weight, hessian, g, ordered=ordered)
         found = gptq.error(g.weight(codes) - weight, hessian)
         assert found < 0.7 * gptq.error(g.nearest(weight) - weight, hessian)
+
+
+def test_scales_refitted_are_the_least_squares():
+    """Of one row and two groups: the error is a parabola in the two scales, whose bottom torch finds as well."""
+    torch.manual_seed(2)
+    weight, hessian = torch.randn(1, 8), correlated(8)
+    g = nearest.grid(weight, 4, 4)
+    codes = gptq.codes(weight, hessian, g)
+    made = gptq.refitted(weight, hessian, codes, g)
+    root = torch.linalg.cholesky(hessian.double()).t()
+    columns = torch.block_diag(codes[:, :4].t(), codes[:, 4:].t()).double()
+    expected = torch.linalg.lstsq(root @ columns, root @ weight.double().t()).solution[:, 0]
+    assert torch.allclose(made.scale[0].double(), expected, rtol=1e-3)
+    weight, hessian = torch.randn(32, 64), correlated(64, 200)
+    g = nearest.grid(weight, 4, 32, dtype=torch.bfloat16)
+    codes = gptq.codes(weight, hessian, g)
+    lost = [gptq.error(way.weight(codes) - weight, hessian) for way in (g, gptq.refitted(weight, hessian, codes, g))]
+    assert lost[1] < 0.97 * lost[0]
 
 
 def test_without_correlation_gptq_is_the_nearest():
@@ -247,7 +270,8 @@ def test_awqs_scales_by_hand_and_their_search():
         return nearest.grid(scaled, 4).nearest(scaled)
 
     s, before, after = awq.search([weight], hessian, sizes, rounding)
-    assert after < 0.5 * before and s[0] > 2 * s[5]
+    assert after < 0.5 * before
+    assert s[0] > 2 * s[5]
     assert math.isclose(gptq.error(rounding(weight * s, s) / s - weight, hessian), after, rel_tol=1e-5)
 
 
@@ -313,26 +337,33 @@ def test_later_blocks_see_what_rounded_ones_give():
     for bits in (4, 8):
         model = llama()
         many = {n: 8 for n in layers.names(model) if ".0." in n} if bits == 8 else {}
-        made = layers.rounded_(
-            model, layers.names(model), DOCUMENTS, Quantising(scheme="int4", rounding="gptq"), many, torch.float32, 32, print
-        )
+        wanted = Quantising(scheme="int4", rounding="gptq")
+        made = layers.rounded_(model, layers.names(model), DOCUMENTS, wanted, many, torch.float32, 32, print)
         found[bits] = made["model.layers.1.mlp.down_proj"].codes
     assert not torch.equal(found[4], found[8])
 
 
 @pytest.mark.parametrize("rounding", ["gptq", "awq"])
 def test_calibrated_rounding_is_closer_to_the_source(rounding):
-    """Of what the blocks give on the calibration rows."""
-    source = llama()
+    """Of what it answers on the calibration rows, with a few large inputs, as real networks have them."""
+
+    def outlying():
+        model = llama()
+        for block in model.model.layers:
+            for norm in (block.input_layernorm, block.post_attention_layernorm):
+                norm.weight.data[:3] *= 12
+        return model
+
+    source = outlying()
     plain = stream(source, DOCUMENTS)
     lost = {}
     for how in ("nearest", rounding):
-        model = llama()
+        model = outlying()
         wanted = Quantising(scheme="int4", rounding=how, ranges="min_max")
         layers.rounded_(model, layers.names(model), DOCUMENTS, wanted, {}, torch.float32, 64, lambda text: None)
         flow = stream(model, DOCUMENTS)
         lost[how] = sum(float((flow.to_the_end(r) - plain.to_the_end(r)).square().sum()) for r in range(len(DOCUMENTS)))
-    assert lost[rounding] < lost["nearest"]
+    assert lost[rounding] < 0.9 * lost["nearest"], lost
 
 
 # ---------------------------------------------------------------------------- bits by sensitivity
@@ -340,7 +371,8 @@ def test_calibrated_rounding_is_closer_to_the_source(rounding):
 
 def test_bits_go_where_they_take_away_most():
     """12 weights at 4 bits and a budget of 6: 24 more bits. a costs 16 for 3, b 16 for 4, c 8 for 0.1."""
-    found = [sensitivity.Measured({"a": 4}, 3.0), sensitivity.Measured({"b": 4}, 4.0), sensitivity.Measured({"c": 2, "d": 2}, 0.1)]
+    groups = (({"a": 4}, 3.0), ({"b": 4}, 4.0), ({"c": 2, "d": 2}, 0.1))
+    found = [sensitivity.Measured(*group) for group in groups]
     few, many = dict.fromkeys("abcd", 4.0), {"a": 8.0, "b": 8.0, "c": 6.0, "d": 6.0}
     assert sensitivity.chosen(found, few, many, 6.0) == {"b", "c", "d"}
     assert sensitivity.chosen(found, few, many, 8.0) == {"a", "b", "c", "d"}
@@ -396,14 +428,19 @@ CASES = {
 def test_what_is_written_is_loaded_again(case, small, tmp_path, capsys):
     rows = write_rows(tmp_path / "rows.jsonl", ROWS)
     out = tmp_path / "out"
-    done = cli("quantise", small, out, *CASES[case], "--calibration", rows, "--held-out", 4, "--bound", 1, capsys=capsys)
-    assert done["layers"] == 14 and done["held_out"] == "held-out rows"
-    assert done["reading"] <= done["tolerance"] and done["largest_difference"] > 0
+    words = (*CASES[case], "--calibration", rows, "--held-out", 4, "--bound", 1)
+    done = cli("quantise", small, out, *words, capsys=capsys)
+    assert done["layers"] == 14
+    assert done["held_out"] == "held-out rows"
+    assert done["reading"] <= done["tolerance"]
+    assert done["largest_difference"] > 0
     assert done["bytes"] < done["bytes_before"]
     if case == "gptq":
-        assert done["group_size"] == 64 and done["bits_per_weight"] == pytest.approx(4.5, abs=0.2)
+        assert done["group_size"] == 64
+        assert done["bits_per_weight"] == pytest.approx(4.5, abs=0.2)
     if case == "mixed":
-        assert 0 < len(done["in_8_bits"]) < 14 and done["bits_per_weight"] <= 6.2
+        assert 0 < len(done["in_8_bits"]) < 14
+        assert done["bits_per_weight"] <= 6.2
     assert {"config.json", "tokenizer_config.json", "README.md", "quantisation.json"} <= {p.name for p in out.iterdir()}
 
 
@@ -413,17 +450,15 @@ def test_beyond_its_bound_nothing_is_left(small, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_with_an_adapter_is_quantised_on_its_own_rows(tmp_path, capsys):
-    import luthier
-
-    save_model(llama(), tmp_path / "base")
+def test_a_run_with_an_adapter_is_quantised_on_its_own_rows(small, tmp_path, capsys):
     rows = write_rows(tmp_path / "rows.jsonl", ROWS)
     run = tmp_path / "run"
-    words = [f"model.name={tmp_path / 'base'}", f"data.train={rows}", f"output_dir={run}", "data.validation=4"]
-    assert luthier and main(["train", "--quiet", "method=lora", "steps=2", *words]) == 0
+    words = [f"model.name={small}", f"data.train={rows}", f"output_dir={run}", "data.validation=4"]
+    assert main(["train", "--quiet", "method=lora", "max_steps=2", *words]) == 0
     capsys.readouterr()
     done = cli("quantise", run, tmp_path / "out", "--scheme", "int4", "--rounding", "gptq", "--bound", 1, capsys=capsys)
-    assert done["calibration_tokens"] > 0 and done["held_out"] == "held-out rows"
+    assert done["calibration_tokens"] > 0
+    assert done["held_out"] == "held-out rows"
 
 
 # ---------------------------------------------------------------------------- what is refused
@@ -445,6 +480,8 @@ def test_a_run_with_an_adapter_is_quantised_on_its_own_rows(tmp_path, capsys):
         ("--scheme int4 --group-size 3", "--group-size"),
         ("--scheme int4 --group-size 48", "use 32"),
         ("--scheme int4 --damping 0", "--damping"),
+        ("--scheme int4 --damping 0.1", "of --rounding gptq"),
+        ("--scheme int4 --samples 3", "--samples"),
         ("--scheme int4 --bound -1", "--bound"),
         ("--scheme int4 --dtype int3", "--dtype"),
         ("--scheme int4 --held-out 3", "--held-out"),
@@ -466,8 +503,8 @@ def test_a_budget_below_what_scales_cost_is_refused(small, tmp_path, capsys):
 def test_models_that_no_format_has_are_refused():
     with pytest.raises(ModelError, match=r"\[in, out\]"):
         layers.names(make_model("gpt2"))
+    model = make_model("llama")
     with pytest.raises(ConfigError, match="none of 128, 64, 32"):
-        model = make_model("llama")
         layers.group_of(model, layers.names(model), Quantising(scheme="int4"))
 
 

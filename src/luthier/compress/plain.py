@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,9 +60,9 @@ class Plain:
             self._network = _network(self.model)
         return self._network
 
-    def with_model(self, model: Any) -> Plain:
-        """Another network with the same tokens."""
-        return Plain(self.name, model, self.renderer, self.ranks, self.dtype, self.run)
+    def with_model(self, model: Any, made: network.Network | None = None) -> Plain:
+        """Another network with the same tokens; `made` where it runs packed rows already."""
+        return Plain(self.name, model, self.renderer, self.ranks, self.dtype, self.run, made)
 
 
 def _network(model: Any) -> network.Network:
@@ -121,7 +122,8 @@ def merged(net: network.Network) -> Any:
 def built(config: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
     """The network of a configuration with these tensors, all of them and no others; head and embeddings are one only
     where they are in `state`."""
-    text, config = config.get_text_config(), config
+    config = copy.deepcopy(config)  # the source's goes on with its own attention
+    text = config.get_text_config()
     table, head = _ends(config, dtype)
     tied = text.tie_word_embeddings
     if tied and head in state and not torch.equal(state[table], state[head]):

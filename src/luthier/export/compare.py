@@ -49,7 +49,8 @@ def read_again(reader: str, request: Mapping[str, Any]) -> dict[str, Tensor]:
     result = Path(request["out"])
     ran = subprocess.run(
         [sys.executable, "-P", str(READERS / f"{reader}.py")], input=json.dumps(request), capture_output=True,
-        text=True, env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        text=True, encoding="utf-8", errors="replace",  # llama.cpp's log cuts texts inside of characters
+        env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     if ran.returncode or not result.exists():
         raise ExportError(

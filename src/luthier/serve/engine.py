@@ -185,6 +185,11 @@ class Engine:
             self._lock.notify()
         return future
 
+    @property
+    def running(self) -> bool:
+        """Whether it takes requests."""
+        return self._state == "running"
+
     def stats(self) -> dict[str, float]:
         """Numbers for a monitor: what is in use now, and counts since the start."""
         with self._lock:

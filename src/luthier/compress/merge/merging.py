@@ -144,9 +144,10 @@ def _models(job: Job, folder: Path) -> dict:
     model.to(found[0].ranks.device)
     done: dict[str, Any] = {"kind": "model", "parameters": sum(p.numel() for p in model.parameters()), **proven}
     done["tasks"] = {}
+    packed = found[0].with_model(model)
     for source, task in zip((s for s in found if s.run is not None), tasks):
         if task is not None:
-            _told(job, done, task, measure.measure(source.with_model(model), task.rows))
+            _told(job, done, task, measure.measure(source.with_model(model, packed.network), task.rows))
     return done
 
 
@@ -193,7 +194,8 @@ def _adapters(job: Job, folder: Path) -> dict:
         opened = Plain(source, made.network.model, made.renderer, made.ranks, made.network.dtype, made.config)
         opened._network = made.network
         task = _task(job, opened)
-        adapters.load(made.network.model, folder, "merged")
+        with made.network.natively() as model:
+            adapters.load(model, folder, "merged")
         for module in surgery.switched(made.network.model):
             module.enabled = module.name != saved.TRAINED
         if task is not None:

@@ -52,7 +52,8 @@ class Unit:
 
     def scaled(self, by: Tensor) -> None:
         """Inputs are divided by these [in] from here on."""
-        assert self.hessian is not None and self.total is not None
+        assert self.hessian is not None
+        assert self.total is not None
         self.hessian /= by[:, None] * by
         self.total /= by
 
@@ -165,7 +166,8 @@ def stream(model: Any, documents: Documents) -> Stream:
     def before(at: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             if len(args) > 1:
-                raise ModelError(f"{type(model).__name__} hands its layers more than can be kept: use --rounding nearest")
+                kind = type(model).__name__
+                raise ModelError(f"{kind} hands its layers more than can be kept: use --rounding nearest")
             if at == 0:
                 made.hidden.append(args[0] if args else kwargs["hidden_states"])
                 made.given.append([])

@@ -68,7 +68,8 @@ def group_of(model: Any, named: Sequence[str], wanted: Quantising) -> int:
         fits = [g for g in GROUPS if all(n % g == 0 for n in inputs.values())]
         if not fits:
             worst = next(name for name, n in inputs.items() if n % GROUPS[-1])
-            raise ConfigError(f"--group-size: none of 128, 64, 32 divides the {inputs[worst]} inputs of {worst}: name one")
+            n = inputs[worst]
+            raise ConfigError(f"--group-size: none of 128, 64, 32 divides the {n} inputs of {worst}: name one")
         return fits[0]
     if wanted.group_size != WHOLE_ROW:
         for name, n in inputs.items():
@@ -149,7 +150,8 @@ def _codes(
     h = unit.hessian / unit.tokens
     g = grid(weight, wanted, bits, group, dtype, h.diagonal())
     if wanted.rounding == "gptq":
-        return g, gptq.codes(weight, h, g, damping=wanted.damping)
+        codes = gptq.codes(weight, h, g, damping=wanted.damping)
+        return gptq.refitted(weight, h, codes, g), codes
     return g, g.codes(weight)
 
 

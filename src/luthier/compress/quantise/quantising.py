@@ -145,8 +145,8 @@ def _many(job: Job, model: Any, named: list[str], documents: Any, group: int, dt
     least = sum(few[name] * n for name, n in sizes.items()) / sum(sizes.values())
     if q.bits < least:
         raise ConfigError(
-            f"--bits={q.bits:g}: 4 bits in groups of {group} are {least:.3f} with their scales: allow that, or use larger "
-            "groups"
+            f"--bits={q.bits:g}: 4 bits in groups of {group} are {least:.3f} with their scales: allow that, or use "
+            "larger groups"
         )
     if any(few[name] >= more[name] for name in named):
         raise ConfigError(f"--bits: groups of {group} cost as much as 8 bits: use larger groups")
@@ -214,8 +214,8 @@ def _compared(job: Job, source: Plain, folder: Path, documents: Any, before: tor
     found = compare.differences(before, theirs.to(before))
     if wrong := compare.fault(found, compare.Bound(perplexity=job.allowed)):
         raise ExportError(
-            f"--scheme {job.quantising.scheme}: {wrong}; use --rounding gptq with more rows like yours, smaller groups, "
-            "--bits, or raise --bound; nothing is left"
+            f"--scheme {job.quantising.scheme}: {wrong}; use --rounding gptq with more rows like yours, smaller "
+            "groups, --bits, or raise --bound; nothing is left"
         )
     found["rise"] = found["perplexity_after"] / found["perplexity_before"] - 1
     return {**found, "reading": same["largest_difference"], "tolerance": allowed.largest}
@@ -252,7 +252,8 @@ def _bits(folder: Path, model: Any, named: list[str], made: Mapping[str, Any]) -
     inside = tuple(name + ".weight" for name in named)
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            for key in file.keys():
+            keys = file.keys()
+            for key in keys:
                 if key.startswith(inside):
                     tensor = file.get_tensor(key)
                     stored += tensor.numel() * tensor.element_size()
@@ -264,8 +265,8 @@ def line(done: Mapping[str, Any]) -> str:
     return (
         f"perplexity {done['perplexity_before']:.4g} -> {done['perplexity_after']:.4g} ({done['rise']:+.2%}, allowed "
         f"{done['bound']:+.2%}) on {done['compared_tokens']:,} tokens of {done['held_out']}; "
-        f"{done['bytes_before'] / 1e6:,.1f} -> {done['bytes'] / 1e6:,.1f} MB, {done['bits_per_weight']:.2f} bits a weight "
-        "of the layers"
+        f"{done['bytes_before'] / 1e6:,.1f} -> {done['bytes'] / 1e6:,.1f} MB, {done['bits_per_weight']:.2f} bits a "
+        "weight of the layers"
     )
 
 
@@ -274,19 +275,19 @@ def card(job: Job, done: Mapping[str, Any]) -> str:
     name = Path(job.source).name if Path(job.source).expanduser().exists() else job.source
     group = "a row" if done["group_size"] == WHOLE_ROW else f"{done['group_size']} weights"
     return "\n".join([
-        "---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- luthier", "- quantised", "---",
-        "", f"# {name}, {job.quantising.kind.caption}", "",
-        f"Made with Luthier {__version__}: {done['scheme']}, rounded by {done['rounding']}, a scale for {group}, written "
-        f"for {done['format']}.", "", f"{line(done)}.", "",
-        f"Loaded again by {done['format']} in a fresh process: log-probabilities differ by at most {done['reading']:.2e} "
-        "from those of the rounded network in memory.", "",
+        "---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- luthier", "- quantised",
+        "---", "", f"# {name}, {job.quantising.kind.caption}", "",
+        f"Made with Luthier {__version__}: {done['scheme']}, rounded by {done['rounding']}, a scale for {group}, "
+        f"written for {done['format']}.", "", f"{line(done)}.", "",
+        f"Loaded again by {done['format']} in a fresh process: log-probabilities differ by at most "
+        f"{done['reading']:.2e} from those of the rounded network in memory.", "",
     ])  # fmt: skip
 
 
 def answer(done: Mapping[str, Any]) -> str:
     """What the command line says at the end."""
     return (
-        f"{done['out']}: {done['layers']} layers as {done['scheme']} ({done['format']}), rounded by {done['rounding']}\n"
-        f"{line(done)}\nloaded again in a fresh process: as rounded, to {done['reading']:.2e} (allowed "
-        f"{done['tolerance']:g}); {done['seconds']:.0f} s, {done['peak_memory'] / 1e9:.1f} GB"
+        f"{done['out']}: {done['layers']} layers as {done['scheme']} ({done['format']}), rounded by "
+        f"{done['rounding']}\n{line(done)}\nloaded again in a fresh process: as rounded, to {done['reading']:.2e} "
+        f"(allowed {done['tolerance']:g}); {done['seconds']:.0f} s, {done['peak_memory'] / 1e9:.1f} GB"
     )

@@ -95,6 +95,11 @@ class Quantising(Settings):
                 found.append("--rounding, --ranges: of integers; fp8 rounds to the nearest: leave them out")
             if self.group_size not in (None, WHOLE_ROW):
                 found.append(f"--group-size={self.group_size}: fp8 has a scale for each output (-1), or --per-tensor")
+        if "damping" in given and self.rounding != "gptq":
+            found.append(f"--damping={self.damping:g}: of --rounding gptq, and it is {self.rounding}: leave it out")
+        for name in ("samples", "sample_tokens"):
+            if name in given and not self.calibrated:
+                found.append(f"--{name.replace('_', '-')}: of rows that are calibrated on (gptq, awq, --bits): leave it out")
         if self.per_tensor and kind.numbers != "float":
             found.append("--per-tensor: of --scheme fp8")
         if self.group_size is not None and self.group_size != WHOLE_ROW and self.group_size < 8:

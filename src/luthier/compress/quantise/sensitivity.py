@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ... import surgery
-from .calibration import Documents, Stream, Unit, stream
+from .calibration import Documents, Stream, stream
 
-ROWS, TOKENS = 4, 128  # of calibration that are looked at
+ROWS, TOKENS = 4, 64  # of calibration that are looked at
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ WIDE = False  # it multiplies in the numbers that its file names
 
 def lacking() -> str | None:
     """What has to be installed to make it and to load it again."""
-    if find_spec("bitsandbytes") is None:
-        return "pip install 'luthier[quant]' (bitsandbytes)"
-    return None if find_spec("accelerate") else "pip install accelerate (transformers loads 4-bit layers with it)"
+    missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+    return f"pip install 'luthier[quant]' ({', '.join(missing)})" if missing else None
 
 
 def tensors(layer: Blocks, wanted: Quantising) -> dict[str, Tensor]:

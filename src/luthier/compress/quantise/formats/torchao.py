@@ -23,7 +23,7 @@ WIDE = False  # it multiplies in the numbers that its file names
 
 def lacking() -> str | None:
     """What has to be installed to load it again."""
-    return None if find_spec("torchao") else "pip install torchao>=0.18"
+    return None if find_spec("torchao") else "pip install 'luthier[quant]' (torchao)"
 
 
 def _kept(layer: Rounded) -> Any:
@@ -39,7 +39,7 @@ def tensors(layer: Rounded, wanted: Quantising) -> dict[str, Tensor]:
     return {name.removeprefix("layer."): tensor for name, tensor in parts.items()}
 
 
-def _flat(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _flat(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
     return flatten_tensor_state_dict(state)
@@ -64,7 +64,8 @@ def finish(folder: Path, layers: Mapping[str, Rounded]) -> None:
 
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            parts, head = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            keys, head = file.keys(), file.metadata() or {}
+            parts = {key: file.get_tensor(key) for key in keys}
         whole = [key for key in parts if "._weight_" not in key]
         own = [name for name in layers if f"{name}._weight_qdata" in parts]
         told = {key: json.dumps({"_type": "Tensor"}) for key in whole}

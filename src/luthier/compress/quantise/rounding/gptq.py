@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....errors import ModelError
+from ....precision.rounding import SMALLEST
 from .nearest import Grid
 
 TRIES = 4  # tenfold damping each
@@ -76,3 +77,31 @@ def codes(
     back = torch.empty_like(order)
     back[order] = torch.arange(inputs, device=order.device)
     return found[:, back]
+
+
+@torch.no_grad()
+def refitted(weight: Tensor, hessian: Tensor, codes: Tensor, grid: Grid) -> Grid:
+    """The grid (without zero points) whose scales make tr(E H E^T) of these codes smallest: least squares in the scales
+    of each row. A row whose scales, in the numbers of the file, are no better keeps its own."""
+    assert grid.zero is None
+    groups = grid.scale.shape[1]
+    h, c, w = hessian.double(), codes.double().unflatten(1, (groups, -1)), weight.double()
+    size = c.shape[2]
+    # [out, groups, groups] c_g H_gk c_k of each row, and [out, groups] c_g H_g: w
+    inner = torch.empty(len(w), groups, groups, dtype=h.dtype, device=h.device)
+    for g in range(groups):
+        product = (c[:, g] @ h[g * size : (g + 1) * size]).unflatten(1, (groups, size))
+        inner[:, g] = (product * c).sum(-1)
+    outer = ((w @ h).unflatten(1, (groups, size)) * c).sum(-1)
+    old = grid.scale.double()
+    held = 1e-6 * inner.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(torch.float32).tiny)
+    ridge = torch.diag_embed(held[:, None].expand(-1, groups))  # groups of zeros stay as they are
+    found = torch.linalg.solve(inner + ridge, outer + held[:, None] * old)
+    made = found.clamp(min=SMALLEST).to(grid.scale.dtype)
+
+    def lost(scale: Tensor) -> Tensor:
+        change = (c * scale.double()[..., None]).flatten(1) - w
+        return ((change @ h) * change).sum(1)
+
+    better = lost(made) < lost(grid.scale)
+    return Grid(torch.where(better[:, None], made, grid.scale), None, grid.bits, grid.float8)

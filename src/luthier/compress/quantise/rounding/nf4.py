@@ -1,4 +1,4 @@
-"""4-bit NormalFloat (https://arxiv.org/abs/2305.14314) by bitsandbytes itself: blocks of 64 with doubly quantised scales."""
+"""4-bit NormalFloat (https://arxiv.org/abs/2305.14314) by bitsandbytes: blocks of 64, doubly quantised scales."""
 
 from __future__ import annotations
 
