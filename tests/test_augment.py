@@ -612,6 +612,13 @@ def test_a_recipe_that_was_written_is_read_as_the_same(tmp_path):
     assert augmentation(tmp_path / "r.yaml") == made
 
 
+def test_no_new_row_is_a_failure(tmp_path, capsys):
+    rows = write(tmp_path / "in.jsonl", [{"text": "all of it is learnt"}])
+    given = ["data", "augment", str(rows), str(tmp_path / "out.jsonl"), "--way", "words", "--workers", "1", "--json"]
+    assert main([*given]) == DataError.exit_code
+    assert json.loads(capsys.readouterr().out)["new"] == 0
+
+
 def test_the_command_line(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", labelled(5))
     (tmp_path / "r.yaml").write_text("ways:\n  characters: {rate: 0.2}\n")
