@@ -654,7 +654,8 @@ def test_a_model_of_ours_votes(tmp_path, capsys, tiny_model):
         json.dumps({"task": {"kind": "classes", "labels": ["x", "y"]}, "judge": {"model": model, "votes": 2}})
     )
     told = [
-        run(capsys, "model", source, tmp_path / f"{name}.jsonl", "--task", task, "--workers", 1, code=3) for name in "ab"
+        run(capsys, "model", source, tmp_path / f"{name}.jsonl", "--task", task, "--workers", 1, code=3)
+        for name in "ab"
     ]
     assert told[0]["asked"] == 3
     assert told[0]["votes"] == 6
