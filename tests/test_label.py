@@ -281,6 +281,15 @@ def test_conflicts_are_settled_as_asked(conflicts, expected):
     assert even.label == ("spam" if conflicts == "first" else None)
 
 
+def test_rules_that_label_nothing_fail(tmp_path, capsys):
+    """The report says so, and the exit code does: the next step of a pipeline would have no rows."""
+    source, task = write(tmp_path / "rows.jsonl", MAILS), tmp_path / "task.yaml"
+    rule = {"label": "a", "keywords": ["nowhere to be found"]}
+    task.write_text(json.dumps({"task": {"kind": "classes", "labels": ["a", "b"]}, "rules": {"rules": [rule]}}))
+    told = run(capsys, "rules", source, tmp_path / "out.jsonl", "--task", task, "--workers", 1, code=3)
+    assert (told["labelled"], told["aside"]) == (0, {"abstained": len(MAILS)})
+
+
 def test_conditions_must_all_hold():
     def holds(rule: dict, values: dict) -> bool:
         made = plan({"task": {"kind": "classes", "labels": ["x", "y"]}, "rules": {"rules": [{"label": "x", **rule}]}})
@@ -498,7 +507,7 @@ def test_of_two_answers_every_other_vote_sees_the_second_first(tmp_path, capsys)
     source = write(tmp_path / "rows.jsonl", rows)
     with Judges(lambda body: '{"better": "A"}') as server:
         task = judged(tmp_path, server, {"kind": "preference"}, votes=2)
-        told = run(capsys, "model", source, tmp_path / "first.jsonl", "--task", task, "--workers", 1)
+        told = run(capsys, "model", source, tmp_path / "first.jsonl", "--task", task, "--workers", 1, code=3)
         assert told["aside"] == {"low_agreement": 1}
         assert read(tmp_path / "first.votes.jsonl")[0]["votes"] == ["a", "b"]
 
@@ -636,7 +645,7 @@ def test_a_kill_costs_no_answer(tmp_path):
 
 
 def test_a_model_of_ours_votes(tmp_path, capsys, tiny_model):
-    """Random weights name no label in JSON; labels of one byte make it say something."""
+    """Random weights name no label, which the exit code says; what they said is the same again."""
     rows = [{"text": f"row {n}"} for n in range(3)]
     source = write(tmp_path / "rows.jsonl", rows)
     task = tmp_path / "task.yaml"
@@ -644,7 +653,10 @@ def test_a_model_of_ours_votes(tmp_path, capsys, tiny_model):
     task.write_text(
         json.dumps({"task": {"kind": "classes", "labels": ["x", "y"]}, "judge": {"model": model, "votes": 2}})
     )
-    told = [run(capsys, "model", source, tmp_path / f"{name}.jsonl", "--task", task, "--workers", 1) for name in "ab"]
+    told = [
+        run(capsys, "model", source, tmp_path / f"{name}.jsonl", "--task", task, "--workers", 1, code=3)
+        for name in "ab"
+    ]
     assert told[0]["asked"] == 3
     assert told[0]["votes"] == 6
     assert (tmp_path / "a.votes.jsonl").read_bytes() == (tmp_path / "b.votes.jsonl").read_bytes()
@@ -778,7 +790,8 @@ def test_a_project_of_another_kind_is_no_set_without_labels(tmp_path, capsys):
     source.write_text(json.dumps([{"data": {"text": "Anna"}, "annotations": []}]))
     told = run(capsys, "import", source, tmp_path / "nobody.jsonl", *given, code=3)
     assert "none of 1 tasks gives a labelled row" in told["problems"][0]
-    assert not list(tmp_path.glob("*nobody*")) and not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*nobody*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_spans_count_code_points_or_what_older_files_have(tmp_path, capsys):

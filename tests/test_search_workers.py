@@ -120,6 +120,29 @@ def test_a_process_that_lost_its_trial_stops(searched, monkeypatch):
     assert storage.trials()[0].user_attrs["owner"]["host"] == "elsewhere"
 
 
+def test_a_trial_that_another_machine_has_ended_is_left_to_it(searched, tmp_path, monkeypatch):
+    """Machines that share a database and no folder have no lock in common: what is taken twice counts once."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    here, there = (
+        plan_.plan(searched, space=SPACE, trials=2, fresh_seeds=0, storage=url, folder=str(tmp_path / name / "search"))
+        for name in ("here", "there")
+    )
+    elsewhere = open_storage(there)
+    take = Trainer._take
+
+    def taken(self):  # the other machine is quicker with the first trial
+        if self.folder.name == "0000" and self.step == 2:
+            [first, _] = elsewhere.trials()
+            elsewhere.finish(first._trial_id, "complete", elsewhere.states.COMPLETE, [1.0], steps=4, seconds=1.0)
+        return take(self)
+
+    monkeypatch.setattr(Trainer, "_take", taken)
+    rows = run_search(here, QUIET).report["trials"]
+    assert [row["state"] for row in rows] == ["complete", "complete"]
+    assert rows[0]["values"] == {"eval.loss": 1.0}
+    assert rows[1]["values"]["eval.loss"] != 1.0
+
+
 def test_hours_end_a_search_and_the_same_command_goes_on(searched, tmp_path, monkeypatch):
     """The time is over in the second trial: it is saved and given back, and the whole is as if it had not been."""
     values = searched | {"checkpoint": {"every": 1}}

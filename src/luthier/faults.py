@@ -146,7 +146,8 @@ def explained(errors: list) -> list[str]:
     for detail in errors:
         path, owners = place(detail)
         wanted = detail["msg"].replace("Input should be ", "")
-        if detail["type"] == "extra_forbidden" and "." not in path and detail["input"] and isinstance(detail["input"], dict):
+        section = "." not in path and isinstance(detail["input"], dict) and detail["input"]
+        if detail["type"] == "extra_forbidden" and section:
             for inner in _dotted(detail["input"]):
                 told[f"{path}.{inner}"] = f"{path}.{inner}: unknown key{_elsewhere(path, inner)}"
         elif detail["type"] == "extra_forbidden":

@@ -150,10 +150,11 @@ class Storage:
                 if trial.state == self.states.RUNNING and not _alive(trial.user_attrs.get("owner")):
                     attempt = trial.user_attrs.get("attempt", 1) + bool(trial.user_attrs.get("owner"))
                     if attempt > ATTEMPTS:
-                        self.finish(
-                            trial._trial_id, "died", self.states.FAIL,
-                            reason=f"its process died {ATTEMPTS} times (killed, or out of the computer's memory?)",
-                        )
+                        with contextlib.suppress(Lost):
+                            self.finish(
+                                trial._trial_id, "died", self.states.FAIL,
+                                reason=f"its process died {ATTEMPTS} times (killed, or out of the computer's memory?)",
+                            )
                         continue
                 elif trial.state == self.states.WAITING:
                     attempt = 1
@@ -179,24 +180,30 @@ class Storage:
         return labels
 
     def tell(self, trial_id: int, **attributes: Any) -> None:
-        for key, value in attributes.items():
-            self.storage.set_trial_user_attr(trial_id, key, value)
+        """Raises Lost of a trial that has ended."""
+        with _ours():
+            for key, value in attributes.items():
+                self.storage.set_trial_user_attr(trial_id, key, value)
 
     def report(self, claimed: Claimed, step: int, value: float) -> bool:
         """A trial's metric at an evaluation; returns whether the trial is to end there."""
-        self.storage.set_trial_intermediate_value(claimed.id, step, value)
+        with _ours():
+            self.storage.set_trial_intermediate_value(claimed.id, step, value)
         return self.study.pruner.prune(self.study, self.storage.get_trial(claimed.id))
 
     def finish(
         self, trial_id: int, outcome: str, state: Any, values: Sequence[float] | None = None, **attributes: Any
     ) -> None:
-        """The end of a trial; the state comes last, as nothing can be told of a finished one."""
+        """The end of a trial; the state comes last, as nothing can be told of a finished one. Raises Lost where another
+        process has told its end."""
         self.tell(trial_id, outcome=outcome, **attributes)
-        self.storage.set_trial_state_values(trial_id, state, values)
+        with _ours():
+            self.storage.set_trial_state_values(trial_id, state, values)
 
     def release(self, claimed: Claimed) -> None:
         """Give a trial back that was stopped: whoever is next goes on with it."""
-        self.tell(claimed.id, owner=None)
+        with contextlib.suppress(Lost):
+            self.tell(claimed.id, owner=None)
 
     @contextlib.contextmanager
     def owning(self, claimed: Claimed) -> Iterator[Callable[[], None]]:
@@ -225,6 +232,15 @@ class Storage:
         finally:
             over.set()
             thread.join()
+
+
+@contextlib.contextmanager
+def _ours() -> Iterator[None]:
+    """Lost where the trial has ended: of machines that share a database and no folder, two may have taken one."""
+    try:
+        yield
+    except optuna().exceptions.UpdateFinishedTrialError:
+        raise Lost from None
 
 
 def _open(library: Any, folder: Path, url: str | None) -> Any:

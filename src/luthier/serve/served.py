@@ -216,10 +216,8 @@ def _ends_in(source: str) -> str:
 def _serve_answers(made: Served, source: str, name: str) -> None:
     settings = made.settings
     main = opened.opened(source, made.tell)
-    at_start = frozenset(
-        module.name for module in surgery.switched(main.model) if module.enabled
-    )  # fmt: skip
-    beneath = frozenset(entry.name for entry in main.made.config.model.beneath) if main.made else frozenset()
+    at_start = frozenset(module.name for module in surgery.switched(main.model) if module.enabled)
+    beneath = frozenset(entry.name or "" for entry in main.made.config.model.beneath) if main.made else frozenset()
     variants = {name: at_start}
     base_name = None
     moved = main.made is not None and not _in_adapters(main)
@@ -251,7 +249,8 @@ def _serve_answers(made: Served, source: str, name: str) -> None:
             raise ConfigError(f"--base: the run {source} began at random weights")
         other = opened.opened(theirs.name, made.tell)
         base_name = f"{name}-base"
-        apart = made.answering(base_name, opened.Opened(theirs.name, other.network, main.renderer), {base_name: frozenset()})
+        base = opened.Opened(theirs.name, other.network, main.renderer)
+        apart = made.answering(base_name, base, {base_name: frozenset()})
         made.add(Entry(base_name, does, apart.engine, base_name, apart))
         made.entries[name].base = base_name
 
@@ -263,7 +262,7 @@ def _in_adapters(main: opened.Opened) -> bool:
     if made.sources is not None and saved.TRAINED in made.sources.files:
         return False  # it went on with a saved adapter, which is its base
     added = {id(p) for p in surgery.added(made.network.model)}
-    from ..trainable import Adapting
+    from ..trainable.adapter import Adapting
 
     return isinstance(made.config.trainable, Adapting) and all(
         id(p) in added for name, p in made.parameters().items() if not name.startswith("objective.")
@@ -273,7 +272,9 @@ def _in_adapters(main: opened.Opened) -> bool:
 def _adapter_folder(folder: str) -> str:
     path = Path(folder).expanduser()
     if opened.is_run(path):
-        raise AdapterError(f"{folder} is a run: `luthier export {folder} OUT --as adapter` writes its adapter, which is served")
+        raise AdapterError(
+            f"{folder} is a run: `luthier export {folder} OUT --as adapter` writes its adapter, which is served"
+        )
     return str(path)
 
 

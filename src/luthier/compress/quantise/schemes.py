@@ -99,7 +99,8 @@ class Quantising(Settings):
             found.append(f"--damping={self.damping:g}: of --rounding gptq, and it is {self.rounding}: leave it out")
         for name in ("samples", "sample_tokens"):
             if name in given and not self.calibrated:
-                found.append(f"--{name.replace('_', '-')}: of rows that are calibrated on (gptq, awq, --bits): leave it out")
+                flag = f"--{name.replace('_', '-')}"
+                found.append(f"{flag}: of rows that are calibrated on (gptq, awq, --bits): leave it out")
         if self.per_tensor and kind.numbers != "float":
             found.append("--per-tensor: of --scheme fp8")
         if self.group_size is not None and self.group_size != WHOLE_ROW and self.group_size < 8:

@@ -51,7 +51,8 @@ def _borders(text: str) -> list[tuple[int, int]]:
         if made and made[-1][1] == start and text[start - 1 : start + 1].isascii() is False:
             first, before, here = text[made[-1][0]], text[start - 1], text[start]
             goes_on = here.isalnum() and _on_a_letter(before) and (first.isalnum() or _on_a_letter(first))
-            if _on_a_letter(here) or here in JOINERS or "\U0001f3fb" <= here <= "\U0001f3ff" or before in JOINERS or goes_on:
+            joins = _on_a_letter(here) or here in JOINERS or "\U0001f3fb" <= here <= "\U0001f3ff" or before in JOINERS
+            if joins or goes_on:
                 made[-1] = (made[-1][0], end)
                 continue
         made.append((start, end))
