@@ -654,7 +654,8 @@ def test_a_model_of_ours_votes(tmp_path, capsys, tiny_model):
         json.dumps({"task": {"kind": "classes", "labels": ["x", "y"]}, "judge": {"model": model, "votes": 2}})
     )
     told = [
-        run(capsys, "model", source, tmp_path / f"{name}.jsonl", "--task", task, "--workers", 1, code=3) for name in "ab"
+        run(capsys, "model", source, tmp_path / f"{name}.jsonl", "--task", task, "--workers", 1, code=3)
+        for name in "ab"
     ]
     assert told[0]["asked"] == 3
     assert told[0]["votes"] == 6
@@ -789,7 +790,8 @@ def test_a_project_of_another_kind_is_no_set_without_labels(tmp_path, capsys):
     source.write_text(json.dumps([{"data": {"text": "Anna"}, "annotations": []}]))
     told = run(capsys, "import", source, tmp_path / "nobody.jsonl", *given, code=3)
     assert "none of 1 tasks gives a labelled row" in told["problems"][0]
-    assert not list(tmp_path.glob("*nobody*")) and not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*nobody*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_spans_count_code_points_or_what_older_files_have(tmp_path, capsys):

@@ -482,7 +482,7 @@ def test_an_answer_that_is_accepted_stays_as_it_was(browser, tmp_path):
         page.press("Control+Enter")
         page.end()
         made.end()
-        assert [row["completion"] for row in made.rows()][0] == "a\r\nb\rc"
+        assert made.rows()[0]["completion"] == "a\r\nb\rc"
         assert "!" in made.rows()[1]["completion"]
 
 

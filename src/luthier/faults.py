@@ -146,10 +146,11 @@ def explained(errors: list) -> list[str]:
     for detail in errors:
         path, owners = place(detail)
         wanted = detail["msg"].replace("Input should be ", "")
-        if detail["type"] == "extra_forbidden" and "." not in path and detail["input"] and isinstance(detail["input"], dict):
-            for inner in _dotted(detail["input"]):
+        given, unknown = detail.get("input"), detail["type"] == "extra_forbidden"
+        if unknown and "." not in path and given and isinstance(given, dict):
+            for inner in _dotted(given):
                 told[f"{path}.{inner}"] = f"{path}.{inner}: unknown key{_elsewhere(path, inner)}"
-        elif detail["type"] == "extra_forbidden":
+        elif unknown:
             told[path] = f"{path}: unknown key" + (_of_other_kinds(path) or suggestion(path.rpartition(".")[2], owners))
         elif detail["type"] == "missing":
             told[path] = f"{path}: required, and not given (for example {path}=...)"

@@ -159,7 +159,8 @@ def _lr_range(options: argparse.Namespace, sources: list[str]) -> Any:
     given = {"low": options.lr_from, "high": options.lr_to, "steps": options.lr_steps}
     from ..search.lr_range import lr_range
 
-    found = lr_range(config, Console(options.quiet), folder=options.folder, **{k: v for k, v in given.items() if v is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    found = lr_range(config, Console(options.quiet), folder=options.folder, **given)
     if not options.json:
         print(found.told())
     return found.report

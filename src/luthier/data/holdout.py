@@ -12,7 +12,6 @@ from . import Data, Source, sources
 from .conversations import BadRow, Conversation
 from .formats import FORMATS, converted, first_recognised
 
-
 PARENT = "_parent"  # the key of a row that was made of another one, under which it names it
 FIRST = 1000  # rows of a source that are looked at
 
@@ -39,7 +38,8 @@ def refuse_families(data: Data) -> None:
     if data.validation is None or isinstance(data.validation, str):
         return
     for entry in data.sources():
-        if sources.files_of(entry.path, entry.split or "train") is None:  # on the hub
+        paths = [entry.path] if isinstance(entry.path, str) else entry.path
+        if any(sources.files_of(path, entry.split or "train") is None for path in paths):  # on the hub
             continue
         made = next((row for row in islice(_rows(data, entry), FIRST) if PARENT in (row.values or {})), None)
         if made is not None:

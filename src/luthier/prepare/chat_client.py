@@ -54,7 +54,7 @@ class Answer(NamedTuple):
 
     def said(self) -> Answer:
         """Without the thoughts that a reasoning model wrote before it; nothing, and cut, where it only thought."""
-        thoughts, mark, rest = self.text.rpartition("</think>")
+        _, mark, rest = self.text.rpartition("</think>")
         if mark:
             return Answer(rest.strip(), self.cut)
         return Answer("", True) if rest.startswith("<think>") else self
@@ -167,8 +167,8 @@ class ChatClient:
             said = _hidden(data[:200].decode("utf-8", "replace"), key)
             why = f"{type(error).__name__}: {error}"
             raise NoCompletion(
-                f"{self.base_url}: no chat completion ({why}): {said}; is it the address of an OpenAI-compatible server, "
-                "such as http://localhost:8000/v1? What was answered is kept, the same command goes on"
+                f"{self.base_url}: no chat completion ({why}): {said}; is it the address of an OpenAI-compatible "
+                "server, such as http://localhost:8000/v1? What was answered is kept, the same command goes on"
             ) from None
         return Answer((text or "").strip(), choice.get("finish_reason") == "length")
 

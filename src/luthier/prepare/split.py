@@ -157,7 +157,9 @@ def _parent(row: Row) -> int:
     try:
         return _first(told["sha256"])
     except (TypeError, KeyError, ValueError):
-        raise DataError(f"{row.place}: {PARENT} names no parent by its sha256, as `luthier data augment` does") from None
+        raise DataError(
+            f"{row.place}: {PARENT} names no parent by its sha256, as `luthier data augment` does"
+        ) from None
 
 
 def families(whole: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from ...data.holdout import PARENT  # the key of a new row under which it says what it was made of
 from ...settings import Settings
 from ..chat_client import Answer, Question
 from ..encoded import dumps

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...data import formats
+from ...data.holdout import PARENT
 from ...data.sources import Row
 from ...errors import CheckpointError, ConfigError, DataError
 from ..checks.exact_duplicates import repeated
@@ -30,7 +31,7 @@ from .answering import Own, Server
 from .making import Making, New
 from .recipe import Augmentation
 from .self_instruct import SelfInstruct
-from .way import PARENT, Given
+from .way import Given
 
 REFUSED = "refused"
 REASONS = ("", "the same input as a given row", "the same as another new row", "its input is in the validation set")
