@@ -48,7 +48,7 @@ def _borders(text: str) -> list[tuple[int, int]]:
     made: list[tuple[int, int]] = []
     for match in WORD.finditer(text):
         start, end = match.span()
-        if made and made[-1][1] == start and text[start - 1 : start + 1].isascii() is False:
+        if made and made[-1][1] == start and not text[start - 1 : start + 1].isascii():
             first, before, here = text[made[-1][0]], text[start - 1], text[start]
             goes_on = here.isalnum() and _on_a_letter(before) and (first.isalnum() or _on_a_letter(first))
             joins = _on_a_letter(here) or here in JOINERS or "\U0001f3fb" <= here <= "\U0001f3ff" or before in JOINERS
