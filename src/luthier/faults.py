@@ -150,7 +150,7 @@ def explained(errors: list) -> list[str]:
         if detail["type"] == "extra_forbidden" and section:
             for inner in _dotted(detail["input"]):
                 told[f"{path}.{inner}"] = f"{path}.{inner}: unknown key{_elsewhere(path, inner)}"
-        elif unknown:
+        elif detail["type"] == "extra_forbidden":
             told[path] = f"{path}: unknown key" + (_of_other_kinds(path) or suggestion(path.rpartition(".")[2], owners))
         elif detail["type"] == "missing":
             told[path] = f"{path}: required, and not given (for example {path}=...)"
