@@ -13,7 +13,7 @@ import anyio.to_thread
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from .. import __version__
@@ -37,10 +37,8 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class Json(Response):
+class Json(JSONResponse):
     """JSON that can always be written."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")

@@ -45,6 +45,11 @@ def protocol(patience: float) -> type[H11Protocol]:
                 self._stop()
                 self.cycle.scope["luthier.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.trailing_data[0] and self._waits is None:  # the beginning of the next request is there
+                self._wait()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
             super().connection_lost(exc)
