@@ -153,7 +153,8 @@ def test_slow_headers_and_bodies(url):
     assert b"HTTP/1.1 408" in raw(url, first + b"GET /hea")
 
 
-@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"POST / HTTP/9.9\r\nConnection: close\r\n\r\n",
+@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n",
+                                  b"POST / HTTP/9.9\r\nConnection: close\r\n\r\n",
                                   b"A" * 100_000,
                                   b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n"])  # fmt: skip
 def test_what_is_no_http(url, data):
