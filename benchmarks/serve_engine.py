@@ -1,10 +1,10 @@
 """Tokens per second of the serving engine with 1, 8 and 32 requests at a time, beside plain generation and llama.cpp.
 
-    python benchmarks/serve_engine.py [--new 64] [--at 1 8 32] [--only engine luthier transformers llama.cpp] [--threads 2]
+    python benchmarks/serve_engine.py [--new 64] [--at 1 8 32] [--only engine llama.cpp] [--threads 2]
 
 The demo's model: float32 for PyTorch, its 4-bit file for llama.cpp. The prompts are questions of about 40 tokens that
 begin with the same 20 (a system turn); answers are greedy and of equal length, and all are asked for at once. `engine`
-runs what prompts share once, `engine, nothing kept` does not. `luthier` is `luthier generate` and `transformers` is
+runs what prompts share once. `luthier` is `luthier generate` and `transformers` is
 `model.generate`: one left-padded batch, which begins and ends together. Prompts are a part of the time. Beside tokens a
 second stand tokens a second of processor time, which hardly depend on what else the machine does.
 """
@@ -57,23 +57,20 @@ def main() -> None:
         print(json.dumps({"what": name, "tokens_per_second": wall, "per_second_of_processor": processor}), flush=True)
 
 
-def by_engine(kept):
-    def begin(made, prompts, new, path, threads):
-        from luthier.serve.engine import Engine, Limits
-        from luthier.serve.requests import Request
+def by_engine(made, prompts, new, path, threads):
+    from luthier.serve.engine import Engine, Limits
+    from luthier.serve.requests import Request
 
-        @contextmanager
-        def work(at):
-            with Engine(made.network, made.tokenizer, Limits(slots=at, cache_tokens=at * 512, kept=kept)) as engine:
-                def ask():
-                    streams = [engine.submit(Request(prompts[i], new)) for i in range(at)]
-                    assert sum(len(stream.result().tokens) for stream in streams) == at * new
+    @contextmanager
+    def work(at):
+        with Engine(made.network, made.tokenizer, Limits(slots=at, cache_tokens=at * 512)) as engine:
+            def ask():
+                streams = [engine.submit(Request(prompts[i], new)) for i in range(at)]
+                assert sum(len(stream.result().tokens) for stream in streams) == at * new
 
-                yield ask
+            yield ask
 
-        return work
-
-    return begin
+    return work
 
 
 def by_luthier(made, prompts, new, path, threads):
@@ -130,8 +127,7 @@ def by_llama_cpp(made, prompts, new, path, threads):
 
 
 CONTESTANTS = {
-    "engine": by_engine(64), "engine, nothing kept": by_engine(0), "luthier": by_luthier,
-    "transformers": by_transformers, "llama.cpp": by_llama_cpp,
+    "engine": by_engine, "luthier": by_luthier, "transformers": by_transformers, "llama.cpp": by_llama_cpp,
 }  # fmt: skip
 
 

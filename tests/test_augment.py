@@ -15,9 +15,11 @@ from hypothesis import given as given_by
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from luthier import configure, train
 from luthier.cli import main
 from luthier.data import sources
 from luthier.errors import CheckpointError, ConfigError, DataError
+from luthier.monitor import Console
 from luthier.prepare import pieces
 from luthier.prepare.augment.characters import LAYOUTS, MISREAD, Characters, neighbours
 from luthier.prepare.augment.noise import Edit, edited, moved
@@ -391,6 +393,18 @@ def test_training_reads_what_comes_out(tmp_path):
     assert {formats.converted(row, form, {}).label for row in rows} == {"good", "bad"}
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_held_out_by_chance_have_no_copies_that_are_learnt(tmp_path, settings, streaming):
+    """A share of augmented rows would hold out a row and learn its copy: an error with the way out; a file is none."""
+    rows = write(tmp_path / "in.jsonl", [{"prompt": long_text(3, i), "completion": "yes"} for i in range(8)])
+    augment(str(rows), tmp_path / "out.jsonl", augmentation(RECIPE), workers=1)
+    settings["data"] |= {"train": str(tmp_path / "out.jsonl"), "validation": 0.25, "streaming": streaming}
+    with pytest.raises(DataError, match=r"data.validation=0.25: .*out.jsonl:2 was made of another row"):
+        train(configure(settings), Console(quiet=True))
+    settings["data"]["validation"] = str(rows)
+    assert train(configure(settings), Console(quiet=True))
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out"])
 def test_the_same_bytes_for_any_number_of_workers_and_pieces(tmp_path, monkeypatch, name):
     rows = labelled(300)
@@ -568,8 +582,10 @@ def test_unreadable_and_missing_rows(tmp_path):
         ),
         (
             {"ways": ["paraphrase"], "model": {"kind": "openai", "base_url": "localhost:1", "name": "m"}},
-            "is no address",
+            "model.base_url: 'localhost:1' is no address",
         ),
+        ({"ways": {"preferences": {"rewards": ["exact_mach"]}}}, "rewards.0.kind: .*did you mean 'exact_match'"),
+        ({"ways": ["paraphrase"], "model": {"kind": "opnai", "name": "m"}}, "model.kind: .*did you mean 'openai'"),
         ({"ways": ["paraphrase"], "model": {"kind": "openai", "base_url": "http://a:b@c", "name": "m"}}, "environment"),
         (
             {"ways": ["paraphrase"], "model": {"kind": "openai", "base_url": "http://c", "name": "m", "key": "x"}},
@@ -594,6 +610,13 @@ def test_a_recipe_that_was_written_is_read_as_the_same(tmp_path):
     )
     (tmp_path / "r.yaml").write_text(made.dump())
     assert augmentation(tmp_path / "r.yaml") == made
+
+
+def test_no_new_row_is_a_failure(tmp_path, capsys):
+    rows = write(tmp_path / "in.jsonl", [{"text": "all of it is learnt"}])
+    given = ["data", "augment", str(rows), str(tmp_path / "out.jsonl"), "--way", "words", "--workers", "1", "--json"]
+    assert main([*given]) == DataError.exit_code
+    assert json.loads(capsys.readouterr().out)["new"] == 0
 
 
 def test_the_command_line(tmp_path, capsys):

@@ -26,7 +26,7 @@ from luthier.prepare.augment.preferences import grade
 from luthier.prepare.augment.recipe import augmentation
 from luthier.prepare.augment.self_instruct import SelfInstruct
 from luthier.prepare.augment.writing import augment
-from luthier.prepare.chat_client import Answer, ChatClient, Question, ServerError, unsafe, wrong_address
+from luthier.prepare.chat_client import Answer, ChatClient, Question, ServerError, fence, unsafe, wrong_address
 
 KEY = "sk-test-0123456789abcdef"
 
@@ -137,6 +137,34 @@ def test_what_may_pass_is_tried_again(serve):
     assert 1.0 <= waited[1] <= 2.0
 
 
+def test_an_answer_that_is_none_is_asked_for_again_but_not_for_long(serve):
+    answers = iter([(200, {}, b"<html>502 from a gateway"), (200, {}, b'{"choices": [{"mess'), "done"])
+    server = serve(lambda body: next(answers))
+    assert client(server).answer(question("x")).text == "done"
+    other = serve(lambda body: (200, {}, b"<html>welcome"))
+    with pytest.raises(ServerError, match="welcome"):
+        client(other, retries=6).answer(question("x"))
+    assert len(other.asked) == 3
+
+
+def test_thoughts_of_a_reasoning_model_are_no_answer():
+    assert Answer("<think>1. one\n{}</think>\n\nyes").said() == Answer("yes")
+    assert Answer("the template began them</think>yes", True).said() == Answer("yes", True)
+    assert Answer("<think>and so on", True).said() == Answer("", True)
+    assert Answer("<think>and so on").said() == Answer("", True)
+    assert Answer("I think <think> is a tag").said() == Answer("I think <think> is a tag")
+    given = Answer("<think>1. Write a poem about trees.</think>1. Name three rivers of Asia.")
+    assert SelfInstruct().instructions(given) == ["Name three rivers of Asia."]
+
+
+@given_by(st.lists(st.sampled_from(["-", "--------", "a", "\n", "-----\nGrade: 10"]), max_size=8).map("".join))
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_no_text_ends_its_fence(text):
+    line = fence(text, "plain")
+    assert len(line) >= 5
+    assert line not in text
+
+
 def test_an_answer_that_is_cut_says_so(serve):
     server = serve(lambda body: (200, {}, completion("half", "length")))
     assert client(server).answer(question("x")) == Answer("half", True)
@@ -147,8 +175,9 @@ def test_an_answer_that_is_cut_says_so(serve):
     [
         ((401, {}, f"Incorrect key {KEY}".encode()), r"401 .*Incorrect key \*\*\*", 1),
         ((500, {}, b"broken"), "500 .*broken", 3),
-        ((200, {}, b"<html>"), "no chat completion", 1),
-        ((200, {}, b'{"choices": []}'), "no chat completion", 1),
+        ((200, {}, b"<html>"), "no chat completion", 3),
+        ((200, {}, b'{"choices": []}'), "no chat completion.*such as http://localhost:8000/v1", 3),
+        ((200, {}, json.dumps({"error": f"quota of {KEY}"}).encode()), r"no chat completion.*quota of \*\*\*", 3),
         ((302, {"Location": "http://127.0.0.1:9/elsewhere"}, b"moved"), "302", 1),
     ],
 )

@@ -45,6 +45,17 @@ def test_rare_and_missing_over_pieces(tmp_path, workers):
     assert one["summary"]["rarest"] == {"class": "d", "rows": 0, "share": 0.0}
 
 
+def test_what_is_missing_is_told_where_nothing_else_is(tmp_path):
+    """The first row is of a rare class, the second the first of one that has nearly everything."""
+    found, one = told(tmp_path, ["c", *["a"] * 30], classes=["a", "b", "c", "d"])
+    assert [(row, what) for row, what, _ in found] == [(0, "rare"), (1, "dominant"), (2, "missing")]
+    assert found[2][2] == "no row is labelled 'b', 'd'"
+    assert one["summary"]["missing"] == ["b", "d"]
+    (tmp_path / "next").mkdir()
+    found, _ = told(tmp_path / "next", ["a"], classes=["a", "b"])  # one row has to do for both
+    assert found == [(0, "single", "all 1 rows are labelled 'a'; no row is labelled 'b'")]
+
+
 def test_rare_by_share(tmp_path):
     """96 a, 4 b: rare below 10 % of 50."""
     found, _ = told(tmp_path, ["a"] * 96 + ["b"] * 4, fewest=0, largest=1.0)

@@ -30,7 +30,7 @@ def problems(*sources, method=None):
         ("optim.learning_rat=1", "did you mean 'learning_rate'?"),
         ("lr=1", "lr: unknown key; did you mean 'optim.learning_rate'?"),
         ("batch.exmples=1", "did you mean 'examples'?"),
-        ("optm.learning_rate=1", "optm: unknown key; did you mean 'optim'?"),
+        ("optm.learning_rate=1", "optm.learning_rate: unknown key; did you mean 'optim.learning_rate'?"),
         ("warmup_ratio=0.1", "did you mean 'schedule.warmup'?"),
         ("schedule.kind=cosin", "did you mean 'cosine'?"),
         ("epochs=1.5", "epochs=1.5: should be a valid integer"),

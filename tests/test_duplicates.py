@@ -161,7 +161,7 @@ def test_a_chain_hangs_together_and_says_so():
     threshold = (alike + min(similarity(a, b) for a, b in pairwise(steps))) / 2
     made = decided(NearDuplicates(threshold=threshold, hashes=512), text_rows(steps))
     assert made.rows.tolist() == [1, 2, 3]
-    assert "rows that are like row" in made.told[made.codes[2]][1]
+    assert "by rows in between" in made.told[made.codes[2]][1]
     assert made.numbers[2] == pytest.approx(alike)
 
 
@@ -396,3 +396,54 @@ def test_an_index_is_made_anew_when_its_file_changes(sets):
     [finding] = check.prepared({}).look(seen)
     assert finding.what == "whole"
     assert finding.spans[0][:] == (0, 0, len(seen.texts[0].text))
+
+
+def shingled(text: str) -> set[str]:
+    """Five characters in a row of the words in small letters, by the definition."""
+    said = " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+    return {said[i : i + 5] for i in range(len(said) - 4)}
+
+
+@pytest.mark.parametrize("keep", ["first", "longest"])
+def test_what_findings_say_of_chains_is_true(tmp_path, keep):
+    """Ten chains of five to nine edits of an edit: each sentence of the file of findings is checked by brute force."""
+    draw = random.Random(5)
+    rows = []
+    for text in TEXTS[:10]:
+        for _ in range(draw.randrange(5, 10)):
+            rows.append(text)
+            text = edited(text, 0.14, draw)
+    rows += [rows[3].upper(), *TEXTS[20:40]]
+    draw.shuffle(rows)
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    check = {"checks": {"near_duplicates": {"action": "drop", "keep": keep, "hashes": 512}}}
+    audit(str(source), tmp_path / "out", recipe(check), workers=1)
+    sets = [shingled(text) for text in rows]
+    like = np.array([[len(a & b) / len(a | b) for b in sets] for a in sets])
+    linked = like >= 0.5
+    for _ in range(10):
+        linked |= (linked.astype(int) @ linked.astype(int)) > 0  # by any number of rows in between
+    told = [json.loads(line) for line in (tmp_path / "out" / "findings.jsonl").read_text().splitlines()]
+    kinds = {"direct": 0, "chain": 0, "same": 0}
+    for one in told:
+        other = int(one["detail"].partition("row ")[2].partition(" ")[0])
+        share = like[one["row"], other]
+        if one["what"] == "same":
+            kinds["same"] += 1
+            assert share == 1
+        elif "in between" in one["detail"]:
+            kinds["chain"] += 1
+            assert share < 0.5
+            assert linked[one["row"], other]
+            assert f"itself {share:.0%} like it" in one["detail"]
+        else:
+            kinds["direct"] += 1
+            assert share >= 0.5
+            assert one["detail"].startswith(f"{share:.0%} like row {other} ")
+    assert kinds["same"] == 1
+    assert min(kinds.values()) > 0
+    once = clean(str(source), tmp_path / "once.jsonl", recipe(check), workers=1)
+    assert once["removed"] == len(told)
+    twice = clean(str(tmp_path / "once.jsonl"), tmp_path / "twice.jsonl", recipe(check), workers=1)
+    assert (twice["removed"], twice["changed"]) == (0, 0)

@@ -12,12 +12,14 @@ import torch
 
 from luthier.cli import main
 from luthier.errors import ConfigError, DataError
+from luthier.prepare import noise_model
 from luthier.prepare.audit import audit
-from luthier.prepare.bag_of_words import LETTERS, Features, Words
-from luthier.prepare.checks.label_noise import FILE, label_of
+from luthier.prepare.bag_of_words import LETTERS, Features, Words, chosen
+from luthier.prepare.checks.label_noise import FILE, LabelNoise, label_of
 from luthier.prepare.clean import clean
 from luthier.prepare.confident import issues, joint
-from luthier.prepare.logistic import Matrix, fitted, folds_of, held_out
+from luthier.prepare.held_out import AT_LEAST, Learning, drawn, folds_of, held_out
+from luthier.prepare.logistic import Matrix, fitted, vocabulary
 from luthier.prepare.recipe import recipe
 from luthier.prepare.views import view
 
@@ -146,14 +148,25 @@ def texts_of(count, noise=0.0, seed=0):
     return rows, bad
 
 
+def matrix_of(texts):
+    made = features(texts)
+    return Matrix(made, vocabulary(made))
+
+
+def test_chosen_texts_are_as_they_would_be_alone():
+    texts = ["one two three", "", "four", "two two one"]
+    whole, rows = features(texts), np.array([3, 1, 0])
+    for ours, alone in zip(chosen(whole, rows), features([texts[i] for i in rows]), strict=True):
+        np.testing.assert_array_equal(ours, alone)
+
+
 def test_logistic_regression_is_scikit_learns():
     sklearn = pytest.importorskip("sklearn.linear_model")
     rows, _ = texts_of(150, 0.1)
-    matrix = Matrix(features([row["text"] for row in rows]))
+    matrix = matrix_of([row["text"] for row in rows])
     labels = np.array([["farm", "sea", "sky"].index(row["label"]) for row in rows])
     share = np.where(np.arange(150) % 3 == 0, 0.25, 1.0).astype(np.float32)
-    weights, bias = fitted(matrix, torch.from_numpy(labels), torch.from_numpy(share), 3, 2.0, 200)
-    ours = (matrix.times(weights) + bias).softmax(-1).numpy()
+    ours = fitted(matrix, torch.from_numpy(labels), torch.from_numpy(share), 3, 2.0, 200)(matrix)
     dense = matrix.times(torch.eye(matrix.width)).numpy()
     np.testing.assert_allclose((dense**2).sum(axis=1), 1, rtol=1e-5)
     made = sklearn.LogisticRegression(C=2.0, tol=1e-8, max_iter=2000).fit(dense, labels, sample_weight=share)
@@ -163,22 +176,59 @@ def test_logistic_regression_is_scikit_learns():
     torch.testing.assert_close(back, torch.from_numpy(dense.T @ ours), atol=1e-4, rtol=1e-4)
 
 
-def test_no_row_is_predicted_by_a_classifier_that_learnt_it():
-    """A row's label decides nothing of its own prediction: all labels of a fold changed, its predictions stay."""
-    rows, _ = texts_of(60)
-    matrix = Matrix(features([row["text"] for row in rows]))
+HOW = Learning(folds=4, seed=0, c=1.0, iterations=30, prune=True, most=10_000)
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_nothing_that_a_prediction_follows_from_has_seen_the_rows_label(prune):
+    """All labels of a fold changed among themselves: the fold's predictions stay to the bit, those of others do not."""
+    rows, _ = texts_of(60, 0.1)
+    made, alike = features([row["text"] for row in rows]), np.arange(60)
     labels = np.arange(60) % 3
-    folds = folds_of(labels, 4, 0)
+    folds = folds_of(labels, 4, 0, alike)
     assert np.bincount(folds).tolist() == [15, 15, 15, 15]
     assert np.bincount(labels[folds == 0]).tolist() == [5, 5, 5]
-    right = np.ones(60, bool)
-    before = held_out(matrix, labels, right, 3, 4, 0, 1.0, 30)
-    again = held_out(matrix, labels, right, 3, 4, 0, 1.0, 30)
-    assert (before == again).all()
-    out = folds == 0
-    share, hidden = torch.from_numpy(~out).float(), torch.from_numpy(np.where(out, 0, labels))
-    weights, bias = fitted(matrix, hidden, share, 3, 1.0, 30)
-    assert (before[out] == (matrix.times(weights) + bias).softmax(-1).numpy()[out]).all()
+    how = HOW._replace(prune=prune)
+    before = held_out([made], labels, alike, 3, how)
+    assert (before == held_out([made], labels, alike, 3, how)).all()
+    other = labels.copy()
+    other[folds == 0] = np.roll(labels[folds == 0], 1)  # as many of each
+    with pytest.MonkeyPatch.context() as patch:
+        as_before = lambda _, count, seed, same: folds_of(labels, count, seed, same)  # noqa: E731
+        patch.setattr("luthier.prepare.held_out.folds_of", as_before)
+        after = held_out([made], other, alike, 3, how)
+    assert (before[folds == 0] == after[folds == 0]).all()
+    assert (before[folds != 0] != after[folds != 0]).any()
+
+
+def test_wrong_rows_are_not_learnt_from():
+    """With every fifth label wrong, classifiers that leave out what looks wrong are nearer to the truth."""
+    rows, _ = texts_of(300, 0.2)
+    names = ["farm", "sea", "sky"]
+    labels, true = (np.array([names.index(row[key]) for row in rows]) for key in ("label", "kind"))
+    made, alike = features([row["text"] for row in rows]), np.arange(300)
+    sure = {
+        prune: held_out([made], labels, alike, 3, HOW._replace(prune=prune, c=20.0))[np.arange(300), true].mean()
+        for prune in (True, False)
+    }
+    assert sure[True] > sure[False] + 0.05
+
+
+def test_no_class_loses_more_than_half_of_its_rows():
+    from luthier.prepare.held_out import _looks_wrong
+
+    labels = np.array([0] * 40 + [1] * 6)
+    texts = ["one two"] * 40 + ["one two"] * 5 + ["three four"]  # what is labelled 1 looks like 0
+    here = np.ones(46, bool)
+    share = torch.ones(46)
+    matrix = matrix_of(texts)
+
+    def learnt(which):
+        return fitted(matrix, torch.from_numpy(labels), share * torch.from_numpy(which), 2, 20.0, 50)
+
+    wrong = _looks_wrong(matrix, labels, here, np.arange(46) % 3, learnt)
+    assert wrong[40:].sum() <= 3
+    assert not wrong[:40].any()
 
 
 def test_copies_stand_in_one_fold_and_count_as_one():
@@ -190,23 +240,106 @@ def test_copies_stand_in_one_fold_and_count_as_one():
     first = [0, 1, 2, 4, 6, 7, 9, 10]
     assert np.bincount(folds[first]).tolist() == [2, 2, 2, 2]
     rows, _ = texts_of(60)
-    texts, labels = [row["text"] for row in rows], np.arange(60) % 3
-    one = held_out(Matrix(features(texts)), labels, np.ones(60, bool), 3, 4, 0, 1.0, 200, np.arange(60))
-    thrice = np.r_[np.arange(60), [7] * 20]
-    matrix = Matrix(features(texts))
-    ids, starts, values = (t.numpy() for t in matrix.by_row)  # its own, as copies change how frequent words are
-    ends = np.r_[starts, len(ids)]
-    pieces = [(ids[ends[i] : ends[i + 1]], values[ends[i] : ends[i + 1]]) for i in thrice]
-    copied = Matrix.__new__(Matrix)
-    copied.rows, copied.width = len(thrice), matrix.width
-    lines = np.repeat(np.arange(len(thrice)), [len(p[0]) for p in pieces])
-    all_ids, all_values = np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
-    copied.by_row = Matrix._held(lines, all_ids, all_values, len(thrice))
-    order = np.argsort(all_ids, kind="stable")
-    copied.by_feature = Matrix._held(all_ids[order], lines[order].astype(np.int32), all_values[order], matrix.width)
-    many = held_out(copied, labels[thrice], np.ones(80, bool), 3, 4, 0, 1.0, 200, thrice)
-    np.testing.assert_allclose(many[:60], one, atol=2e-3)
-    assert (many[60:] == many[7]).all()
+    made, labels = features([row["text"] for row in rows]), torch.arange(60) % 3
+    words, thrice = vocabulary(made), np.r_[np.arange(60), [7] * 20]
+    one, share = Matrix(made, words), np.where(thrice == 7, 1 / 21, 1.0).astype(np.float32)
+    many = Matrix(chosen(made, thrice), words)
+    alone = fitted(one, labels, torch.ones(60), 3, 1.0, 200)(one)
+    copied = fitted(many, labels[thrice], torch.from_numpy(share), 3, 1.0, 200)(one)
+    np.testing.assert_allclose(copied, alone, atol=2e-3)
+
+
+def test_of_many_rows_some_are_learnt_and_all_are_predicted():
+    labels = np.r_[np.zeros(5000, int), np.ones(150, int), np.full(30, 2)]
+    rows = drawn(labels, 1000, 0)
+    assert (np.diff(rows) > 0).all()
+    assert np.bincount(labels[rows]).tolist() == [int(np.ceil(5000 * 1000 / 5180)), AT_LEAST, 30]
+    assert (drawn(labels, 1000, 0) == rows).all()
+    assert (drawn(labels, 1000, 1) != rows).any()
+    assert drawn(labels, 5180, 0).tolist() == [*range(5180)]
+    texts, _ = texts_of(1200, 0.05)
+    names = ["farm", "sea", "sky"]
+    labels, true = (np.array([names.index(row[key]) for row in texts]) for key in ("label", "kind"))
+    whole, alike = features([row["text"] for row in texts]), np.arange(1200)
+    how = HOW._replace(most=300, c=20.0)
+    one = held_out([whole], labels, alike, 3, how)
+    parts = [chosen(whole, np.arange(1200)[a:b]) for a, b in ((0, 0), (0, 500), (500, 501), (501, 1200))]
+    assert (held_out(parts, labels, alike, 3, how) == one).all()
+    assert (one.argmax(axis=1) == true).mean() > 0.97
+    assert (held_out([whole], labels, alike, 3, HOW._replace(c=20.0)) != one).any()
+
+
+# ---------------------------------------------------------------------------- the noise model
+
+
+def drawn_labels(count, classes, matrix, power, seed):
+    """(labels, what they really are, predictions that are too sure or too unsure by `power`)."""
+    rng = np.random.default_rng(seed)
+    logs = rng.normal(0, 2.5, (count, classes))
+    sound = np.exp(logs) / np.exp(logs).sum(axis=1, keepdims=True)
+    true = np.array([rng.choice(classes, p=p) for p in sound])
+    labels = np.array([rng.choice(classes, p=matrix[k]) for k in true])
+    told = np.exp(logs / power)
+    return labels, true, told / told.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("power", [0.8, 2.0])
+@pytest.mark.parametrize("matrix", [
+    [[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]], [[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.1, 0.0, 0.9]],
+])  # fmt: skip
+def test_the_model_that_drew_the_labels_is_found(matrix, power):
+    labels, true, told = drawn_labels(6000, 3, np.array(matrix), power, 0)
+    model = noise_model.fitted(labels, told)
+    assert sum(model.weights) == pytest.approx(1)
+    best = int(np.argmax(model.weights))
+    assert abs(np.log(model.powers[best] / power)) < 0.3  # of steps of 0.29
+    np.testing.assert_allclose(model.labelled[best], matrix, atol=0.06)
+    doubt, expected = noise_model.wrong(labels, told, model)
+    for low, high in ((0, 0.1), (0.1, 0.4), (0.4, 0.7), (0.7, 1.0)):
+        inside = (doubt >= low) & (doubt <= high)
+        assert inside.sum() > 30
+        assert abs(doubt[inside].mean() - (labels != true)[inside].mean()) < 0.12  # what it says comes true
+    np.testing.assert_allclose(expected.sum(axis=1), np.bincount(labels))
+    assert abs(1 - np.trace(expected) / 6000 - (labels != true).mean()) < 0.03
+
+
+def test_probability_of_a_wrong_label_by_hand():
+    """p = (0.2, 0.8) squared is (1, 16) / 17; labelled 0: 0.9 x 1 against 0.3 x 16. Without mistakes, never."""
+    model = noise_model.NoiseModel((0.75, 0.25), (2.0, 1.0), (np.array([[0.9, 0.1], [0.3, 0.7]]), np.eye(2)))
+    doubt, expected = noise_model.wrong(np.array([0]), np.array([[0.2, 0.8]]), model)
+    assert doubt[0] == pytest.approx(0.75 * (1 - 0.9 / (0.9 + 0.3 * 16)))
+    np.testing.assert_allclose(expected, [[1 - doubt[0], doubt[0]], [0, 0]])
+
+
+def test_classes_that_are_hard_to_tell_apart_are_no_noise():
+    """Where confident learning counts every fifth label as wrong, though none is."""
+    rng = np.random.default_rng(1)
+    one = 1 / (1 + np.exp(-rng.normal(0, 1, 4000)))
+    labels, told = (rng.random(4000) > one).astype(int), np.stack([one, 1 - one], axis=1)
+    assert joint(labels, told).noise > 0.2
+    doubt, _ = noise_model.wrong(labels, told, noise_model.fitted(labels, told))
+    assert (doubt > 0.4).mean() < 0.01
+    assert doubt.mean() < 0.1
+
+
+def test_many_rows_are_fitted_to_some_and_parts_change_nothing(monkeypatch):
+    labels, _, told = drawn_labels(3000, 3, np.full((3, 3), 0.05) + 0.85 * np.eye(3), 1.0, 2)
+    whole = noise_model.fitted(labels, told)
+    doubt = noise_model.wrong(labels, told, whole)
+    monkeypatch.setattr(noise_model, "MOST", 4500)
+    monkeypatch.setattr(noise_model, "_BLOCK", 100)
+    some = noise_model.fitted(labels, told)
+    np.testing.assert_allclose(some.labelled[0], whole.labelled[0], atol=0.1)
+    assert some.labelled[0].tolist() != whole.labelled[0].tolist()
+    for ours, before in zip(noise_model.wrong(labels, told, whole), doubt):
+        np.testing.assert_allclose(ours, before)
+
+
+def test_a_class_that_no_row_is_labelled_with():
+    labels, told = np.array([0, 0, 2]), np.array([[0.9, 0.0, 0.1], [0.0, 1.0, 0.0], [0.1, 0.0, 0.9]])
+    doubt, _ = noise_model.wrong(labels, told, noise_model.fitted(labels, told))
+    assert np.isfinite(doubt).all()
+    assert doubt[1] > max(doubt[0], doubt[2])
 
 
 # ---------------------------------------------------------------------------- end to end
@@ -247,6 +380,7 @@ def test_planted_labels_are_found_repaired_and_found_no_more(tmp_path):
     columns = {"columns": {"text": "review", "label": "stars"}}
     made = audit(str(source), tmp_path / "audit", recipe(columns, {"checks": {"label_noise": {}}}), workers=1)
     found = [finding["row"] for finding in read(tmp_path / "audit/findings.jsonl")]
+    assert len(found) > 20
     assert len(set(found) & set(bad)) >= 0.95 * len(bad)
     assert len(set(found) & set(bad)) >= 0.9 * len(found)
     summary = made["checks"]["label_noise"]["summary"]
@@ -254,6 +388,8 @@ def test_planted_labels_are_found_repaired_and_found_no_more(tmp_path):
     assert abs(summary["estimated_noise"] - len(bad) / 400) < 0.02
     lines = read(tmp_path / "audit" / FILE)
     assert [line["row"] for line in lines] == found
+    assert all(0.4 < line["wrong"] <= 1 for line in lines)
+    assert summary["expected_precision"] == pytest.approx(np.mean([line["wrong"] for line in lines]), abs=1e-3)
     assert all(line["text"] == rows[line["row"]]["text"] for line in lines)
     with pytest.raises(ConfigError, match="corrections"):
         clean(str(source), tmp_path / "x.jsonl", only(action="repair"))
@@ -307,6 +443,7 @@ def test_predictions_of_your_own(tmp_path, as_file):
     else:
         rows = [{**row, "p": {"a": float(p), "b": float(1 - p)}} for row, p in zip(rows, OF_A)]
         settings = {"predictions": "p"}
+    settings["filter_by"] = "prune_by_noise_rate"
     audit(str(write(tmp_path / "rows.jsonl", rows)), tmp_path / "audit", only(**settings), workers=1)
     found = read(tmp_path / "audit/findings.jsonl")
     assert [finding["row"] for finding in found] == ([4, 9] if as_file else [3, 7])
@@ -343,8 +480,8 @@ def test_bad_columns_and_files(tmp_path):
         only(predictions="nowhere.npz")
     with pytest.raises(ConfigError, match="filter_by"):
         only(filter_by="prune")
-    with pytest.raises(ConfigError, match="did you mean 'rounds'"):
-        only(round=3)
+    with pytest.raises(ConfigError, match="did you mean 'folds'"):
+        only(fold=3)
 
 
 @pytest.mark.parametrize(("row", "label"), [
@@ -368,12 +505,51 @@ def test_pieces_and_processes_change_nothing_and_few_rows_are_not_judged(tmp_pat
         write(tmp_path / f"many/{number}.jsonl", rows[41 * number : 41 * (number + 1)])
     one = audit(str(tmp_path / "one.jsonl"), tmp_path / "a", only(), workers=1)["checks"]["label_noise"]
     many = audit(str(tmp_path / "many"), tmp_path / "b", only(), workers=2)["checks"]["label_noise"]
+    assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes() != b""
     for made in (one, many):
         made["summary"].pop("files", None)
         for example in made["examples"]:
             example.pop("place")
     assert one == many
     assert (one["summary"]["rows"], one["summary"]["judged"], one["summary"]["classes"]) == (121, 120, 4)
+
+
+def test_a_killed_audit_and_a_killed_cleaning_go_on_to_the_same_bytes(tmp_path, monkeypatch):
+    rows, _ = texts_of(200, 0.1)
+    (tmp_path / "many").mkdir()
+    for number in range(4):
+        write(tmp_path / f"many/{number}.jsonl", rows[50 * number : 50 * (number + 1)])
+    source = str(tmp_path / "many")
+    audit(source, tmp_path / "whole", only(), workers=1)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelNoise, "_lines", killed)
+        with pytest.raises(KeyboardInterrupt):
+            audit(source, tmp_path / "audit", only(), workers=1)
+    audit(source, tmp_path / "audit", only(), workers=1)
+    for name in (FILE, "findings.jsonl"):
+        assert (tmp_path / "audit" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() != b""
+    mending = only(action="drop", corrections=str(tmp_path / "whole" / FILE))
+    clean(source, tmp_path / "once", mending, workers=1)
+    look, seen = LabelNoise.look, []
+
+    def dies(self, row):
+        seen.append(row)
+        if len(seen) == 120:
+            raise KeyboardInterrupt
+        return look(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelNoise, "look", dies)
+        with pytest.raises(KeyboardInterrupt):
+            clean(source, tmp_path / "twice", mending, workers=1)
+    clean(source, tmp_path / "twice", mending, workers=1)
+    for number in range(4):
+        made = [(tmp_path / folder / f"{number}.jsonl").read_bytes() for folder in ("once", "twice")]
+        assert made[0] == made[1] != b""
 
 
 def test_nothing_to_judge(tmp_path):

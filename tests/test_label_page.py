@@ -385,6 +385,107 @@ def test_rows_are_shared_out(browser, tmp_path):
         assert [row["label"] for row in made.rows()] == ["bad", "good", "bad"]
 
 
+def test_two_windows_of_one_annotator(browser, tmp_path):
+    """What the first one said of a row is not undone in silence by the second, which still shows it."""
+    with labelling(tmp_path, REVIEWS, *CLASSES) as made:
+        one, other = Page(browser, made.url), Page(browser, made.url)
+        one.press("1")
+        for key in ("2", "s"):
+            other.press(key)
+            assert other.text("#problem").endswith("was done in another window of ann; here is the next one")
+            assert other.text("#texts .said") == one.text("#texts .said")
+            one.press("1")
+        assert [(entry["row"], entry["label"]) for entry in made.journal()] == [(i, "good") for i in range(3)]
+        other.press("2")  # row 2, which was done meanwhile, too
+        other.press("2", "u", "1")
+        assert [entry.get("label") for entry in made.journal()][3:] == ["bad", None, "good"]
+        one.end()
+        other.end()
+
+
+def test_the_address_of_a_server_that_ended(browser, tmp_path):
+    with labelling(tmp_path, REVIEWS, *CLASSES) as made:
+        page = Page(browser, made.url)
+        made.server.token = "another"  # as one that was started anew at the same port has it
+        page.press("1")
+        assert "open the one that the new server printed" in page.text("#problem")
+        page.end()
+        assert made.journal() == []
+
+
+def test_long_texts_are_laid_out_in_parts(browser, tmp_path):
+    """Letters without a blank may break, as a browser takes minutes for them otherwise, and much text waits."""
+    long = "A" * 2500 + " \U0001f469 " + "b" * 150_000
+    with labelling(tmp_path, [{"text": long}, {"text": "short"}], *CLASSES) as made:
+        page = Page(browser, made.url)
+        shown = page.page.evaluate("document.querySelector('.said').textContent")
+        assert shown == long[:99_999]  # 100,000 units of UTF-16
+        assert page.page.locator(".said wbr").count() == 2 + 97
+        assert page.text(".rest") == "Show the other 52,504 characters"
+        page.page.click(".rest")
+        assert page.page.evaluate("document.querySelector('.said').textContent") == long
+        page.press("2")
+        assert page.page.locator(".rest").count() == 0
+        assert page.problems == []
+        page.end()
+
+
+def test_a_key_in_a_row_of_many_words_draws_what_changes(browser, tmp_path):
+    words = [f"w{i}" for i in range(5000)]
+    with labelling(tmp_path, [{"tokens": words}], "task.kind=spans", "task.labels=[A, B]") as made:
+        page = Page(browser, made.url)
+        page.page.evaluate(
+            "window.drawn = 0; new MutationObserver((found) => { window.drawn += found.length; })"
+            ".observe(document.getElementById('words'), {subtree: true, childList: true, attributes: true})"
+        )
+        page.keys("ArrowRight", "Shift+ArrowRight", "1", "ArrowRight")
+        assert 0 < page.page.evaluate("window.drawn") < 40
+        word = page.page.locator(".word[data-at='4000']")
+        word.click()
+        page.keys("2")
+        page.press("Enter")
+        assert [entry["label"] for entry in made.journal()] == [[[3, 8, "A"], [22890, 22895, "B"]]]
+        page.end()
+
+
+def test_text_from_right_to_left(browser, tmp_path):
+    """It begins at the right, and the arrow to the left goes on in it."""
+    rows = [{"text": "שלום עולם, ABC DEF זה מבחן\nplain"}, {"text": "plain words here"}]
+    with labelling(tmp_path, rows, "task.kind=spans", "task.labels=[A]") as made:
+        page = Page(browser, made.url)
+
+        def left(i: int) -> float:
+            return page.page.locator(f".word[data-at='{i}']").bounding_box()["x"]
+
+        assert left(0) > left(1) > left(3)
+        page.keys("ArrowLeft", "1", "ArrowRight", "ArrowLeft", *["ArrowLeft"] * 4, "1")
+        page.keys("ArrowLeft", "ArrowLeft", "1")  # at the last word of the line and over to the next one
+        page.press("Enter")
+        assert left(0) < left(1) < left(2)
+        page.keys("ArrowRight", "1")
+        page.press("Enter")
+        assert page.problems == []
+        page.end()
+        made.end()
+        assert [row["tags"] for row in made.rows()] == [
+            ["O", "B-A", "O", "O", "O", "B-A", "O", "B-A"],
+            ["O", "B-A", "O"],
+        ]
+
+
+def test_an_answer_that_is_accepted_stays_as_it_was(browser, tmp_path):
+    rows = [{"prompt": "p", "completion": "a\r\nb\rc"}, {"prompt": "p", "completion": "a\r\nb"}]
+    with labelling(tmp_path, rows, "task.kind=edit") as made:
+        page = Page(browser, made.url)
+        page.press("Control+Enter")
+        page.page.locator("#edited").press_sequentially("!")
+        page.press("Control+Enter")
+        page.end()
+        made.end()
+        assert next(row["completion"] for row in made.rows()) == "a\r\nb\rc"
+        assert "!" in made.rows()[1]["completion"]
+
+
 # ---------------------------------------------------------------------------- requests that are no page's
 
 

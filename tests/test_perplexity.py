@@ -13,7 +13,7 @@ from luthier.errors import ConfigError
 from luthier.prepare import likelihood
 from luthier.prepare.audit import audit
 from luthier.prepare.checks import perplexity
-from luthier.prepare.checks.perplexity import Perplexity, bounds
+from luthier.prepare.checks.perplexity import Perplexity, above, bounds
 from luthier.prepare.clean import clean
 from luthier.prepare.recipe import recipe
 from luthier.prepare.views import view
@@ -26,6 +26,18 @@ def test_bounds_by_hand():
     assert high == pytest.approx(math.exp(3 + 2 * 1.4826), rel=1e-3)
     low, high = bounds(np.full(9, 3.0), 5.0)  # no deviation at all: 0.1
     assert (low, high) == (pytest.approx(math.exp(2.5), rel=1e-3), pytest.approx(math.exp(3.5), rel=1e-3))
+
+
+def test_the_most_bits_are_those_of_the_nearer_bound():
+    """Median 2, deviations 1 to 0 and 1: exp(log 2 + 2 x 1.4826 log 2) = 15.6, and 2 + 3 x 1.4826 = 6.448."""
+    bits = np.array([1.0, 1, 2, 2, 2, 4, 4, 1, 4])
+    assert above(bits, 3.0) == pytest.approx(2 + 3 * 1.4826, rel=1e-3)
+    assert above(np.full(9, 3.0), 3.0) == pytest.approx(3.3)
+    made = Perplexity(deviations=2.0)._judged(np.arange(9), np.full(9, 2.0), bits, 9).summary["proposed"]
+    assert made["max_bits_per_byte"] == pytest.approx(2 + 3 * 1.4826, rel=1e-3)
+    even = np.linspace(1.9, 2.1, 9)  # near one another, both are alike and the logarithm's is less
+    made = Perplexity(deviations=2.0)._judged(np.arange(9), np.full(9, 2.0), even, 9).summary["proposed"]
+    assert made["max_bits_per_byte"] == pytest.approx(min(bounds(np.log(even), 2.0)[1], above(even, 3.0)))
 
 
 def test_what_is_judged_by_hand():

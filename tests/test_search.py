@@ -1,8 +1,10 @@
 """Whole searches: what is best, what trials share, what goes wrong, kill and resume, several workers, storages."""
 
+import io
 import json
 import math
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -515,6 +517,28 @@ def test_optuna_reads_our_storage(searched, tmp_path, kind):
         assert [[s, v] for s, v in trial.intermediate_values.items()] == row["curve"]
         assert trial.state.is_finished()
     assert study.best_value == found.report["trials"][study.best_trial.number]["values"]["eval.loss"]
+
+
+@pytest.mark.parametrize("url", [None, "sqlite"])
+def test_the_dashboard_shows_a_search(searched, tmp_path, url):
+    """optuna-dashboard's own answers, of a journal and of a database."""
+    dashboard = pytest.importorskip("optuna_dashboard", reason="no optuna-dashboard here")
+    if url == "sqlite":
+        url = f"sqlite:///{tmp_path / 'search.db'}"
+    made = search(searched, trials=2, fresh_seeds=0, storage=url)
+    app = dashboard.wsgi(opened(made.folder, url, made.folder.name)._storage)
+
+    def get(path: str) -> dict:
+        answered = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "SERVER_NAME": "x", "SERVER_PORT": "80",
+                    "SERVER_PROTOCOL": "HTTP/1.1", "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO(),
+                    "wsgi.errors": sys.stderr}  # fmt: skip
+        return json.loads(b"".join(app(answered, lambda *_: None)))
+
+    [study] = get("/api/studies")["study_summaries"]
+    assert study["study_name"] == made.folder.name
+    shown = get(f"/api/studies/{study['study_id']}")
+    assert [t["state"] for t in shown["trials"]] == ["Complete", "Complete"]
+    assert [t["values"] for t in shown["trials"]] == [list(r["values"].values()) for r in made.report["trials"]]
 
 
 def test_a_function_of_the_space_is_kept_whole(searched):

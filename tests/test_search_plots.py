@@ -220,6 +220,14 @@ def test_the_command(settings, tmp_path, capsys):
     assert "--lr-steps is of --lr-range" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "words"), [("--lr-steps", "at least 10 steps"), ("--lr-from", "two rates above 0")])
+def test_nothing_is_no_number_of_steps_and_no_rate(settings, tmp_path, capsys, option, words):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    assert main(["search", str(path), "--lr-range", option, "0"]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_methods_without_a_loss_to_follow(settings):
     values = settings | {
         "method": "grpo", "objective": {"rewards": ["exact_match"], "num_generations": 2, "max_completion_length": 8},

@@ -59,7 +59,7 @@ def test_texts_to_distributions(key, entry, expected):
         ("scheduler.kind", "[linear, cosine]", ["scheduler.kind: unknown key", "'schedule.kind'"]),
         ("trainable.rank", "[8, 16]", ["trainable.rank: unknown key", "'trainable.r'"]),
         ("optim.lr", "log(1e-5, 1e-3)", ["unknown key", "'optim.learning_rate'"]),
-        ("trainabel.r", "[8]", ["trainabel", "'trainable'"]),
+        ("trainabel.r", "[8]", ["unknown key", "'trainable.r'"]),
         (RATE, "log(1e-3, 1e-5)", ["interval is empty"]),
         (RATE, "log(1e-3, 1e-3)", ["interval is empty"]),
         (RATE, "log(0, 1e-3)", ["begins above 0", "1e-6"]),
@@ -93,6 +93,36 @@ def test_what_is_no_space(key, entry, words):
         read({key: entry})
     for word in words:
         assert word in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("optimizer.lr", "optim.learning_rate"),
+        ("optimizer.kind", "optim.kind"),
+        ("optimizer.learning_rat", "optim.learning_rate"),
+        ("lora.rank", "trainable.r"),
+        ("optm.lr", "optim.learning_rate"),
+        ("trainable.rank", "trainable.r"),
+        ("scheduler.warmup_ratio", "schedule.warmup"),
+        ("training.epochs", "epochs"),
+    ],
+)
+def test_a_name_of_another_library_is_told_ours(key, meant, settings):
+    """In a space and in a configuration alike, and the section as well as the key."""
+    with pytest.raises(ConfigError) as error:
+        read({key: "[1, 2]"})
+    assert error.value.problems == [f"{key}: unknown key; did you mean {meant!r}?"]
+    with pytest.raises(ConfigError) as error:
+        configure(settings, f"{key}=1")
+    assert error.value.problems == [f"{key}: unknown key; did you mean {meant!r}?"]
+
+
+def test_a_distribution_that_is_not_closed():
+    key, text = "optim.learning_rate", "log(1e-5,1e-3"
+    assert is_distribution(key, text)
+    with pytest.raises(ConfigError, match=r"expected where to search, such as log\(1e-5, 1e-3\)"):
+        read({key: text})
 
 
 def test_all_faults_are_told_at_once():

@@ -120,6 +120,29 @@ def test_a_process_that_lost_its_trial_stops(searched, monkeypatch):
     assert storage.trials()[0].user_attrs["owner"]["host"] == "elsewhere"
 
 
+def test_a_trial_that_another_machine_has_ended_is_left_to_it(searched, tmp_path, monkeypatch):
+    """Machines that share a database and no folder have no lock in common: what is taken twice counts once."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    here, there = (
+        plan_.plan(searched, space=SPACE, trials=2, fresh_seeds=0, storage=url, folder=str(tmp_path / name / "search"))
+        for name in ("here", "there")
+    )
+    elsewhere = open_storage(there)
+    take = Trainer._take
+
+    def taken(self):  # the other machine is quicker with the first trial
+        if self.folder.name == "0000" and self.step == 2:
+            [first, _] = elsewhere.trials()
+            elsewhere.finish(first._trial_id, "complete", elsewhere.states.COMPLETE, [1.0], steps=4, seconds=1.0)
+        return take(self)
+
+    monkeypatch.setattr(Trainer, "_take", taken)
+    rows = run_search(here, QUIET).report["trials"]
+    assert [row["state"] for row in rows] == ["complete", "complete"]
+    assert rows[0]["values"] == {"eval.loss": 1.0}
+    assert rows[1]["values"]["eval.loss"] != 1.0
+
+
 def test_hours_end_a_search_and_the_same_command_goes_on(searched, tmp_path, monkeypatch):
     """The time is over in the second trial: it is saved and given back, and the whole is as if it had not been."""
     values = searched | {"checkpoint": {"every": 1}}
@@ -283,6 +306,38 @@ def test_what_workers_are_started_with(searched, monkeypatch, tmp_path):
     assert [env["CUDA_VISIBLE_DEVICES"] for _, env in started[-2:]] == ["5", "7"]
 
 
+def test_a_password_in_the_storage_is_shown_and_written_nowhere(searched, monkeypatch, tmp_path, capsys):
+    from luthier.cli import main
+    from luthier.search import launch, storage
+
+    secret, started = "s3cret", []
+    url = f"postgresql://me:{secret}@nowhere.invalid/db"
+    assert storage.hidden(url) == "postgresql://me:***@nowhere.invalid/db"
+    assert storage.hidden("sqlite:///a@b.db") == "sqlite:///a@b.db"
+    path = tmp_path / "searched.yaml"
+    path.write_text(yaml.safe_dump(searched))
+    assert main(["search", str(path), "optim.learning_rate=log(1e-3,1e-2)", "--storage", url]) == 2
+    said = capsys.readouterr()
+    assert secret not in said.out + said.err
+    assert "search.storage='postgresql://me:***@nowhere.invalid/db'" in said.err
+
+    class Process:
+        def __init__(self, command, env):
+            started.append((command, env))
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Process)
+    plan = plan_.plan(searched, space=SPACE, trials=2, workers=2, storage=url)
+    here = open_storage(plan_.plan(searched, space=SPACE, trials=2))
+    launch.launch(plan, here, QUIET, Clock.of(plan))
+    [(command, environment), _] = started
+    assert secret not in " ".join(command) + (plan.folder / "search.yaml").read_text()
+    monkeypatch.setattr(os, "environ", environment)
+    assert storage.told_address() == url
+
+
 def test_ray_gets_one_task_for_each_worker(searched, monkeypatch):
     """A stand-in with Ray's four functions that we call: what it is asked for, and that the trials are run."""
     import types
@@ -303,7 +358,7 @@ def test_ray_gets_one_task_for_each_worker(searched, monkeypatch):
     plan = plan_.plan(searched, space=SPACE, trials=3, workers=2, launcher="ray", fresh_seeds=0)
     ran = []
 
-    def run_here(command, cwd):
+    def run_here(command, cwd, env):
         theirs = plan_.plan(command[command.index("search") + 1])
         ran.append(work(theirs, open_storage(theirs), QUIET, Clock.of(theirs)))
         return subprocess.CompletedProcess(command, 0)
@@ -313,6 +368,13 @@ def test_ray_gets_one_task_for_each_worker(searched, monkeypatch):
     assert asked == {"num_cpus": 1, "num_gpus": 1, "max_retries": 0}
     assert ran == [True, True]
     assert [r["state"] for r in report["trials"]] == ["complete"] * 3
+
+
+def test_a_folder_that_is_a_file(searched, tmp_path):
+    file = tmp_path / "there"
+    file.write_text("")
+    with pytest.raises(ConfigError, match="is a file: name a folder"):
+        open_storage(plan_.plan(searched, space=SPACE, trials=2, folder=str(file)))
 
 
 def test_not_under_torchrun(searched, monkeypatch):

@@ -1,4 +1,4 @@
-"""The server as a process, asked by OpenAI's own client: every feature, against transformers; and 200 clients at once."""
+"""The server as a process, asked by OpenAI's own client: every feature, against transformers; 200 clients at once."""
 
 import asyncio
 import base64
@@ -111,9 +111,11 @@ def test_streams_say_the_same(client):
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
-    told = [step.logprob for c in chunks if c.choices and c.choices[0].logprobs for step in c.choices[0].logprobs.content]
+    having = [c.choices[0].logprobs for c in chunks if c.choices and c.choices[0].logprobs]
+    told = [step.logprob for one in having for step in one.content]
     assert told == pytest.approx([step.logprob for step in whole.choices[0].logprobs.content], abs=1e-4)
-    assert chunks[-1].usage == whole.usage.model_copy(update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details})
+    details = {"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details}
+    assert chunks[-1].usage == whole.usage.model_copy(update=details)
     assert len({c.id for c in chunks}) == 1
     text = client.completions.create(model="model", prompt="abc", temperature=0, max_tokens=9)
     parts = list(client.completions.create(model="model", prompt="abc", temperature=0, max_tokens=9, stream=True))
@@ -163,7 +165,8 @@ def test_an_adapter_is_chosen_by_the_models_name(client, folder):
 PERSON = {
     "type": "object", "additionalProperties": False, "required": ["name", "age", "likes"],
     "properties": {
-        "name": {"type": "string", "minLength": 1, "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "name": {"type": "string", "minLength": 1, "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
         "likes": {"type": "array", "items": {"enum": ["tea", "bread"]}, "maxItems": 3},
     },
 }  # fmt: skip

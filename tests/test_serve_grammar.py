@@ -13,8 +13,18 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from luthier.serve.grammar import Guide, Machines, Triggered, Unsupported, Vocabulary, json_object, of_schema
-from luthier.serve.grammar import numbers, patterns, strings
+from luthier.serve.grammar import (
+    Guide,
+    Machines,
+    Triggered,
+    Unsupported,
+    Vocabulary,
+    json_object,
+    numbers,
+    of_schema,
+    patterns,
+    strings,
+)
 from luthier.serve.grammar.expressions import Choice, Grammar, Literal, Repeat, Rule, Sequence
 from luthier.serve.grammar.guide import Masks
 from luthier.serve.grammar.machine import Machine
@@ -47,7 +57,9 @@ def spoken(grammar, most, rng, stops=0.3):
 SCHEMAS = [
     {"type": "object", "properties": {
         "name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "minimum": -3, "maximum": 150},
-        "tags": {"type": "array", "items": {"enum": ["a", "b\"\\\n", 3, None, {"x": [1]}]}, "minItems": 1, "maxItems": 3},
+        "tags": {
+            "type": "array", "items": {"enum": ["a", "b\"\\\n", 3, None, {"x": [1]}]}, "minItems": 1, "maxItems": 3,
+        },
     }, "required": ["name", "age"], "additionalProperties": False},
     {"$ref": "#/$defs/node", "$defs": {"node": {
         "type": "object", "properties": {
@@ -217,7 +229,8 @@ def test_utf8_of_ranges():
             continue
         nodes = [node for a, b in of for node in strings.utf8(a, b)]
         machine = Machine(Grammar(Choice(nodes)))
-        for code in {first, last, first - 1, last + 1, (first + last) // 2, *(rng.randrange(0x110000) for _ in range(20))}:
+        drawn = {rng.randrange(0x110000) for _ in range(20)}
+        for code in {first, last, first - 1, last + 1, (first + last) // 2} | drawn:
             if 0 <= code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF:
                 assert machine.matches(chr(code).encode()) == (first <= code <= last), (first, last, code)
 
@@ -236,7 +249,8 @@ def test_whole_numbers_between_bounds(low, width, multiple):
     assert not machine.matches(b"-0")
 
 
-PATTERNS = ["^ab?c*$", "a{2,3}", "^(foo|ba[rz])+$", "[a-c]x|^z", "^[^a]b.$", "\\d\\D", "^\\w+\\W\\s$", "", "^$", "a\\.b", "^(?:a|)b$"]
+PATTERNS = ["^ab?c*$", "a{2,3}", "^(foo|ba[rz])+$", "[a-c]x|^z", "^[^a]b.$", "\\d\\D", "^\\w+\\W\\s$", "", "^$",
+            "a\\.b", "^(?:a|)b$"]  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -330,7 +344,8 @@ HERMES = Style("hermes", "<tool_call>", end="</tool_call>")
 LLAMA = Style("llama", "")
 MISTRAL = Style("mistral", "[TOOL_CALLS]", STOP + 1)
 ARGS = Style("mistral_args", "[TOOL_CALLS]")
-WEATHER = ("weather", {"type": "object", "properties": {"city": {"type": "string", "maxLength": 6}}, "required": ["city"]})
+CITY = {"city": {"type": "string", "maxLength": 6}}
+WEATHER = ("weather", {"type": "object", "properties": CITY, "required": ["city"]})
 TOOLS = [WEATHER, ("now", None)]
 
 
@@ -339,7 +354,8 @@ TOOLS = [WEATHER, ("now", None)]
     [
         (HERMES, '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>', "",
          [("weather", {"city": "Köln"})]),
-        (HERMES, 'Sure. <tool_call>{"name": "a", "arguments": {}}</tool_call><tool_call>{"name": "b", "arguments": "{}"}',
+        (HERMES, 'Sure. <tool_call>{"name": "a", "arguments": {}}</tool_call>'
+                 '<tool_call>{"name": "b", "arguments": "{}"}',
          "Sure.", [("a", {}), ("b", {})]),
         (HERMES, "<tool_call>not json</tool_call>", "<tool_call>not json</tool_call>", []),
         (HERMES, "plain", "plain", []),
@@ -349,7 +365,8 @@ TOOLS = [WEATHER, ("now", None)]
         (LLAMA, '{"name": 3}', '{"name": 3}', []),
         (LLAMA, "Hello {", "Hello {", []),
         (MISTRAL, '[TOOL_CALLS] [{"name": "a", "arguments": {"x": 1}, "id": "abc"}]', "", [("a", {"x": 1})]),
-        (ARGS, 'Well[TOOL_CALLS]a[ARGS]{"x": 1}[TOOL_CALLS]b[CALL_ID]123[ARGS]{}', "Well", [("a", {"x": 1}), ("b", {})]),
+        (ARGS, 'Well[TOOL_CALLS]a[ARGS]{"x": 1}[TOOL_CALLS]b[CALL_ID]123[ARGS]{}', "Well",
+         [("a", {"x": 1}), ("b", {})]),
         (ARGS, "[TOOL_CALLS]a[ARGS]{", "[TOOL_CALLS]a[ARGS]{", []),
         (HERMES, "<tool_call>" + "[" * 100_000, "<tool_call>" + "[" * 100_000, []),
     ],
@@ -414,7 +431,8 @@ def test_the_style_is_told_from_the_template():
 
     for template, kind in (
         ("{{ tools }}<tool_call>", "hermes"), ("{{ tools }}[TOOL_CALLS]", "mistral"), ("no", None), (None, None),
-        ("{{ tools }}[TOOL_CALLS][ARGS]", "mistral_args"), ("{{ tools }}<|python_tag|>", "llama"), ("{{ tools }}", None),
+        ("{{ tools }}[TOOL_CALLS][ARGS]", "mistral_args"), ("{{ tools }}<|python_tag|>", "llama"),
+        ("{{ tools }}", None),
     ):  # fmt: skip
         found = style_of(Tokenizer(template))
         assert (found.kind if found else None) == kind

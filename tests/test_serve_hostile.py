@@ -1,4 +1,4 @@
-"""Hostile requests: slow, huge, malformed, without a key, from another site; and a fuzz of the server's own description."""
+"""Hostile requests: slow, huge, malformed, without a key, from another site; a fuzz of the server's own description."""
 
 import http.client
 import json
@@ -109,13 +109,17 @@ def test_bodies_that_are_none(url, body):
     assert "\n" not in fails(url, 400, body)
 
 
-@pytest.mark.parametrize("model", ["../model", "/etc/passwd", "model/", "MODEL", "model\u0000", "%2e%2e/model", "model\n", "é" * 200])
+@pytest.mark.parametrize("model", [
+    "../model", "/etc/passwd", "model/", "MODEL", "model\u0000", "%2e%2e/model", "model\n", "é" * 200,
+])  # fmt: skip
 def test_a_models_name_is_only_ever_a_name(url, model):
     fails(url, 404, chat(model=model))
     fails(url, 404, {"model": model, "input": "x"}, "/v1/embeddings")
 
 
-@pytest.mark.parametrize("path", ["/v1/models/..%2f..%2fetc%2fpasswd", "/v1/models/", "/..", "/page", "/static/../x", "/%00", "//health"])
+@pytest.mark.parametrize("path", [
+    "/v1/models/..%2f..%2fetc%2fpasswd", "/v1/models/", "/..", "/page", "/static/../x", "/%00", "//health",
+])  # fmt: skip
 def test_paths_lead_nowhere(url, path):
     assert ask(url, None, path, "GET")[0] == 404
 
@@ -149,7 +153,9 @@ def test_slow_headers_and_bodies(url):
     assert b"HTTP/1.1 408" in raw(url, first + b"GET /hea")
 
 
-@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"POST / HTTP/9.9\r\nConnection: close\r\n\r\n", b"A" * 100_000,
+@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n",
+                                  b"POST / HTTP/9.9\r\nConnection: close\r\n\r\n",
+                                  b"A" * 100_000,
                                   b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n"])  # fmt: skip
 def test_what_is_no_http(url, data):
     told = raw(url, data)
@@ -233,7 +239,10 @@ def test_those_who_go_away_free_their_slots(url, server):
     body = json.dumps(chat(max_tokens=1500)).encode()
     streamed = json.dumps(chat(max_tokens=1500, stream=True, n=3)).encode()
     for data in (body, streamed):
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n"
+        )
         host, port = url.removeprefix("http://").rsplit(":", 1)
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(head.encode() + data)
@@ -252,8 +261,12 @@ def test_who_does_not_read_an_answer_is_let_go(folder):
     """A client that takes nothing: the connection is ended after `write_timeout`, and the slot is free."""
     log = []
     with in_thread(folder, log, **LIMITS | {"write_timeout": 0.3, "waiting": 100}) as (url, server):
-        data = json.dumps(chat(max_tokens=1500, stream=True, n=16, logprobs=True, top_logprobs=20)).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        asked = chat(max_tokens=1500, stream=True, n=16, logprobs=True, top_logprobs=20)
+        data = json.dumps(asked).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n"
+        )
         host, port = url.removeprefix("http://").rsplit(":", 1)
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -330,7 +343,8 @@ def test_a_second_signal_ends_it_at_once(folder):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify",
+                                  "/v1/score",
                                   "/v1/models", "/v1/models/{model}", "/health", "/metrics"])  # fmt: skip
 def test_fuzz_from_its_own_description(url, path, mode):
     schemathesis = pytest.importorskip("schemathesis", reason="no schemathesis here (the test extra has it)")

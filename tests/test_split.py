@@ -52,6 +52,27 @@ def test_sizes_are_these_numbers_of_rows(text, count, wanted):
     assert quotas(sizes_of(text), count).tolist() == wanted
 
 
+def test_rows_made_of_others_go_with_their_parents(tmp_path):
+    """Copies by `luthier data augment`, without the given rows, too; a parent is told by its own line of JSON."""
+    from luthier.prepare.augment.recipe import augmentation
+    from luthier.prepare.augment.writing import augment
+
+    rows = [{"prompt": f"what is number {i} of them all", "completion": str(i), "_source": {"row": i}}
+            for i in range(60)]  # fmt: skip
+    for given in (True, False):
+        source = write(tmp_path / f"in-{given}.jsonl", rows)
+        made = augmentation({"ways": {"characters": {"copies": 3}}, "given": given})
+        augment(source, tmp_path / f"more-{given}.jsonl", made, workers=1)
+        report = split(str(tmp_path / f"more-{given}.jsonl"), tmp_path / f"out-{given}",
+                       Split(sizes_of("train=0.75,test=0.25"), stratify="completion"), workers=1)  # fmt: skip
+        sides = [read(tmp_path / f"out-{given}" / f"{name}.jsonl") for name in report["files"]]
+        assert all(sides)
+        assert {row["completion"] for row in sides[0]}.isdisjoint({row["completion"] for row in sides[1]})
+    rows = [{"text": "a", "_parent": "me"}, {"text": "b"}]
+    with pytest.raises(DataError, match=r"rows.jsonl:1: _parent names no parent by its sha256"):
+        parted(tmp_path, rows, "a=0.5,b=0.5")
+
+
 def test_every_row_is_on_one_side_and_sizes_are_exact(tmp_path):
     rows = texts(1000)
     report, sides = parted(tmp_path, rows, "train,validation=57,test=0.1")

@@ -95,6 +95,11 @@ ELSEWHERE = {  # what other libraries call it
     "vllm_importance_sampling_cap": "objective.rollout_correction_cap",
     "overlong_filter": "objective.mask_truncated_completions",
 }  # fmt: skip
+SECTIONS_ELSEWHERE = {  # what other libraries call a section
+    "optimizer": "optim", "optimiser": "optim", "lora": "trainable", "peft": "trainable", "adapter": "trainable",
+    "lr_scheduler": "schedule", "scheduler": "schedule", "dataset": "data", "quantization": "precision",
+    "eval": "evaluation", "checkpointing": "checkpoint", "logging": "monitor", "loss": "objective",
+}  # fmt: skip
 KINDS_ELSEWHERE = {  # what other libraries call a kind
     "optim.kind": {
         "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_apex_fused": "adamw",
@@ -141,7 +146,11 @@ def explained(errors: list) -> list[str]:
     for detail in errors:
         path, owners = place(detail)
         wanted = detail["msg"].replace("Input should be ", "")
-        if detail["type"] == "extra_forbidden":
+        section = "." not in path and isinstance(detail["input"], dict) and detail["input"]
+        if detail["type"] == "extra_forbidden" and section:
+            for inner in _dotted(detail["input"]):
+                told[f"{path}.{inner}"] = f"{path}.{inner}: unknown key{_elsewhere(path, inner)}"
+        elif detail["type"] == "extra_forbidden":
             told[path] = f"{path}: unknown key" + (_of_other_kinds(path) or suggestion(path.rpartition(".")[2], owners))
         elif detail["type"] == "missing":
             told[path] = f"{path}: required, and not given (for example {path}=...)"
@@ -209,29 +218,41 @@ def fields_of(key: str) -> tuple[list[FieldInfo], str | None]:
     """
     owners: list[type[BaseModel]] = [Config]
     found: list[FieldInfo] = []
-    for part in key.split("."):
+    parts = key.split(".")
+    for i, part in enumerate(parts):
         if found and not owners and any(is_free(field.annotation) for field in found):
             return [], None
         found = [owner.model_fields[part] for owner in owners if part in owner.model_fields]
         if not found:
-            return [], f"{key}: unknown key{_of_another_section(key, part) or suggestion(part, owners)}"
+            inner = ".".join(parts[1:])
+            return [], f"{key}: unknown key{suggestion(part, owners) if i or not inner else _elsewhere(part, inner)}"
         owners = [cls for field in found if is_section(field.annotation) for cls in nested(field.annotation)]
     return found, None
-
-
-def _of_another_section(key: str, part: str) -> str | None:
-    """A hint where a section has another name here, or what is in it stands elsewhere."""
-    section, _, rest = key.partition(".")
-    if part != section or not rest:
-        return None
-    near = nearest(section, Config.model_fields)
-    known = ELSEWHERE.get(rest.rpartition(".")[2])
-    return hint(f"{near}.{rest}" if near and fields_of(f"{near}.{rest}")[0] else known)
 
 
 def is_free(annotation: Any) -> bool:
     """Whether a field takes keys that nobody has declared."""
     return get_origin(annotation) is dict or any(map(is_free, getattr(annotation, "__args__", ())))
+
+
+def _dotted(values: dict) -> Iterator[str]:
+    """The dotted names of the values in keys of keys; the key itself where it has none."""
+    for key, value in values.items():
+        inner = list(_dotted(value)) if isinstance(value, dict) else []
+        yield from (f"{key}.{name}" for name in inner) if inner else (str(key),)
+
+
+def _elsewhere(section: str, inner: str) -> str:
+    """The nearest name of a key in a section that there is not: in the section that was meant, else anywhere."""
+    meant = SECTIONS_ELSEWHERE.get(section) or nearest(section, Config.model_fields)
+    if meant and fields_of(f"{meant}.{inner}")[1] is None:
+        return hint(f"{meant}.{inner}")
+    owners = list(nested(Config.model_fields[meant].annotation)) if meant else [Config]
+    name = inner.rpartition(".")[2]
+    here = {field for owner in owners for field in owner.model_fields}
+    if meant and name not in ELSEWHERE and (found := nearest(name, here)):
+        return hint(f"{meant}.{found}")
+    return suggestion(name, owners)
 
 
 def is_section(annotation: Any) -> bool:

@@ -13,8 +13,8 @@ from .. import __version__
 from ..errors import EXIT_CODES, ConfigError, LuthierError
 
 VERBS = (
-    "train", "explain", "evaluate", "generate", "export", "upload", "adapters", "methods", "data", "search", "serve",
-    "demo",
+    "train", "explain", "evaluate", "generate", "export", "quantise", "prune", "merge", "upload", "serve",
+    "adapters", "methods", "data", "search", "demo",
 )  # fmt: skip
 
 

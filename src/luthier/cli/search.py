@@ -95,6 +95,10 @@ def _search(options: argparse.Namespace, sources: list[str], space: dict[str, st
     rewards = _functions(options.reward, "--reward")
     places += [part for place in options.reward for part in ("--reward", place)]
     settings = {key: getattr(options, key) for key in KEYS}
+    if options.worker:
+        from ..search.storage import told_address
+
+        settings["storage"] = told_address()
     made = plan(
         *sources, space=space, method=options.method, functions=functions, rewards=rewards, places=places,
         metrics=names or None, **settings,
@@ -155,7 +159,8 @@ def _lr_range(options: argparse.Namespace, sources: list[str]) -> Any:
     given = {"low": options.lr_from, "high": options.lr_to, "steps": options.lr_steps}
     from ..search.lr_range import lr_range
 
-    found = lr_range(config, Console(options.quiet), folder=options.folder, **{k: v for k, v in given.items() if v})
+    given = {name: value for name, value in given.items() if value is not None}
+    found = lr_range(config, Console(options.quiet), folder=options.folder, **given)
     if not options.json:
         print(found.told())
     return found.report

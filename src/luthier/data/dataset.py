@@ -282,6 +282,7 @@ def open_rows(
     data: Data, renderer: Renderer, folder: Path | None, say: Say, warn: Say
 ) -> tuple[Dataset | Stream, Dataset | None]:
     """Training and held-out rows, with everything that is wrong with them said; skipped ones are listed in `folder`."""
+    holdout.refuse_families(data)
     if data.streaming:
         from .blocks import open_stream
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from ..errors import DataError
 from . import Data, Source, sources
 from .conversations import BadRow, Conversation
 from .formats import FORMATS, converted, first_recognised
+
+PARENT = "_parent"  # the key of a row that was made of another one, under which it names it
+FIRST = 1000  # rows of a source that are looked at
 
 
 def drawn(rows: int, validation: float | int, seed: int) -> set[int]:
@@ -25,6 +28,26 @@ def drawn(rows: int, validation: float | int, seed: int) -> set[int]:
             "leaves rows on both sides"
         )
     return set(np.random.default_rng([seed, 1 << 32]).permutation(rows)[:count].tolist())
+
+
+def refuse_families(data: Data) -> None:
+    """DataError where a share is held out of rows of which some were made of others (`luthier data augment`).
+
+    New rows stand behind their parents, so the first rows tell.
+    """
+    if data.validation is None or isinstance(data.validation, str):
+        return
+    for entry in data.sources():
+        paths = [entry.path] if isinstance(entry.path, str) else entry.path
+        if any(sources.files_of(path, entry.split or "train") is None for path in paths):  # on the hub
+            continue
+        made = next((row for row in islice(_rows(data, entry), FIRST) if PARENT in (row.values or {})), None)
+        if made is not None:
+            raise DataError(
+                f"data.validation={data.validation}: {made.place} was made of another row (it has {PARENT}), and rows "
+                "held out by chance would have copies among those that are learnt. Split the rows before they are "
+                "augmented, or with `luthier data split`, which keeps them together, and give data.validation a file"
+            )
 
 
 def training_texts(data: Data, kind: str = "text") -> Iterator[str]:

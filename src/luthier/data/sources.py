@@ -44,6 +44,8 @@ def files_of(source: str, split: str = "train") -> list[Path] | None:
         found = _matches(source)
         if not found:
             raise DataError(f"{source!r} matches no file")
+    elif not path.is_file():
+        raise DataError(f"{shown(path)}: a pipe or device and no file; rows are read twice: write them to a file")
     else:
         found = [path]
     for file in found:

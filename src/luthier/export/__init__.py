@@ -22,22 +22,27 @@ Say = Callable[[str], None]
 
 
 def export(
-    source: str | Path, out: Path, kind: str, dtype: str | None = None, say: Say = lambda text: None
+    source: str | Path, out: Path, kind: str, dtype: str | None = None, say: Say = lambda text: None,
+    bound: float | None = None,
 ) -> dict:  # fmt: skip
     """Export a run's best checkpoint, or a model that lies in a folder, on the hub or in a GGUF file, into the new
     folder `out`; returns what was compared: differences, tolerance, files.
 
-    `dtype` is one that the format has; without it floating point stays in that it computes in.
+    `dtype` is one that the format has; without it floating point stays in that it computes in. `bound` is by how much
+    of itself perplexity may grow where the format rounds, in place of what its types allow.
     """
     if kind not in FORMATS:
         raise ExportError(f"as={kind!r}: known are {', '.join(KINDS)}")
     form, source = FORMATS[kind], str(source)
+    if bound is not None and not (form.bounded and bound > 0):
+        rounding = ", ".join(f"as={name}" for name, one in FORMATS.items() if one.bounded)
+        raise ExportError(f"bound={bound:g}: a number above 0, of formats that round ({rounding}); nothing was written")
     config = _config(source, kind)
     home = import_module(f".{form.home}", __name__)
     home.check(source, config, kind, dtype)
     with new_folder(Path(out)) as aside:
         found, chosen = _opened(source, config, say)
-        compared = home.write(found, Path(aside), kind, dtype)
+        compared = home.write(found, Path(aside), kind, dtype, **({} if bound is None else {"bound": bound}))
     told = {"checkpoint": str(chosen)} if chosen is not None else {}
     files = sorted(p.name for p in Path(out).iterdir())
     return {"out": str(out), "as": kind, **told, **compared, "files": files}

@@ -49,7 +49,8 @@ def read_again(reader: str, request: Mapping[str, Any]) -> dict[str, Tensor]:
     result = Path(request["out"])
     ran = subprocess.run(
         [sys.executable, "-P", str(READERS / f"{reader}.py")], input=json.dumps(request), capture_output=True,
-        text=True, env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        text=True, encoding="utf-8", errors="replace",  # llama.cpp's log cuts texts inside of characters
+        env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     if ran.returncode or not result.exists():
         raise ExportError(
@@ -111,8 +112,11 @@ def proof(
     found = differences(ours, logprobs.to(ours))
     if wrong := fault(found, bound):
         raise ExportError(f"what was written answers otherwise than what it was written from: {wrong}; nothing is left")
+    largest, grows = (x if math.isfinite(x) else None for x in (bound.largest, bound.perplexity))
     compared = f"log-probabilities of {len(ours)} tokens"
-    return {**found, "tolerance": bound.largest if math.isfinite(bound.largest) else None, "bound": bound.perplexity if math.isfinite(bound.perplexity) else None, "compared": compared, "bytes": size(out), "found": theirs}
+    return {
+        **found, "tolerance": largest, "bound": grows, "compared": compared, "bytes": size(out), "found": theirs
+    }  # fmt: skip
 
 
 def size(path: Path) -> int:

@@ -22,6 +22,8 @@ class Format:
     """Whether only a run can be written so, and not a model in a folder."""
     dtypes: tuple[str, ...] = ()
     """What `dtype` may be."""
+    bounded: bool = False
+    """Whether it rounds, so that `bound` says by how much of itself perplexity may grow; then `write` takes it."""
 
 
 TABLE = (
@@ -29,8 +31,11 @@ TABLE = (
     Format("merged", "base and adapter in one, as transformers reads it", "plain", True, ("float32", "bfloat16")),
     Format("full", "a model trained whole or in part, or a plain one", "plain", dtypes=("float32", "bfloat16")),
     Format("quantised", "a run with precision.kind=qat, in 4 or 8 bits", "integers", runs_only=True),
-    Format("gguf", "one file for llama.cpp and Ollama, by default in the numbers it has", "gguf",
+    Format("gguf", "one file for llama.cpp and Ollama, by default in the numbers it has", "gguf", bounded=True,
            dtypes=("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0")),
+    Format("gguf-adapter", "a run's LoRA for llama.cpp and Ollama, beside a base in GGUF", "gguf.adapter", True,
+           ("F32", "F16")),
+    Format("onnx", "a graph from tokens to logits for onnxruntime, in float32", "onnx"),
 )  # fmt: skip
 FORMATS = {form.name: form for form in TABLE}
 KINDS = tuple(FORMATS)

@@ -67,7 +67,7 @@ def _plain(found: Opened, out: Path, dtype: torch.dtype | None) -> dict:
     bound = compare.Bound(*max(compare.TOLERANCE[written], compare.TOLERANCE[found.network.dtype]))
     compared = compare.proof(
         compare.logprobs(found, documents), out, "transformers_reader", documents, bound,
-        **_asked(found, "float32" if written == torch.float32 else str(written).removeprefix("torch.")),
+        types=[None] * len(documents), **_asked(found, str(written).removeprefix("torch.")),
     )  # fmt: skip
     compared.pop("found")
     (out / "README.md").write_text(plain_card(found.name, compared))
@@ -78,7 +78,7 @@ def _asked(found: Opened, dtype: str) -> dict:
     """What the reader is told of a whole model that predicts tokens."""
     return {
         "base": None, "rows": 0, "quantisation": None, "dtype": dtype, "device": found.network.device.type,
-        "wide": False, "ends_in": "tokens", "types": [], "labels": [], "beneath": [], "rounded_activations": True,
+        "wide": False, "ends_in": "tokens", "labels": [], "beneath": [], "rounded_activations": True,
         "pad": 0, "ours": False,
     }  # fmt: skip
 
@@ -123,7 +123,7 @@ def check_kind(config: Config, kind: str) -> None:
     lasting = [a for a in (config.trainable, *beneath) if isinstance(a, Adapting) and not a.mergeable]
     if lasting and kind != "adapter":
         raise ExportError(f"as={kind}: no plain weights compute what {_kind(lasting[0])} adds: use as=adapter")
-    if kind in ("quantised", "gguf"):
+    if kind in ("quantised", "gguf", "onnx"):
         return
     if adapted and kind == "full":
         raise ExportError(f"as=full: the run trained an adapter ({config.method}); use as=merged, or as=adapter")

@@ -208,7 +208,9 @@ def _read_bpe(reader: Any, split: str) -> Any:
 
     tokens: list[str] = field(reader, "tokenizer.ggml.tokens")
     kinds: list[int] = field(reader, "tokenizer.ggml.token_type")
+    known = set(tokens)
     merges = [tuple(merge.split(" ", 1)) for merge in field(reader, "tokenizer.ggml.merges")]
+    merges = [pair for pair in merges if "".join(pair) in known]  # a file must have one, even of bytes alone
     tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=split == "llama-bpe"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[split]())
     tokenizer.decoder = decoders.ByteLevel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -74,19 +75,38 @@ def quantization_config(config: QAT, model: nn.Module) -> dict:
     grid, group = GRIDS[config.scheme], config.group_size
     inside = {base_name(name) for name, _ in qat.rounding(model)}
     plain = {base_name(n) for n, m in model.named_modules() if isinstance(m, nn.Linear) and linear_shape(m)} - inside
-    kind = "int" if grid.weights == "int" else "float"
-    layout = "pack-quantized" if grid.bits == 4 else f"{kind}-quantized"
+    numbers = "int" if grid.weights == "int" else "float"
+    layout = "pack-quantized" if grid.bits == 4 else f"{numbers}-quantized"
+    return described([layers_of(layout, grid.bits, numbers, group, grid.activations)], plain)
+
+
+def layers_of(
+    layout: str,
+    bits: int,
+    numbers: str,
+    group: int,
+    activations: str | None = None,
+    *,
+    per_tensor: bool = False,
+    targets: Collection[str] = ("Linear",),
+) -> dict:
+    """Layers that are stored alike, in the words of compressed-tensors; `group` -1 is a scale for each output."""
     strategy = {"strategy": "group", "group_size": group} if group > 0 else {"strategy": "channel"}
-    weights = {"num_bits": grid.bits, "type": kind, "symmetric": True, "dynamic": False, **strategy}
+    if per_tensor:
+        strategy = {"strategy": "tensor"}
+    weights = {"num_bits": bits, "type": numbers, "symmetric": True, "dynamic": False, **strategy}
     inputs = None
-    if grid.activations is not None:
-        inputs = {"num_bits": 8, "type": "int" if grid.activations == "int8" else "float", "strategy": "token",
-                  "symmetric": grid.activations != "int8", "dynamic": True}  # fmt: skip
+    if activations is not None:
+        inputs = {"num_bits": 8, "type": "int" if activations == "int8" else "float", "strategy": "token",
+                  "symmetric": activations != "int8", "dynamic": True}  # fmt: skip
+    return {"targets": list(targets), "weights": weights, "input_activations": inputs, "output_activations": None,
+            "format": layout}  # fmt: skip
+
+
+def described(groups: Sequence[dict], plain: Collection[str]) -> dict:
+    """The `quantization_config` of a model whose layers are `groups`, but for those that stay `plain`."""
     return {
-        "quant_method": "compressed-tensors", "format": layout, "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs,
-                        "output_activations": None, "format": layout},
-        },
+        "quant_method": "compressed-tensors", "format": groups[0]["format"], "quantization_status": "compressed",
+        "config_groups": {f"group_{i}": group for i, group in enumerate(groups)},
         "ignore": sorted(plain), "kv_cache_scheme": None,
     }  # fmt: skip

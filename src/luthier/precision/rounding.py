@@ -108,15 +108,17 @@ def rounded_activations(x: Tensor, grid: Grid) -> Tensor:
     return ((values - zero) * scale).to(x.dtype)
 
 
-def pack(values: Tensor) -> Tensor:
-    """4-bit integers [out, in] from -8 to 7 in words [out, in / 8] of int32, eight in each, the first the lowest."""
-    padded = torch.nn.functional.pad(values.to(torch.int64) + 8, (0, -values.shape[-1] % 8))
-    shifts = torch.arange(0, 32, 4, device=values.device)
-    words = (padded.unflatten(-1, (-1, 8)) << shifts).sum(-1)
+def pack(values: Tensor, bits: int = 4) -> Tensor:
+    """Signed integers [out, in] of 4 or 8 bits in words [out, in * bits / 32] of int32, the first the lowest."""
+    each = 32 // bits
+    padded = torch.nn.functional.pad(values.to(torch.int64) + (1 << bits - 1), (0, -values.shape[-1] % each))
+    shifts = torch.arange(0, 32, bits, device=values.device)
+    words = (padded.unflatten(-1, (-1, each)) << shifts).sum(-1)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
-def unpack(words: Tensor, inputs: int) -> Tensor:
-    """The 4-bit integers [out, in] as int8 of what `pack` made."""
-    shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
-    return (((words[..., None] >> shifts) & 15) - 8).flatten(-2)[..., :inputs].to(torch.int8)
+def unpack(words: Tensor, inputs: int, bits: int = 4) -> Tensor:
+    """The integers [out, in] as int8 of what `pack` made."""
+    shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32)
+    values = ((words[..., None] >> shifts) & ((1 << bits) - 1)) - (1 << bits - 1)
+    return values.flatten(-2)[..., :inputs].to(torch.int8)

@@ -17,7 +17,7 @@ from ..files import write_atomically
 from .checks.check import Check, Decision
 from .encoded import line
 from .looking import EXAMPLES, Found, Looking, Places, decided, findings_of, views
-from .pieces import Done, Say, run
+from .pieces import Done, Say, refuse_changed_since, refuse_within, run
 from .recipe import Recipe, prepared
 from .views import view
 
@@ -44,6 +44,7 @@ def audit(
     say: Say = lambda text: None, split: str = "train",
 ) -> Verdict:  # fmt: skip
     """Look at all rows; `folder` gets the verdict, its page, every finding, and a recipe for `luthier data clean`."""
+    refuse_within(source, [folder])
     given = recipe.given()
     checks: list[Check] = prepared(list(recipe.checks.values()), given)
     journal = folder / ".luthier"
@@ -58,6 +59,7 @@ def audit(
     setwise = [check for check in checks if check.gatherer() is not None]
     again = partial(views, done, lambda row: _seen(row, recipe.columns))
     decisions = decided(setwise, done, journal, again)
+    refuse_changed_since(done, journal)
     for decision in decisions.values():
         for name, lines in decision.files.items():
             write_atomically(folder / name, b"".join(map(line, lines)).decode())

@@ -22,6 +22,14 @@ class Features(NamedTuple):
     times: np.ndarray  # [M] uint8, at most 255
 
 
+def chosen(features: Features, rows: np.ndarray) -> Features:
+    """Those of some of the texts, in that order."""
+    starts, lengths = features.ends[rows], np.diff(features.ends)[rows]
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    at = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
+    return Features(ends, features.ids[at], features.times[at])
+
+
 def _mixed(values: np.ndarray, kind: int) -> np.ndarray:
     made = (values.astype(np.uint64) + np.uint64(kind << 40)) * _MIX
     return (made >> np.uint64(64 - BITS)).astype(np.int32)

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import os
 import random
+import re
 import threading
 import urllib.error
 import urllib.parse
@@ -19,12 +20,17 @@ from typing import Any, NamedTuple
 from ..errors import LuthierError
 
 LARGEST = 16 << 20  # bytes of an answer that are read
+MALFORMED = 3  # answers that are no chat completion, after which the server is not asked again: it may be another one
 LONGEST_WAIT = 60.0  # seconds between two tries
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # states after which a request is sent again
 
 
 class ServerError(LuthierError):
     """The server could not be reached, refused, or answered with something that is no chat completion."""
+
+
+class NoCompletion(ServerError):
+    """The server answered with something else: a page of a gateway, say, or half of an answer."""
 
 
 class Question(NamedTuple):
@@ -45,6 +51,19 @@ class Question(NamedTuple):
 class Answer(NamedTuple):
     text: str
     cut: bool = False  # it did not come to its end
+
+    def said(self) -> Answer:
+        """Without the thoughts that a reasoning model wrote before it; nothing, and cut, where it only thought."""
+        _, mark, rest = self.text.rpartition("</think>")
+        if mark:
+            return Answer(rest.strip(), self.cut)
+        return Answer("", True) if rest.startswith("<think>") else self
+
+
+def fence(*texts: str) -> str:
+    """A line of dashes that stands in none of the texts, so that none can end what it is in."""
+    runs = [len(run) for text in texts for run in re.findall("-{5,}", text)]
+    return "-" * (max(runs, default=4) + 1)
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,10 @@ class ChatClient:
             try:
                 with _opener(self.base_url).open(request, timeout=self.timeout) as response:
                     return self._read(response.read(LARGEST + 1), key)
+            except NoCompletion:
+                if attempt + 1 >= min(self.retries + 1, MALFORMED):
+                    raise
+                pause = 0.0
             except urllib.error.HTTPError as error:
                 with error:
                     said = _hidden(error.read(2000).decode("utf-8", "replace"), key)
@@ -143,7 +166,10 @@ class ChatClient:
         except (ValueError, KeyError, IndexError, TypeError) as error:
             said = _hidden(data[:200].decode("utf-8", "replace"), key)
             why = f"{type(error).__name__}: {error}"
-            raise ServerError(f"{self.base_url}: no chat completion ({why}): {said}") from None
+            raise NoCompletion(
+                f"{self.base_url}: no chat completion ({why}): {said}; is it the address of an OpenAI-compatible "
+                "server, such as http://localhost:8000/v1? What was answered is kept, the same command goes on"
+            ) from None
         return Answer((text or "").strip(), choice.get("finish_reason") == "length")
 
 

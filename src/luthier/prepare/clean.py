@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from .checks.structure import UNREADABLE, Structure
 from .journal import finished, refuse_existing
 from .looking import Gathering, Readable, decided, gathered_file, load, save, views
 from .outputs import beside
-from .pieces import Done, Say, Work, journal_of, run
+from .pieces import Done, Piece, Say, Work, journal_of, refuse_changed_since, refuse_within, run
 from .recipe import Recipe, prepared
 from .views import View, put, view
 
@@ -40,20 +41,19 @@ class Mending:
 
     def settle(self, row: Row) -> View | None:
         """The row as it is kept, or None."""
-        values, _ = self(row)
-        return None if values is None else self.seen(values, row)
+        return self.mended(row)[2]
 
     def seen(self, values: dict, row: Row) -> View:
         return view(formats.renamed(values, self.columns) if self.columns else values, row.number, row.place)
 
-    def __call__(self, row: Row) -> tuple[dict | None, list[dict]]:
-        """(the values that are kept, None of a row that goes; why it goes or was changed)."""
+    def mended(self, row: Row) -> tuple[dict | None, list[dict], View | None]:
+        """(the values that are kept, None of a row that goes; why it goes or was changed; its view as it is kept)."""
         if row.fault is not None:
             if self.unreadable is None or self.unreadable.action_of(UNREADABLE) != "drop":
                 raise DataError(
                     f"{row.place}: {row.fault}; with `structure: {{action: drop}}` in the recipe such rows go"
                 )
-            return None, [_reason(self.unreadable, Finding(UNREADABLE, row.fault))]
+            return None, [_reason(self.unreadable, Finding(UNREADABLE, row.fault))], None
         values, reasons = row.values, []
         seen = self.seen(values, row)
         for _ in range(ROUNDS):
@@ -63,17 +63,17 @@ class Mending:
                 if not findings:
                     continue
                 if gone := next((f for f in findings if check.action_of(f.what) == "drop"), None):
-                    return None, [*reasons, _reason(check, gone)]
+                    return None, [*reasons, _reason(check, gone)], None
                 if to_repair := [f for f in findings if check.action_of(f.what) == "repair"]:
                     repaired = self._repaired(values, seen, check, to_repair)
                     if repaired is None:
-                        return None, [*reasons, _reason(check, to_repair[0], "cannot be repaired in place: ")]
+                        return None, [*reasons, _reason(check, to_repair[0], "cannot be repaired in place: ")], None
                     values, changed = repaired, True
                     reasons += [_reason(check, finding) for finding in to_repair]
                     seen = self.seen(values, row)
             if not changed:
-                return values, reasons
-        return None, [*reasons[-2:], {"check": "", "what": "endless", "detail": "repairs undo one another"}]
+                return values, reasons, seen
+        return None, [*reasons[-2:], {"check": "", "what": "endless", "detail": "repairs undo one another"}], None
 
     def _repaired(self, values: dict, seen: View, check: Check, findings: Sequence[Finding]) -> dict | None:
         """The values with other texts; None where nothing changes, or not without damage."""
@@ -105,19 +105,26 @@ class Surveying(Work):
     def __init__(self, recipe: Recipe, given: Mapping[str, str]):
         self.mending = Mending(recipe, given)
         self.gathering = Gathering([check for check in self.mending.checks if check.decides()], places=False)
-        self.readable = Readable()
+        self.readable = Readable(recipe.columns)
+        self.touched = array("q")
 
     def begin(self, piece: Any, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
         self.gathering.begin(piece, folder, number)
 
     def row(self, row: Row) -> Iterable[tuple[str, dict]]:
         self.readable.fault(row)
-        if (seen := self.mending.settle(row)) is not None:
+        _, reasons, seen = self.mending.mended(row)
+        if reasons:
+            self.touched.append(row.number)
+        if seen is not None:
             self.gathering.add(row, seen)
         return ()
 
     def end(self) -> dict:
+        self.readable.end()
         self.gathering.end()
+        save(gathered_file(self.folder, TOUCHED, self.number), {"rows": np.array(self.touched, np.int64)})
         return {}
 
 
@@ -126,18 +133,24 @@ class Cleaning(Work):
 
     def __init__(self, recipe: Recipe, given: Mapping[str, str], surveyed: Path | None):
         self.mending, self.surveyed = Mending(recipe, given), surveyed
-        self.readable = Readable()
+        self.readable = Readable(recipe.columns)
         self.kept = self.changed_rows = 0
         self.removed: Counter[tuple[str, str]] = Counter()
         self.changed: Counter[tuple[str, str]] = Counter()
         self.gone: Gone | None = None
+        self.touched: Rising | None = None  # rows that change or go by themselves, where a first pass has told
 
     def begin(self, piece: Any, folder: Path, number: int) -> None:
-        self.gone = Gone(self.surveyed, number) if self.surveyed is not None else None
+        if self.surveyed is not None:
+            self.gone = Gone(self.surveyed, number)
+            self.touched = Rising(load(gathered_file(self.surveyed, TOUCHED, number))["rows"])
 
     def row(self, row: Row) -> Iterable[tuple[str, dict]]:
         self.readable.fault(row)
-        values, reasons = self.mending(row)
+        values: dict | None = row.values
+        reasons: list[dict] = []
+        if self.touched is None or self.touched.at(row.number) is not None:
+            values, reasons, _ = self.mending.mended(row)
         if values is not None and self.gone is not None and (gone := self.gone.reason(row.number)) is not None:
             values, reasons = None, [*reasons, gone]
         if values is None:
@@ -152,6 +165,7 @@ class Cleaning(Work):
         yield "", values
 
     def end(self) -> dict:
+        self.readable.end()
         return {"kept": self.kept, "changed_rows": self.changed_rows, "removed": _nested(self.removed),
                 "changed": _nested(self.changed)}  # fmt: skip
 
@@ -166,6 +180,21 @@ def _nested(counts: Mapping[tuple[str, str], int]) -> dict:
 # ---------------------------------------------------------------------------- decisions over the whole set
 
 TOLD = "told.json"
+TOUCHED = "touched"
+
+
+class Rising:
+    """Where numbers stand in a rising array; they are asked for in rising order."""
+
+    def __init__(self, rows: np.ndarray):
+        self.rows, self.place = rows, 0
+        self.due = int(rows[0]) if len(rows) else -1
+
+    def at(self, number: int) -> int | None:
+        while -1 < self.due < number:
+            self.place += 1
+            self.due = int(self.rows[self.place]) if self.place < len(self.rows) else -1
+        return self.place if self.due == number else None
 
 
 class Gone:
@@ -174,22 +203,15 @@ class Gone:
     def __init__(self, folder: Path, number: int):
         self.arrays = load(gathered_file(folder, "gone", number))
         self.told = json.loads((folder / TOLD).read_text())
-        self.at = 0
+        self.rows = Rising(self.arrays["rows"])
 
     def reason(self, number: int) -> dict | None:
-        rows = self.arrays["rows"]
-        while self.at < len(rows) and rows[self.at] < number:
-            self.at += 1
-        if self.at == len(rows) or rows[self.at] != number:
+        if (at := self.rows.at(number)) is None:
             return None
-        kind, told = self.told[int(self.arrays["checks"][self.at])]
-        what, detail = told[int(self.arrays["codes"][self.at])]
-        other = f"{int(self.arrays['others'][self.at]):,}"
-        return {
-            "check": kind,
-            "what": what,
-            "detail": detail.format(other=other, number=self.arrays["numbers"][self.at]),
-        }
+        kind, told = self.told[int(self.arrays["checks"][at])]
+        what, detail = told[int(self.arrays["codes"][at])]
+        other = f"{int(self.arrays['others'][at]):,}"
+        return {"check": kind, "what": what, "detail": detail.format(other=other, number=self.arrays["numbers"][at])}
 
 
 def _keep_decisions(
@@ -223,10 +245,18 @@ def _keep_decisions(
 # ---------------------------------------------------------------------------- the whole
 
 
+class Cleaned(dict):
+    """What was done, as JSON; `exit_code` is for pipelines: nothing can be trained on where no row is kept."""
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self["kept"] else DataError.exit_code
+
+
 def clean(
     source: str | Sequence[str], out: Path, recipe: Recipe, *, workers: int | None = None,
     say: Say = lambda text: None, split: str = "train",
-) -> dict:  # fmt: skip
+) -> Cleaned:  # fmt: skip
     """Do what the recipe says; what was done, as JSON. Cleaning what comes out by the same recipe changes nothing."""
     if problems := [f"checks.{c.kind}: {text}" for c in recipe.checks.values() if (text := c.wanting())]:
         raise ConfigError(problems)
@@ -234,7 +264,9 @@ def clean(
     settings = settings_of(recipe, given, "clean")
     journal = journal_of(out)
     sides = {REMOVED: beside(out, REMOVED), CHANGED: beside(out, CHANGED)}
+    refuse_within(source, [out])
     mending = Mending(recipe, given)
+    pieces: str | Sequence[str] | Sequence[Piece] = source
     setwise = [check for check in mending.checks if check.decides()]
     surveyed = journal.with_name(f"{journal.name}.survey") if setwise else None
     if surveyed is not None and not finished(journal):
@@ -244,8 +276,10 @@ def clean(
                    journal=surveyed, split=split)  # fmt: skip
         decisions = decided(setwise, seen, surveyed, partial(views, seen, mending.settle))
         _keep_decisions(setwise, decisions, seen, surveyed)
+        refuse_changed_since(seen, surveyed)
+        pieces = [d.piece for d in seen]
         say("second pass")
-    done = run(source, out, partial(Cleaning, recipe, given, surveyed), settings=settings, workers=workers, say=say,
+    done = run(pieces, out, partial(Cleaning, recipe, given, surveyed), settings=settings, workers=workers, say=say,
                sides=sides, journal=journal, split=split)  # fmt: skip
     if surveyed is not None:
         shutil.rmtree(surveyed, ignore_errors=True)
@@ -253,7 +287,7 @@ def clean(
     told: dict[str, Any] = {"rows": rows, "kept": sum(d.end["kept"] for d in done)}
     told |= {"removed": rows - told["kept"], "changed": sum(d.end["changed_rows"] for d in done), "out": str(out)}
     told |= {"why_removed": _summed(done, "removed"), "why_changed": _summed(done, "changed")}
-    return told | {f"{name}_rows": str(path) for name, path in sides.items() if path.exists()}
+    return Cleaned(told | {f"{name}_rows": str(path) for name, path in sides.items() if path.exists()})
 
 
 def _summed(done: Sequence[Done], key: str) -> dict:

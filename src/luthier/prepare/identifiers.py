@@ -282,7 +282,9 @@ PHONE = re.compile(
     r"(?![\w]|[.,:/-]\d| \d{3})"
 )
 _CALLED = re.compile(
-    r"(?:\b(?:tel|phone|mobil|cell|call|fax|fon\b|telef|whatsapp|sms|number is|dial)|☎|📞)[^\d\n]{0,25}\Z",
+    r"(?:\b(?:tel[eé](?:phon|f[oó]n|fax)\w{0,9}|(?:cell|mobile|tele)?[ -]?phones?|tel|mobile?|"
+    r"mobil\w{0,5}nummer|cell|call|fax|"
+    r"fon|whatsapp|sms|number is|dial)\b|☎|📞)[^\d\n]{0,25}\Z",
     re.I,
 )
 CALLED = re.compile(r"(?<![\w.+-])\d{2,5}(?:[ .-]?\d{2,5}){1,4}(?![\w]|[.,:-]\d)")

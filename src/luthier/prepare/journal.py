@@ -23,6 +23,11 @@ def key_of(settings: Mapping, inputs: Sequence[list], out: Path | None, sides: M
     return json.loads(json.dumps(told))  # as it will be read again
 
 
+def key_read(folder: Path) -> dict:
+    """The key of a journal that is there."""
+    return json.loads((folder / "key.json").read_text())
+
+
 def refuse_existing(folder: Path, outputs: Sequence[Path]) -> None:
     """Outputs that are there and were not begun under this journal."""
     if (folder / "key.json").exists():
@@ -45,27 +50,72 @@ class Journal:
 
     @contextlib.contextmanager
     def open(self, outputs: Sequence[Path], say: Any) -> Iterator[bool]:
-        """Whether everything was done before. Refuses outputs of another run, and a second process at the same."""
+        """Whether everything was done before. Refuses outputs of another run, and a second process at the same.
+
+        What has done nothing yet binds nobody: its journal is made anew, and goes where the run fails.
+        """
+        refuse_existing(self.folder, outputs)
+        new = [folder for folder in self.folder.parents if not folder.exists()]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / "lock"):
+            try:
+                self._take(outputs)
+                done = finished(self.folder)
+                if done and (gone := [path for path in outputs if path.name in self._promised() and not path.exists()]):
+                    raise CheckpointError(
+                        f"{gone[0]} was made before and is gone; remove {self.folder} to make it again"
+                    )
+                yield done
+            except BaseException:
+                self._sweep()
+                if not self._begun():
+                    self.remove()
+                    for folder in new:
+                        with contextlib.suppress(OSError):  # what is not empty stays
+                            folder.rmdir()
+                raise
+
+    def _take(self, outputs: Sequence[Path]) -> None:
+        """The journal under this key, or an error that says what differs."""
         known = self._read()
-        if known is None:
+        if known is not None and not self._begun():
+            (self.folder / "key.json").unlink()
             refuse_existing(self.folder, outputs)
-            self.folder.mkdir(parents=True, exist_ok=True)
-        elif differs := difference(known, self.key):
+            known = None
+        if known is not None and known != self.key and not self._mended(known):
             raise CheckpointError(
                 f"{self.folder.parent if self.folder.name == '.luthier' else self.folder} was begun otherwise: "
-                f"{differs}. Give another output, or remove it with its journal {self.folder}"
+                f"{inputs_differ(known, self.key) or difference(known, self.key)}. Give another output, or remove it "
+                f"with its journal {self.folder}"
             )
-        with _locked(self.folder / "lock"):
-            if known is None:
-                write_atomically(self.folder / "key.json", json.dumps(self.key))
-            done = finished(self.folder)
-            if done and (gone := [path for path in outputs if path.name in self._promised() and not path.exists()]):
-                raise CheckpointError(f"{gone[0]} was made before and is gone; remove {self.folder} to make it again")
-            yield done
+        self._sweep()
+        if known != self.key:
+            write_atomically(self.folder / "key.json", json.dumps(self.key))
+
+    def _begun(self) -> bool:
+        """Whether any piece is done that has rows."""
+        return finished(self.folder) or any(
+            json.loads(path.read_text()).get("rows") for path in self.folder.glob("piece-*.json")
+        )
+
+    def _mended(self, known: dict) -> bool:
+        """Whether only inputs differ of which nothing was done: a damaged file that was written again."""
+        before, now = known.get("inputs", {}), self.key["inputs"]
+        return (
+            not finished(self.folder) and before.keys() == now.keys()
+            and {**known, "inputs": now} == self.key
+            and not any((self.folder / f"piece-{int(n):06}.json").is_file() for n in now if before[n] != now[n])
+        )  # fmt: skip
+
+    def _sweep(self) -> None:
+        """What pieces were writing when they ended; on a full disk it takes the room that is wanted."""
+        for path in self.folder.glob(".*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _read(self) -> dict | None:
         try:
-            return json.loads((self.folder / "key.json").read_text())
+            return key_read(self.folder)
         except FileNotFoundError:
             return None
         except ValueError:
@@ -94,6 +144,22 @@ class Journal:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def inputs_differ(before: Mapping, now: Mapping) -> str | None:
+    """The first file that differs between two keys, in words; None where files are the same."""
+    was, is_now = (list(key.get("inputs", {}).values()) for key in (before, now))
+    if before.get("version") != now.get("version") or was == is_now:
+        return None
+    for old, new in zip(was, is_now):
+        if old[0] != new[0]:
+            return f"its inputs had {old[0]} where {new[0]} is now"
+        if old != new:
+            return f"{new[0]} was changed since" + (
+                f" ({old[1]:,} bytes then, {new[1]:,} now)" if isinstance(old[1], int) and old[1] != new[1] else ""
+            )
+    more, which = (is_now, "new") if len(is_now) > len(was) else (was, "gone")
+    return f"{more[min(len(was), len(is_now))][0]} is {which} among its inputs"
 
 
 def difference(before: Any, now: Any, path: str = "") -> str | None:

@@ -1,9 +1,8 @@
-"""Logistic regression over bags of words, and what it says of rows that it has not learnt (cross-validation).
-
-The loss is convex and the optimiser draws nothing, so what it says follows from the rows and the drawn folds.
-"""
+"""Logistic regression over bags of words; the loss is convex and the optimiser draws nothing."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,26 +12,39 @@ from torch import Tensor
 from .bag_of_words import BITS, Features
 
 
-class Matrix:
-    """Rows of weighted features [N, D], as they are multiplied from both sides."""
+class Vocabulary(NamedTuple):
+    """What features count of those that two texts or more have."""
 
-    def __init__(self, features: Features, bits: int = BITS):
+    numbers: np.ndarray  # [2^bits] int32: of a feature; -1 for one that is left out
+    idf: np.ndarray  # [D] float32: inverse document frequency
+
+
+def vocabulary(features: Features, bits: int = BITS) -> Vocabulary:
+    """Of the texts that are learnt. What a single text has says nothing of another."""
+    rows = len(features.ends) - 1
+    frequency = np.bincount(features.ids & ((1 << bits) - 1), minlength=1 << bits)
+    kept = frequency > 1
+    numbers = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)
+    return Vocabulary(numbers, (np.log((1 + rows) / (1 + frequency[kept])) + 1).astype(np.float32))
+
+
+class Matrix:
+    """Rows of weighted features [N, D], as they are multiplied from both sides, or from one."""
+
+    def __init__(self, features: Features, words: Vocabulary, both: bool = True):
         rows = len(features.ends) - 1
-        ids = features.ids & ((1 << bits) - 1)
-        of = np.repeat(np.arange(rows, dtype=np.int32), np.diff(features.ends))
-        frequency = np.bincount(ids, minlength=1 << bits)
-        kept = frequency > 1  # what a single text has says nothing of another
-        number = np.cumsum(kept) - 1
-        here = kept[ids]
-        ids, of, times = number[ids[here]].astype(np.int32), of[here], features.times[here]
-        idf = np.log((1 + rows) / (1 + frequency[kept])) + 1
-        values = (1 + np.log(times)) * idf[ids]
-        length = np.sqrt(np.bincount(of, values**2, minlength=rows))
-        values = (values / np.maximum(length[of], 1e-12)).astype(np.float32)
-        self.rows, self.width = rows, int(kept.sum())
+        ids = words.numbers[features.ids & (len(words.numbers) - 1)]
+        here = ids >= 0
+        of = np.repeat(np.arange(rows, dtype=np.int32), np.diff(features.ends))[here]
+        ids = ids[here]
+        values = (1 + np.log(features.times[here].astype(np.float32))) * words.idf[ids]
+        length = np.sqrt(np.bincount(of, values.astype(np.float64) ** 2, minlength=rows))
+        values = (values / np.maximum(length, 1e-12)[of]).astype(np.float32)
+        self.rows, self.width = rows, len(words.idf)
         self.by_row = self._held(of, ids, values, rows)
-        order = np.argsort(ids, kind="stable")
-        self.by_feature = self._held(ids[order], of[order], values[order], self.width)
+        if both:
+            order = np.argsort(ids, kind="stable")
+            self.by_feature = self._held(ids[order], of[order], values[order], self.width)
 
     @staticmethod
     def _held(lines: np.ndarray, ids: np.ndarray, values: np.ndarray, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,8 +64,20 @@ class Matrix:
         return F.embedding_bag(ids, table, starts, mode="sum", per_sample_weights=values)
 
 
-def fitted(matrix: Matrix, labels: Tensor, share: Tensor, classes: int, c: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Weights [D, K] and bias [K] of multinomial logistic regression on rows that count `share` [N], 0 for not at all.
+class Classifier(NamedTuple):
+    """Weights [D, K] and bias [K]."""
+
+    weights: Tensor
+    bias: Tensor
+
+    def __call__(self, matrix: Matrix) -> np.ndarray:
+        """[N, K] float32 probabilities."""
+        with torch.no_grad():
+            return (matrix.times(self.weights) + self.bias).softmax(-1).numpy()
+
+
+def fitted(matrix: Matrix, labels: Tensor, share: Tensor, classes: int, c: float, steps: int) -> Classifier:
+    """Multinomial logistic regression on rows that count `share` [N] float32, 0 for not at all.
 
     The least of the mean cross-entropy and of |weights|^2 / (2 c n), n the sum of shares, as scikit-learn has it with
     sample_weight, by L-BFGS.
@@ -62,7 +86,7 @@ def fitted(matrix: Matrix, labels: Tensor, share: Tensor, classes: int, c: float
     bias = torch.zeros(classes, requires_grad=True)
     count = float(share.sum())
     target = F.one_hot(labels, classes).float()
-    mask = (share.float() / count)[:, None]
+    mask = (share / count)[:, None]
     optimizer = torch.optim.LBFGS(
         [weights, bias], max_iter=steps, history_size=8, tolerance_grad=1e-6, tolerance_change=1e-7,
         line_search_fn="strong_wolfe",
@@ -78,39 +102,4 @@ def fitted(matrix: Matrix, labels: Tensor, share: Tensor, classes: int, c: float
         return loss + (weights * weights).sum() / (2 * c * count)
 
     optimizer.step(closure)  # type: ignore[arg-type]
-    return weights.detach(), bias.detach()
-
-
-def folds_of(labels: np.ndarray, folds: int, seed: int, alike: np.ndarray | None = None) -> np.ndarray:
-    """[N] the fold of each row: rows of each label are drawn over all folds evenly, those that are `alike` [N] (rows of
-    one number) into one, so that no row is told of by its own copy."""
-    if alike is not None:
-        _, first, of = np.unique(alike, return_index=True, return_inverse=True)
-        return folds_of(labels[first], folds, seed)[of]
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    made = np.empty(len(labels), np.int64)
-    made[order] = np.arange(len(labels)) % folds
-    return made
-
-
-def held_out(
-    matrix: Matrix, labels: np.ndarray, right: np.ndarray, classes: int, folds: int, seed: int, c: float, steps: int,
-    alike: np.ndarray | None = None,
-) -> np.ndarray:  # fmt: skip
-    """[N, K] float32 probabilities, each row's by a classifier of the other folds' rows, of those that are `right`.
-
-    Rows that are `alike` count together as much as one.
-    """
-    fold, wanted = folds_of(labels, folds, seed, alike), torch.from_numpy(labels)
-    share = np.ones(len(labels), np.float32)
-    if alike is not None:
-        _, of, times = np.unique(alike, return_inverse=True, return_counts=True)
-        share = (1 / times[of]).astype(np.float32)
-    made = np.empty((len(labels), classes), np.float32)
-    for number in range(folds):
-        out = fold == number
-        weights, bias = fitted(matrix, wanted, torch.from_numpy(share * (right & ~out)), classes, c, steps)
-        with torch.no_grad():
-            made[out] = (matrix.times(weights) + bias).softmax(-1).numpy()[out]
-    return made
+    return Classifier(weights.detach(), bias.detach())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +37,7 @@ class Looking(Work):
         self.gathering = Gathering([c for c in self.checks if c.gatherer() is not None])
         self.lookers = [c for c in self.checks if type(c).look is not Check.look]
         self.formats: dict[str, int] = {}
-        self.readable = Readable()
+        self.readable = Readable(recipe.columns)
 
     def begin(self, piece: Any, folder: Path, number: int) -> None:
         self.gathering.begin(piece, folder, number)
@@ -55,26 +57,48 @@ class Looking(Work):
         return told
 
     def end(self) -> dict:
+        self.readable.end()
         self.gathering.end()
         return {**self.found.told(), "formats": self.formats, "unreadable": self.readable.faults}
 
 
 class Readable:
-    """Counts unreadable rows; a file that begins with nothing else is not what its name says."""
+    """Counts unreadable rows; a file that begins with nothing else is not what its name says.
 
-    def __init__(self) -> None:
+    Nor is one in which no row has a column that the recipe names: what was meant would not be looked at.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
         self.rows = self.faults = 0
         self.first = ""
+        self.absent = set(columns.values())
+        self.columns = columns
 
     def fault(self, row: Row) -> bool:
         self.rows += 1
         if row.fault is None:
+            if self.absent:
+                self.absent -= row.values.keys()
+                if self.absent and self.rows - self.faults == HOPELESS:
+                    self.refuse_absent(row)
+                self.there = row
             return False
         self.faults += 1
         self.first = self.first or f"{row.place}: {row.fault}"
         if self.faults == self.rows == HOPELESS:
             raise DataError(f"{self.first}; and so are the {HOPELESS - 1} rows after it")
         return True
+
+    def end(self) -> None:
+        if self.absent and self.rows > self.faults:
+            self.refuse_absent(self.there)
+
+    def refuse_absent(self, row: Row) -> None:
+        key, column = next((k, c) for k, c in self.columns.items() if c in self.absent)
+        raise DataError(
+            f"columns.{key}: no row up to {row.place} has a column {column!r}; it has "
+            f"{', '.join(map(repr, row.values)) or 'nothing'}"
+        )
 
 
 class Found:
@@ -163,10 +187,16 @@ def gathered_file(folder: Path, kind: str, number: int) -> Path:
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside)
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside)
+    except SafetensorError as error:  # as a system's error, which a full disk is
+        code = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(code[1]) if code else errno.EIO, os.strerror(int(code[1])) if code else str(error),
+                      str(path)) from None  # fmt: skip
     os.replace(aside, path)
 
 

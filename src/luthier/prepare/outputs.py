@@ -109,6 +109,13 @@ class Writing:
             if raw is not None:
                 raw.close()
 
+    def discard(self) -> None:
+        """Close what is open, though a full disk lets nothing be flushed, and leave nothing behind."""
+        with contextlib.suppress(OSError):
+            self.close()
+        for stream in self.files:
+            self._aside(stream).unlink(missing_ok=True)
+
     def keep(self) -> None:
         for stream in self.files:
             _flushed(self._aside(stream))
@@ -125,11 +132,11 @@ def writer(folder: Path, number: int, streams: Sequence[str], compression: str) 
     made = Writing(folder, number, streams, compression)
     try:
         yield made
-    except BaseException:
         made.close()
+        made.keep()
+    except BaseException:
+        made.discard()
         raise
-    made.close()
-    made.keep()
 
 
 def _flushed(path: Path) -> None:

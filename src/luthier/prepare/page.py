@@ -16,6 +16,8 @@ OWN = """
 .sound, .faulty { padding: .1rem .5rem; border-radius: .4rem; }
 .faulty { color: var(--bad); border: 1px solid var(--bad); } section > p code { overflow-wrap: anywhere; }
 td { overflow-wrap: anywhere; }
+.charts tbody th.number { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+.across { overflow-x: auto; } .across th, .across td { white-space: nowrap; }
 """
 WHATS = {
     "structure": "Rows that training refuses, empty turns",
@@ -28,7 +30,9 @@ WHATS = {
     "label_noise": "Wrong labels",
     "balance": "Rows of each class",
     "perplexity": "Rows that the model finds unlikely",
+    "overlap": "Rows of evaluation sets",
     "exact_duplicates": "Equal rows",
+    "near_duplicates": "Rows that say nearly the same",
 }
 
 
@@ -103,7 +107,8 @@ def _overview(checks: Mapping[str, Mapping]) -> str:
         for name, number in (("check", 0), ("rows", 1), ("share", 1), ("allowed", 1), ("action", 0), ("verdict", 0))
     )
     table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>"
-    return f"<section id=checks>\n<h2>Checks</h2>\n{table}\n</section>\n"
+    region = f"<div class=across role=region tabindex=0 aria-label='All checks'>{table}</div>"
+    return f"<section id=checks>\n<h2>Checks</h2>\n{region}\n</section>\n"
 
 
 def _check(kind: str, one: Mapping) -> str:

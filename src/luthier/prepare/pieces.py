@@ -6,6 +6,8 @@ renaming. A killed run that is started again does the pieces that are missing, a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data import readers, sources
-from ..errors import ConfigError, DataError
-from .journal import Journal, key_of
+from ..errors import ConfigError, DataError, LuthierError
+from .journal import Journal, key_of, key_read
 from .outputs import Written, assembled, shard_names, suffix_of, writer
 from .processes import Processes
 
@@ -81,6 +83,19 @@ def pieces_of(source: str | Sequence[str], split: str = "train") -> list[Piece]:
         else:
             found.extend(piece for file in files for piece in _cut(file))
     return found
+
+
+def refuse_within(source: str | Sequence[str], outputs: Iterable[Path]) -> None:
+    """Outputs in a folder that is read: from then on they would be read as rows of it."""
+    for name in [source] if isinstance(source, str) else source:
+        folder = Path(name).expanduser()
+        for out in outputs if folder.is_dir() else ():
+            if not out.resolve().is_relative_to(folder.resolve()):
+                continue
+            if not any(part.startswith(".") for part in out.resolve().relative_to(folder.resolve()).parts):
+                raise ConfigError(
+                    f"{out} lies in {name}, and would be read as rows of it from then on: give an output elsewhere"
+                )
 
 
 def _cut(path: Path) -> Iterator[Piece]:
@@ -156,17 +171,33 @@ def run(
         if not finished:
             if len(todo) < len(cut):
                 say(f"going on: {len(cut) - len(todo):,} of {len(cut):,} pieces were done before")
-            _work(job, cut, todo, workers, say)
+            with room(place):
+                _work(job, [(n, cut[n], kept.key["inputs"][str(n)]) for n in todo], workers, say)
             entries = kept.entries(len(cut))
         found = _numbered(cut, entries)
         if not any(d.rows for d in found):
             raise DataError(f"{source if isinstance(source, str) else cut[0].path}: no rows")
         if not finished:
             written = [Written(d.number, d.first, d.written) for d in found]
-            kept.finish(assembled(kept.folder, written, out, suffix, names, sides))
+            with room(place):
+                kept.finish(assembled(kept.folder, written, out, suffix, names, sides))
         else:
             say(f"{out or place}: done before")
     return found
+
+
+@contextlib.contextmanager
+def room(place: Path) -> Iterator[None]:
+    """Says of a full disk what to do, and where: what writes does not name its file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise LuthierError(
+            f"{error.filename or place}: {error.strerror}: make room there, or give an output elsewhere; "
+            "the same command goes on"
+        ) from None
 
 
 def _pieces(source: Any, split: str) -> Iterator[Any]:
@@ -190,6 +221,25 @@ def inputs_of(piece: Any) -> list:
     return [str(piece.path), told.st_size, told.st_mtime_ns, getattr(piece, "start", 0), getattr(piece, "stop", None)]
 
 
+def refuse_changed(piece: Piece, known: list) -> None:
+    """A file that was written to while its rows were read: nobody knows which they were."""
+    try:
+        same = inputs_of(piece) == known
+    except OSError:
+        same = False
+    if not same:
+        raise DataError(
+            f"{readers.shown(piece.path)}: changed while it was read; give the command again once it is written"
+        )
+
+
+def refuse_changed_since(done: Sequence[Done], journal: Path) -> None:
+    """Files that are not what they were in a run that ended: what was decided over its rows is of others."""
+    inputs = key_read(journal)["inputs"]
+    for d in done:
+        refuse_changed(d.piece, inputs[str(d.number)])
+
+
 def _numbered(cut: Sequence[Any], entries: Sequence[dict | None]) -> list[Done]:
     rows = [entry["rows"] for entry in entries if entry is not None]
     assert len(rows) == len(cut)
@@ -211,9 +261,9 @@ class _Job:
     streams: tuple[str, ...]
     suffix: str
 
-    def __call__(self, task: tuple[int, Any], tick: Callable[[int], None]) -> int:
+    def __call__(self, task: tuple[int, Any, list], tick: Callable[[int], None]) -> int:
         """Write what the piece gives, then its entry in the journal; the number of its rows."""
-        number, piece = task
+        number, piece, known = task
         work, count, due = self.work(), 0, time.monotonic() + TICK
         work.begin(piece, self.folder, number)
         with writer(self.folder, number, self.streams, self.suffix) as write:
@@ -228,12 +278,14 @@ class _Job:
                     tick(count)
                     due = time.monotonic() + TICK
             end = work.end()
+            if isinstance(piece, Piece):
+                refuse_changed(piece, known)
         Journal.enter(self.folder, number, {"rows": count, "end": end, "streams": write.rows})
         return count
 
 
-def _work(job: _Job, cut: Sequence[Any], todo: Sequence[int], workers: int | None, say: Say) -> None:
-    count = min(cores() if workers is None else workers, len(todo))
+def _work(job: _Job, tasks: Sequence[tuple[int, Any, list]], workers: int | None, say: Say) -> None:
+    count = min(cores() if workers is None else workers, len(tasks))
     if workers is not None and workers < 1:
         raise ConfigError(f"workers={workers}: give a number from 1 up")
     began, going, done = time.monotonic(), {}, 0
@@ -243,10 +295,10 @@ def _work(job: _Job, cut: Sequence[Any], todo: Sequence[int], workers: int | Non
         going[number] = rows
         done += finished
         total, seconds = sum(going.values()), max(1e-9, time.monotonic() - began)
-        say(f"{done:,} of {len(todo):,} pieces, {total:,} rows, {total / seconds:,.0f} rows/s")
+        say(f"{done:,} of {len(tasks):,} pieces, {total:,} rows, {total / seconds:,.0f} rows/s")
 
     with Processes(count if count > 1 else 0, job) as processes:
-        processes.run([(number, cut[number]) for number in todo], tell)
+        processes.run(tasks, tell)
 
 
 def cores() -> int:

@@ -44,7 +44,7 @@ class Processes:
                 except BrokenPipeError:  # of what was still to be written
                     pass
 
-    def run(self, tasks: Sequence[tuple[int, Any]], tell: Tell) -> None:
+    def run(self, tasks: Sequence[tuple], tell: Tell) -> None:
         """All tasks; the first error of one ends the others."""
         if not self.count:
             for task in tasks:
@@ -84,7 +84,7 @@ class Processes:
         process.stdin.flush()
         return process
 
-    def _ask(self, task: tuple[int, Any], idle: SimpleQueue, said: SimpleQueue) -> None:
+    def _ask(self, task: tuple, idle: SimpleQueue, said: SimpleQueue) -> None:
         """Have one process do the task; (number, rows so far or what went wrong, whether it is done) for each word."""
         process = idle.get()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from pydantic import Field, ValidationError, field_validator
 
 from ..data import formats
 from ..errors import ConfigError
-from ..settings import Settings, merged, nearest, parse_override, read_yaml
+from ..settings import Settings, hint, merged, nearest, parse_override, read_yaml
 from .checks import CHECKS
 from .checks.check import Check
+
+TAGS = ("openai", "luthier")  # of the union of who is asked, which are no part of a key
 
 
 class Recipe(Settings):
@@ -119,11 +122,16 @@ def _explained(error: ValidationError, before: str, of: type[Settings]) -> list[
     """Each problem with the key that it is about, and what was meant."""
     made = []
     for fault in error.errors():
-        place = before + ".".join(map(str, fault["loc"]))
+        place = before + ".".join(map(str, [part for part in fault["loc"] if part not in TAGS]))
         if fault["type"] == "extra_forbidden":
             meant = nearest(str(fault["loc"][-1]), of.model_fields)
-            hint = f"did you mean {meant!r}?" if meant else f"known are {', '.join(of.model_fields)}"
-            made.append(f"{place}: unknown; {hint}")
+            known = f"did you mean {meant!r}?" if meant else f"known are {', '.join(of.model_fields)}"
+            made.append(f"{place}: unknown; {known}")
+        elif fault["type"].startswith("union_tag"):
+            known = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected_tags", "")))
+            given = str(fault.get("ctx", {}).get("tag", ""))
+            said = f", not {given!r}" if given else ""
+            made.append(f"{place}.kind: should be one of {', '.join(known)}{said}{hint(nearest(given, known))}")
         else:
             text = fault["msg"].removeprefix("Value error, ")
             shown = "" if fault["type"] == "value_error" else f" (found {fault['input']!r})"

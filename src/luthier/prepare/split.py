@@ -1,5 +1,7 @@
 """A split: rows to sides such as train, validation and test; equal rows and groups stay together, classes keep shares.
 
+Rows that `luthier data augment` made go with their parents.
+
 A row's place is a hash of what it says, so other rows that come or go hardly move it. All sides appear whole at once.
 """
 
@@ -16,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.holdout import PARENT
 from ..data.sources import Row
 from ..errors import ConfigError, DataError
-from .encoded import line
+from .encoded import dumps, line
 from .journal import refuse_existing
 from .looking import gathered_file, load, save
-from .pieces import Done, Say, Work, run
+from .pieces import Done, Say, Work, refuse_changed_since, refuse_within, run
 
 CLASSES = 1000  # a key with more values than that is none to stratify by
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -126,6 +129,8 @@ def value_of(row: Row, key: str) -> Any:
     found: Any = row.values
     for part in [key] if key in row.values else key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
+        if found is None and key in row.values:
+            raise DataError(f"{row.place}: {key!r} is null; `luthier data clean` takes rows without a label out")
         if found is None:
             raise DataError(f"{row.place}: no {key!r}; the row has {', '.join(map(repr, row.values)) or 'nothing'}")
     return found
@@ -139,6 +144,37 @@ def hashed(value: object) -> int:
     return int.from_bytes(hashlib.blake2b(line(value), digest_size=8).digest(), "big")
 
 
+def _first(digest: str) -> int:
+    """64 bits of a SHA-256 in hexadecimal."""
+    return int(digest[:16], 16)
+
+
+def _parent(row: Row) -> int:
+    """64 bits of what a row's parent is known by; 0 of one that was made of none."""
+    told = row.values.get(PARENT)
+    if told is None:
+        return 0
+    try:
+        return _first(told["sha256"])
+    except (TypeError, KeyError, ValueError):
+        raise DataError(
+            f"{row.place}: {PARENT} names no parent by its sha256, as `luthier data augment` does"
+        ) from None
+
+
+def families(whole: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[N] uint64: the units, where rows that were made of others are of their parents', or of one with their siblings
+    where the parent is not there."""
+    made, parents = whole["unit"].copy(), whole["parent"]
+    new = np.flatnonzero(parents)
+    if len(new):
+        order = np.argsort(whole["own"], kind="stable")
+        own = whole["own"][order]
+        at = np.minimum(np.searchsorted(own, parents[new]), len(own) - 1)
+        made[new] = np.where(own[at] == parents[new], whole["unit"][order[at]], parents[new])
+    return made
+
+
 class Keys(Work):
     """The first pass: what of a row decides its side, as numbers."""
 
@@ -147,7 +183,7 @@ class Keys(Work):
 
     def begin(self, piece: Any, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
-        self.columns: dict[str, list] = {"unit": []}
+        self.columns: dict[str, list] = {"unit": [], "own": [], "parent": []}
         self.classes: dict[int, str] = {}
 
     def row(self, row: Row) -> Iterable[tuple[str, dict]]:
@@ -156,8 +192,13 @@ class Keys(Work):
         split, columns = self.split, self.columns
         said = {key: value for key, value in row.values.items() if not key.startswith("_")}
         columns["unit"].append(hashed(value_of(row, split.group)) if split.group else hashed(said))
+        columns["own"].append(_first(hashlib.sha256(dumps(row.values).encode("utf-8", "surrogatepass")).hexdigest()))
+        columns["parent"].append(_parent(row))
         if split.stratify:
             value = value_of(row, split.stratify)
+            if isinstance(value, str) and not value.strip():
+                raise DataError(f"{row.place}: {split.stratify!r} is empty, which is no class; label the row, or take "
+                                "it out (`luthier data clean` does)")  # fmt: skip
             columns.setdefault("class", []).append(hashed(value))
             if self.classes.setdefault(columns["class"][-1], str(value)) and len(self.classes) > CLASSES:
                 raise DataError(f"{split.stratify!r} has over {CLASSES:,} values: it is no class to stratify by")
@@ -196,6 +237,7 @@ def split(
     """Write OUT/NAME.jsonl for each side; what is in each, as JSON. `suffix` is that of compression or ""."""
     if problems := how.problems():
         raise ConfigError(problems)
+    refuse_within(source, [out])
     names = list(how.sizes)
     sides = {name: out / f"{name}.jsonl{suffix}" for name in names}
     told = {"verb": "split", "sizes": {n: str(s) for n, s in how.sizes.items()}, "stratify": how.stratify,
@@ -203,20 +245,24 @@ def split(
     journal = out / ".luthier"
     if not (journal / "key.json").exists() and not (journal / "keys" / "key.json").exists():
         refuse_existing(journal, [out])
-    seen = run(source, None, partial(Keys, how), settings=told, workers=workers, say=say, journal=journal / "keys",
+    keyed = {name: told[name] for name in ("verb", "stratify", "group", "time")}  # other sizes need no other first pass
+    seen = run(source, None, partial(Keys, how), settings=keyed, workers=workers, say=say, journal=journal / "keys",
                split=part)  # fmt: skip
     arrays = [load(gathered_file(journal / "keys", "keys", d.number)) for d in seen]
     whole = {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
+    if not how.group:
+        whole["unit"] = families(whole)
     chosen = placed(whole, how)
     classes = {int(n): text for d in seen for n, text in d.end["classes"].items()}
     report = _report(whole, chosen, names, classes)
     if empty := [name for name in names if not report["sides"][name]["rows"]]:
         raise DataError(f"{', '.join(empty)}: no rows of {len(chosen):,} would be there; see --sizes or --cuts")
+    refuse_changed_since(seen, journal / "keys")
     for d in seen:
         mine = chosen[d.first : d.first + d.rows]
         save(gathered_file(journal / "keys", "sides", d.number), {"sides": mine})
-    run(source, None, partial(Placing, names, journal / "keys"), settings=told, workers=workers, say=say,
-        sides=sides, journal=journal / "rows", split=part)  # fmt: skip
+    run([d.piece for d in seen], None, partial(Placing, names, journal / "keys"), settings=told, workers=workers,
+        say=say, sides=sides, journal=journal / "rows", split=part)  # fmt: skip
     return {**report, "files": {name: str(path) for name, path in sides.items()}, "pieces": _inputs(seen)}
 
 

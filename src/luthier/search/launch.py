@@ -16,7 +16,7 @@ from ..files import write_atomically
 from ..monitor import Console
 from ..signals import Signals, Stopped
 from .plan import Plan
-from .storage import ATTEMPTS, Storage
+from .storage import ADDRESS, ATTEMPTS, Storage
 from .study import Clock
 
 
@@ -32,7 +32,7 @@ def launch(plan: Plan, storage: Storage, console: Console, clock: Clock) -> None
     """Start the workers and wait for them; one that was killed is started again, as long as trials are left."""
     path = plan.folder / "search.yaml"
     section = plan.settings.model_dump(mode="json") | {
-        "workers": 1, "launcher": "local", "folder": str(plan.folder), "trials": plan.trials,
+        "workers": 1, "launcher": "local", "folder": str(plan.folder), "trials": plan.trials, "storage": None,
     }  # fmt: skip
     write_atomically(path, yaml.safe_dump({**plan.sources[0], "search": section}, sort_keys=False, allow_unicode=True))
     start = {"local": _local, "ray": _ray}[plan.settings.launcher]
@@ -58,7 +58,7 @@ def _local(command: Sequence[str], plan: Plan, console: Console) -> list[int]:
     workers, devices = plan.settings.workers, _devices(plan)
     environments: list[Mapping[str, str]] = []
     for i in range(workers):
-        own = {"CUDA_VISIBLE_DEVICES": devices[i]} if devices else {}
+        own = _address(plan) | ({"CUDA_VISIBLE_DEVICES": devices[i]} if devices else {})
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
         environments.append(os.environ | {"OMP_NUM_THREADS": threads} | own)
     signals = Signals()
@@ -107,8 +107,13 @@ def _ray(command: Sequence[str], plan: Plan, console: Console) -> list[int]:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     console.say(f"Ray: {plan.settings.workers} workers, {gpus} GPUs")
     task: Any = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_of_ray)
-    return ray.get([task.remote(list(command), os.getcwd()) for _ in range(plan.settings.workers)])
+    told = (list(command), os.getcwd(), _address(plan))
+    return ray.get([task.remote(*told) for _ in range(plan.settings.workers)])
 
 
-def _of_ray(command: list[str], folder: str) -> int:
-    return subprocess.run(command, cwd=folder).returncode
+def _of_ray(command: list[str], folder: str, told: dict[str, str]) -> int:
+    return subprocess.run(command, cwd=folder, env=os.environ | told).returncode
+
+
+def _address(plan: Plan) -> dict[str, str]:
+    return {ADDRESS: plan.settings.storage} if plan.settings.storage else {}

@@ -15,7 +15,7 @@ from ..fields import Config, Search
 from . import metrics as metrics_
 from .metrics import CHEAP, Metric
 from .space import Space, overrides, read, refused
-from .storage import optuna
+from .storage import hidden, optuna
 
 TRIALS = 20
 Functions = Mapping[str, Callable[..., Any]]
@@ -152,7 +152,7 @@ def _contradictions(plan: Plan) -> Any:
     if s.launcher == "ray" and not find_spec("ray"):
         yield "search.launcher=ray: Ray is not installed: pip install 'ray[default]', or use launcher=local"
     if s.storage and s.storage.startswith("redis") and not find_spec("redis"):
-        yield f"search.storage={s.storage!r}: pip install redis"
+        yield f"search.storage={hidden(s.storage)!r}: pip install redis"
 
 
 def _some(low: float, high: float, log: bool) -> list[float]:

@@ -198,7 +198,7 @@ def is_distribution(key: str, text: str) -> bool:
     `[a, b]` are choices, but for settings that take a list; `choice([a], [a, b])` are choices of any.
     """
     body, _ = _split(text)
-    if CALL.fullmatch(body):
+    if CALL.fullmatch(body) or re.match(rf"({'|'.join({*NAMES, *ELSEWHERE})})\(", body):  # perhaps not closed
         return True
     if not (body.startswith("[") and body.endswith("]")):
         return False

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -26,6 +27,8 @@ BEAT = 20.0  # seconds between signs of life
 DEAD = 180.0  # seconds without one after which a process on another machine is taken for dead
 ATTEMPTS = 3  # processes that may die of the same trial
 JOURNAL = "journal.log"
+ADDRESS = "LUTHIER_SEARCH_STORAGE"  # tells workers the storage in their environment: it can hold a password
+PASSWORD = re.compile(r"(://[^:/@]*:)[^@/]*@")
 
 
 def optuna() -> Any:
@@ -58,7 +61,10 @@ class Storage:
 
     def __init__(self, folder: Path, url: str | None, name: str, directions: Sequence[str], pruner: Any = None):
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ConfigError(f"search.folder='{folder}' is a file: name a folder (--folder)") from None
         library = optuna()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", library.exceptions.ExperimentalWarning)
@@ -144,10 +150,11 @@ class Storage:
                 if trial.state == self.states.RUNNING and not _alive(trial.user_attrs.get("owner")):
                     attempt = trial.user_attrs.get("attempt", 1) + bool(trial.user_attrs.get("owner"))
                     if attempt > ATTEMPTS:
-                        self.finish(
-                            trial._trial_id, "died", self.states.FAIL,
-                            reason=f"its process died {ATTEMPTS} times (killed, or out of the computer's memory?)",
-                        )
+                        with contextlib.suppress(Lost):
+                            self.finish(
+                                trial._trial_id, "died", self.states.FAIL,
+                                reason=f"its process died {ATTEMPTS} times (killed, or out of the computer's memory?)",
+                            )
                         continue
                 elif trial.state == self.states.WAITING:
                     attempt = 1
@@ -173,24 +180,30 @@ class Storage:
         return labels
 
     def tell(self, trial_id: int, **attributes: Any) -> None:
-        for key, value in attributes.items():
-            self.storage.set_trial_user_attr(trial_id, key, value)
+        """Raises Lost of a trial that has ended."""
+        with _ours():
+            for key, value in attributes.items():
+                self.storage.set_trial_user_attr(trial_id, key, value)
 
     def report(self, claimed: Claimed, step: int, value: float) -> bool:
         """A trial's metric at an evaluation; returns whether the trial is to end there."""
-        self.storage.set_trial_intermediate_value(claimed.id, step, value)
+        with _ours():
+            self.storage.set_trial_intermediate_value(claimed.id, step, value)
         return self.study.pruner.prune(self.study, self.storage.get_trial(claimed.id))
 
     def finish(
         self, trial_id: int, outcome: str, state: Any, values: Sequence[float] | None = None, **attributes: Any
     ) -> None:
-        """The end of a trial; the state comes last, as nothing can be told of a finished one."""
+        """The end of a trial; the state comes last, as nothing can be told of a finished one. Raises Lost where another
+        process has told its end."""
         self.tell(trial_id, outcome=outcome, **attributes)
-        self.storage.set_trial_state_values(trial_id, state, values)
+        with _ours():
+            self.storage.set_trial_state_values(trial_id, state, values)
 
     def release(self, claimed: Claimed) -> None:
         """Give a trial back that was stopped: whoever is next goes on with it."""
-        self.tell(claimed.id, owner=None)
+        with contextlib.suppress(Lost):
+            self.tell(claimed.id, owner=None)
 
     @contextlib.contextmanager
     def owning(self, claimed: Claimed) -> Iterator[Callable[[], None]]:
@@ -221,6 +234,15 @@ class Storage:
             thread.join()
 
 
+@contextlib.contextmanager
+def _ours() -> Iterator[None]:
+    """Lost where the trial has ended: of machines that share a database and no folder, two may have taken one."""
+    try:
+        yield
+    except optuna().exceptions.UpdateFinishedTrialError:
+        raise Lost from None
+
+
 def _open(library: Any, folder: Path, url: str | None) -> Any:
     if url is None:
         from optuna.storages.journal import JournalFileBackend
@@ -232,8 +254,19 @@ def _open(library: Any, folder: Path, url: str | None) -> Any:
         return library.storages.get_storage(url)
     except Exception as error:  # of any database driver
         told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"search.storage={url!r} cannot be opened: {told}; give a URL such as sqlite:///search.db") \
-            from None  # fmt: skip
+        raise ConfigError(
+            f"search.storage={hidden(url)!r} cannot be opened: {hidden(told)}; give a URL such as sqlite:///search.db"
+        ) from None
+
+
+def hidden(url: str) -> str:
+    """An address without its password."""
+    return PASSWORD.sub(r"\1***@", url)
+
+
+def told_address() -> str | None:
+    """The storage that a worker was told of."""
+    return os.environ.get(ADDRESS)
 
 
 class _Flock:

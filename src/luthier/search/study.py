@@ -77,11 +77,12 @@ def work(plan: Plan, storage: Storage, console: Console, clock: Clock) -> bool:
             return True
         try:
             outcome = trials_.run(plan, claimed, storage, shared, console, said, until)
+            _tell(storage, claimed, outcome)
         except TimeOver:
             storage.release(claimed)
             return False
         except Lost:
-            console.warn(f"trial {claimed.number}: another process goes on with it, as this one was silent for long")
+            console.warn(f"trial {claimed.number}: another process has it, as this one was silent for long")
             continue
         except (Interrupted, KeyboardInterrupt):
             storage.release(claimed)
@@ -89,7 +90,6 @@ def work(plan: Plan, storage: Storage, console: Console, clock: Clock) -> bool:
         except Exception as error:
             storage.finish(claimed.id, "failed", states.FAIL, reason=f"{type(error).__name__}: {error}"[:500])
             raise
-        _tell(storage, claimed, outcome)
         console.say(line(plan, storage, claimed, outcome))
         _keep_the_best(plan, storage)
         _check_hopeless(storage)

@@ -31,7 +31,8 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     for status, told in {
         400: "Something in the request is wrong", 401: "No key, or a wrong one", 403: "Not from where it may come",
         404: "No model of that name", 408: "The request or its answer took too long", 413: "The body is too large",
-        415: "The body is no JSON", 429: "Too many requests", 500: "The server failed", 503: "The server is busy or stopping",
+        415: "The body is no JSON", 429: "Too many requests", 500: "The server failed",
+        503: "The server is busy or stopping",
     }.items()
 }  # fmt: skip
 
@@ -228,7 +229,7 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code >= 500:
         return _fault(failed())
-    told = {404: "there is nothing at this path", 405: "this path does not take that method", 400: "the body is no JSON"}
+    told = {404: "there is nothing at this path", 405: "this path takes another method", 400: "the body is no JSON"}
     made = _fault(Problem(error.status_code, told.get(error.status_code, "the request cannot be read")))
     for name, value in (error.headers or {}).items():
         made.headers[name] = value

@@ -136,7 +136,8 @@ def _forms(body: ChatRequest, answering: Answering, tools: Sequence[Tool], most:
         assert answering.style is not None
         forced = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
         if held_to_json and not forced:
-            raise Problem(400, "response_format beside tools that need not be called is not supported", "response_format")
+            said = "response_format beside tools that need not be called is not supported"
+            raise Problem(400, said, "response_format")
         return _calling(body, answering, answering.style, tools, most, forced)
     if not held_to_json:
         return lambda: (None, None, None, False)

@@ -65,6 +65,7 @@ class _Engines:
             for name, number in numbers.items():
                 if name not in made:
                     kind = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
-                    made[name] = kind(f"luthier_engine_{name}", f"The engine's {name.replace('_', ' ')}.", labels=["engine"])
+                    told = f"The engine's {name.replace('_', ' ')}."
+                    made[name] = kind(f"luthier_engine_{name}", told, labels=["engine"])
                 made[name].add_metric([engine], number)
         return made.values()

@@ -43,7 +43,7 @@ def protocol(patience: float) -> type[H11Protocol]:
             super().handle_events()
             if self.cycle is not None and self.cycle is not before:
                 self._stop()
-                self.cycle.scope["luthier.abort"] = self.transport.abort
+                self.cycle.scope["luthier.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
         def on_response_complete(self) -> None:
             super().on_response_complete()

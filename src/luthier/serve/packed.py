@@ -1,4 +1,4 @@
-"""On a CPU, weights laid out as oneDNN wants them for few rows, beside the model's own: a step takes two thirds."""
+"""On a CPU, weights laid out as oneDNN wants them for few rows, beside the model's own: a sixth less time a step."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LAID_FOR = 64  # rows that the layout is chosen for; others run with it, too
 def packed(model: nn.Module, memory: int) -> Iterator[int]:
     """While it lasts, linear layers in float32 multiply with copies of their weights, of at most so many bytes in all;
     the largest first. Gives the bytes. The numbers are those of the layers, but for the order of sums."""
-    taken: list[nn.Module] = []
+    taken: list[Any] = []
     used = 0
-    layers = [m for m in model.modules() if _fits(m)] if _works() else []
+    layers: list[Any] = [m for m in model.modules() if _fits(m)] if _works() else []
     for layer in sorted(layers, key=lambda m: -m.weight.numel()):
         size = layer.weight.numel() * layer.weight.element_size()
         if used + size > memory:
             continue
-        layer.forward = _forward(layer)  # type: ignore[method-assign]
+        layer.forward = _forward(layer)
         taken.append(layer)
         used += size
     try:

@@ -11,7 +11,8 @@ from importlib.resources import files
 @cache
 def page() -> tuple[str, str]:
     """The page, and its Content-Security-Policy."""
-    inside = {name: files(__package__).joinpath(f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+    here = files("luthier.serve")
+    inside = {name: here.joinpath(f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     text = inside["html"].replace("/*css*/", inside["css"]).replace("/*js*/", inside["js"])
     policy = (
         f"default-src 'none'; script-src '{_hash(inside['js'])}'; style-src '{_hash(inside['css'])}'; "

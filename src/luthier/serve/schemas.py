@@ -23,6 +23,12 @@ def _characters(text: str) -> str:
 Text = Annotated[str, AfterValidator(_characters)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_characters)]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+Texts = (
+    Text
+    | Annotated[list[Text], Field(max_length=MOST_TEXTS)]
+    | Annotated[list[Token], Field(min_length=1)]
+    | Annotated[list[list[Token]], Field(max_length=MOST_TEXTS)]
+)
 Stop = Annotated[list[Annotated[Text, Field(min_length=1, max_length=1024)]], Field(max_length=16)]
 StopText = Annotated[Text, Field(min_length=1, max_length=1024)]
 
@@ -63,6 +69,9 @@ class Message(_Strict):
     function_call: None = None
     reasoning_content: Text | None = None
     """What was thought before an answer, for templates that show it."""
+
+
+Messages = Annotated[list[Message], Field(min_length=1)]
 
 
 class Function(_Strict):
@@ -130,8 +139,8 @@ class _Sampled(_Strict):
     user: Text | None = None
     """Those who wait are served in turn by user."""
     metadata: dict[str, Any] | None = None
-    frequency_penalty: Literal[0, 0.0] | float | None = Field(0, ge=0, le=0)
-    presence_penalty: Literal[0, 0.0] | float | None = Field(0, ge=0, le=0)
+    frequency_penalty: float | None = Field(0, ge=0, le=0)
+    presence_penalty: float | None = Field(0, ge=0, le=0)
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
 
 
@@ -156,7 +165,7 @@ class ChatRequest(_Sampled):
 class CompletionRequest(_Sampled):
     """`POST /v1/completions`."""
 
-    prompt: Text | Annotated[list[Text], Field(max_length=MOST_TEXTS)] | Annotated[list[Token], Field(min_length=1)] | Annotated[list[list[Token]], Field(max_length=MOST_TEXTS)]  # fmt: skip
+    prompt: Texts
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: Literal[False] | None = False
     suffix: None = None
@@ -170,7 +179,7 @@ class EmbeddingRequest(_Strict):
     """`POST /v1/embeddings`."""
 
     model: Name
-    input: Text | Annotated[list[Text], Field(max_length=MOST_TEXTS)] | Annotated[list[Token], Field(min_length=1)] | Annotated[list[list[Token]], Field(max_length=MOST_TEXTS)]  # fmt: skip
+    input: Texts
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, ge=1)
     """The first so many numbers, scaled to length 1 again."""
@@ -189,5 +198,5 @@ class ScoreRequest(_Strict):
     """`POST /v1/score`: a reward model's scores of whole conversations."""
 
     model: Name
-    input: Annotated[list[Text | Annotated[list[Message], Field(min_length=1)]], Field(min_length=1, max_length=MOST_TEXTS)]
+    input: Annotated[list[Text | Messages], Field(min_length=1, max_length=MOST_TEXTS)]
     """Each a prompt and its answer with a tab between, or messages."""

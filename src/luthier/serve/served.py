@@ -216,7 +216,7 @@ def _serve_answers(made: Served, source: str, name: str) -> None:
     settings = made.settings
     main = opened.opened(source, made.tell)
     at_start = frozenset(module.name for module in surgery.switched(main.model) if module.enabled)
-    beneath = frozenset(entry.name for entry in main.made.config.model.beneath) if main.made else frozenset()
+    beneath = frozenset(entry.name or "" for entry in main.made.config.model.beneath) if main.made else frozenset()
     variants = {name: at_start}
     base_name = None
     moved = main.made is not None and not _in_adapters(main)
@@ -248,7 +248,8 @@ def _serve_answers(made: Served, source: str, name: str) -> None:
             raise ConfigError(f"--base: the run {source} began at random weights")
         other = opened.opened(theirs.name, made.tell)
         base_name = f"{name}-base"
-        apart = made.answering(base_name, opened.Opened(theirs.name, other.network, main.renderer), {base_name: frozenset()})
+        base = opened.Opened(theirs.name, other.network, main.renderer)
+        apart = made.answering(base_name, base, {base_name: frozenset()})
         made.add(Entry(base_name, does, apart.engine, base_name, apart))
         made.entries[name].base = base_name
 
@@ -268,7 +269,9 @@ def _in_adapters(main: opened.Opened) -> bool:
 def _adapter_folder(folder: str) -> str:
     path = Path(folder).expanduser()
     if opened.is_run(path):
-        raise AdapterError(f"{folder} is a run: `luthier export {folder} OUT --as adapter` writes its adapter, which is served")
+        raise AdapterError(
+            f"{folder} is a run: `luthier export {folder} OUT --as adapter` writes its adapter, which is served"
+        )
     return str(path)
 
 

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> Any:
     if options.out:
         verdict = made(Path(options.out))
     else:
-        with tempfile.TemporaryDirectory(prefix="luthier-audit-") as folder:
+        with tempfile.TemporaryDirectory(prefix=".luthier-audit-") as folder:
             verdict = made(Path(folder))
         for key in ("findings", "page", "recipe"):
             verdict[key] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def run(options: argparse.Namespace) -> Any:
                  split=options.split)  # fmt: skip
     if not options.json:
         show(done)
+    if not done["kept"]:
+        print(f"error: no row is kept; why stands in {done['removed_rows']}", file=sys.stderr)
     return done
 
 

@@ -112,6 +112,9 @@ def _page(options: argparse.Namespace, plan: Any) -> dict:
         raise ConfigError(f"--per-row {options.per_row}: give a number from 1 up")
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port {options.port}: give a number from 0 to 65535")
+    unused = [f"--{name.replace('_', '-')}" for name in ("port", "open", "per_row", "by") if getattr(options, name)]
+    if options.write and unused:
+        raise ConfigError(f"--write opens no page: leave out {', '.join(unused)}")
     with Project(options.source, Path(options.out), plan, sayer(options), options.split) as project:
         if not options.write:
             _serve(options, project)

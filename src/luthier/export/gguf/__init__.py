@@ -25,20 +25,23 @@ def check(source: str, config: Config | None, kind: str, dtype: str | None) -> N
         return
     if config.objective.ends_in != "tokens":
         raise ExportError(
-            f"as={kind}: the run is one of method={config.method}, whose network gives scores; llama.cpp is given those "
-            "that predict tokens: use as=merged or as=full"
+            f"as={kind}: the run is one of method={config.method}, whose network gives scores; llama.cpp is given "
+            "those that predict tokens: use as=merged or as=full"
         )
     from ..plain import check_kind
 
-    check_kind(config, kind)
+    if kind == "gguf":
+        check_kind(config, kind)
 
 
-def write(found: Opened, out: Path, kind: str, dtype: str | None) -> dict[str, Any]:
+def write(
+    found: Opened, out: Path, kind: str, dtype: str | None, bound: float | None = None
+) -> dict[str, Any]:  # fmt: skip
     """Write `out`/model.gguf and a Modelfile; compare in llama.cpp."""
     from . import checked, model, modelfile
 
     dtype = dtype or model.usual(found)
     remarks = model.write(found, out / FILE, dtype)
-    compared = checked.whole(found, out / FILE, dtype)
+    compared = checked.whole(found, out / FILE, dtype, bound=bound)
     (out / "Modelfile").write_text(modelfile.text(found, f"./{FILE}"))
     return {**compared, "dtype": dtype, "remarks": [*remarks, *compared.pop("remarks", [])]}

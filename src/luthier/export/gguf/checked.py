@@ -1,17 +1,22 @@
-"""A GGUF file in llama.cpp against the model it was made from: log-probabilities, greedy text, tokens, stops, template."""
+"""A GGUF file in llama.cpp against the model it was made from: log-probabilities, greedy text, tokens, stops."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from ...errors import ExportError
 from ...generate import complete
 from ...opened import Opened
 from .. import compare, plain
 from . import families, numbers
+from .vocabulary import Vocabulary, vocabulary
 
 GREEDY, PROMPT = 16, 12
+MARKS = ("tekken", "gpt-4o")  # whose words end at combining marks in llama.cpp, though not in the tokenizers
 NEAR = 5e-3  # of two tokens whose log-probabilities are as good as equal
 TEXTS = (
     "Hello, world! It's 12:34, isn't it? We've paid $1,234.56 (about 7%).",
@@ -37,44 +42,90 @@ def bound_of(dtype: str, source: Any) -> compare.Bound:
     return compare.Bound(*max(compare.TOLERANCE[source], compare.TOLERANCE[numbers.PLAIN[kind]]), grows)
 
 
-def whole(found: Opened, path: Path, dtype: str, adapter: Path | None = None) -> dict[str, Any]:
-    """The figures; ExportError where llama.cpp answers otherwise."""
+def documents_of(found: Opened) -> list[list[int]]:
+    """No longer than what llama.cpp computes as transformers does."""
     config = found.model.config
     longest = families.context(families.family(config), config)
-    documents = [d[:longest] for d in compare.probe(found)]
+    return [d[:longest] for d in compare.probe(found)]
+
+
+def whole(
+    found: Opened, path: Path, dtype: str, adapter: Path | None = None, bound: float | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """The figures; ExportError where llama.cpp answers otherwise."""
+    documents = documents_of(found)
     with plain.as_written(found.made, "gguf"):
         ours = compare.logprobs(found, documents)
         prompts = [d[: min(PROMPT, len(d) - 1)] for d in documents[:2]]
         greedy = [c.tokens for c in complete(found.network, prompts, set(), GREEDY)]
-    texts = [*TEXTS, *(found.tokenizer.decode(d) for d in documents[:4])]
+    tokens = vocabulary(found.tokenizer, found.model.get_input_embeddings().weight.shape[0])
+    rows = [found.tokenizer.decode(d, skip_special_tokens=True) for d in documents[:4]]
+    texts = texts_of(found.tokenizer, tokens, rows)
+    allowed = bound_of(dtype, found.network.dtype)
+    allowed = allowed if bound is None else replace(allowed, perplexity=bound)
     compared = compare.proof(
-        ours, path, "llama_cpp", documents, bound_of(dtype, found.network.dtype), texts=texts, prompts=prompts,
+        ours, path, "llama_cpp", documents, allowed, prompts=prompts,
+        texts=[text.theirs for text in texts], whole=[text.whole for text in texts],
         greedy=GREEDY, adapter=str(adapter) if adapter else None, stops=sorted(found.renderer.stop_tokens()),
     )  # fmt: skip
     theirs = compared.pop("found")
-    _same_tokens(found.tokenizer, texts, theirs)
+    remarks = [*tokens.remarks, *_same_tokens(found.tokenizer, texts, theirs, tokens.pre in MARKS)]
     _same_ends(found, theirs)
     exact = numbers.TABLE[dtype].kind == "F32"
     same = [row.tolist() for row in theirs["greedy"]] == greedy
     if exact and not same:
         _near(found, prompts, greedy, theirs["greedy"].tolist())
-    return {**compared, "greedy_equal": same, "same_tokens": f"{len(texts)} texts", "remarks": []}
+    return {**compared, "greedy_equal": same, "same_tokens": f"{len(texts)} texts", "remarks": remarks}
 
 
-def _same_tokens(tokenizer: Any, texts: list[str], theirs: dict) -> None:
-    at = 0
-    for text, count in zip(texts, theirs["counts"].tolist()):
-        ids = theirs["ids"][at : at + count].tolist()
+@dataclass(frozen=True)
+class Text:
+    """A text whose tokens are compared."""
+
+    ours: str
+    theirs: str
+    """As llama.cpp is given it: where it has no way to put a space before a text, with that space."""
+    whole: bool
+    """With what a text is given at its start and end; conversations have it in them."""
+
+
+def texts_of(tokenizer: Any, vocabulary: Vocabulary, more: Sequence[str]) -> list[Text]:
+    """Languages, emoji, code and white space; the rows that are compared; conversations of these."""
+    lost = vocabulary.prefix == "first" and not vocabulary.flags["add_space_prefix"]
+    plain_texts = [text.lstrip() if vocabulary.prefix != "none" else text for text in (*TEXTS, *more)]
+    found = [Text(text, " " + text if lost else text, True) for text in plain_texts if text]
+    if not tokenizer.chat_template:
+        return found
+    for i in range(0, len(TEXTS) - 2, 3):
+        said = zip(("user", "assistant", "user"), TEXTS[i : i + 3])
+        messages = [{"role": role, "content": text} for role, text in said]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception:  # whatever a template says to a conversation that it does not take
+            continue
+        found.append(Text(text, text, False))
+    return found
+
+
+def _same_tokens(tokenizer: Any, texts: list[Text], theirs: dict, marks: bool) -> list[str]:
+    """What is to be known where they are not; ExportError where that is no known difference."""
+    at, remarks = 0, []
+    for told, count in zip(texts, theirs["counts"].tolist()):
+        text, ids = told.ours, theirs["ids"][at : at + count].tolist()
         at += count
-        wanted = tokenizer(text).input_ids
+        wanted = tokenizer(text, add_special_tokens=told.whole).input_ids
         if ids == wanted:
             continue
+        if marks and any(category(letter).startswith("M") for letter in text):
+            remarks = ["llama.cpp cuts words with combining marks (as Hindi has) otherwise than this tokenizer"]
+            continue
         i = next((i for i, (a, b) in enumerate(zip(ids, wanted)) if a != b), min(len(ids), len(wanted)))
+        here, there = (tokenizer.convert_ids_to_tokens(row[i : i + 6]) for row in (wanted, ids))
         raise ExportError(
-            f"as=gguf: llama.cpp reads a text as other tokens than its tokenizer does: {text[:60]!r} from its token {i} on "
-            f"{tokenizer.convert_ids_to_tokens(ids[i : i + 6])}, not {tokenizer.convert_ids_to_tokens(wanted[i : i + 6])}; "
-            "nothing is left"
+            f"as=gguf: llama.cpp reads a text as other tokens than its tokenizer does: {text[:60]!r} from its token "
+            f"{i} on {there}, not {here}; nothing is left"
         )
+    return remarks
 
 
 def _same_ends(found: Opened, theirs: dict) -> None:

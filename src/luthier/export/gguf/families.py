@@ -107,7 +107,7 @@ def windowed(config: Any) -> list[bool]:
 
 
 def context(found: Family, config: Any) -> int:
-    """The longest text that the file promises to answer as trained: no window of a family that has none there is left."""
+    """The longest text that is answered as trained: a window that llama.cpp does not compute is the end."""
     longest = config.max_position_embeddings
     return min(longest, config.sliding_window) if any(windowed(config)) and not found.windows else longest
 

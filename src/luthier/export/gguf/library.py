@@ -1,15 +1,15 @@
 """llama.cpp's C interface, of the library inside `xllamacpp`: load a model, score and continue tokens, round blocks.
 
-https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h. Structures of parameters grow from release to release:
-here they are blocks of bytes that the library fills with its defaults, of which what is changed is found by its default.
+https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h. Structures of parameters grow from release to
+release: here they are blocks of numbers that the library fills with its defaults, of which what is changed is found by
+its default.
 """
 
 from __future__ import annotations
 
 import ctypes as c
 import importlib.util
-import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from ...errors import ExportError
 
-INSTALL = "what llama.cpp reads is checked by llama.cpp itself: pip install luthier[gguf] (xllamacpp); nothing was written"
+INSTALL = "GGUF is checked by llama.cpp itself: pip install luthier[gguf] (xllamacpp); nothing was written"
 DEFAULTS = (512, 2048, 512)  # n_ctx, n_batch, n_ubatch: the first numbers of a context's parameters
 F32 = 0
 
@@ -30,7 +30,8 @@ class _Parameters(c.Structure):
 class _Batch(c.Structure):
     _fields_ = [
         ("n_tokens", c.c_int32), ("token", c.POINTER(c.c_int32)), ("embd", c.c_void_p), ("pos", c.POINTER(c.c_int32)),
-        ("n_seq_id", c.POINTER(c.c_int32)), ("seq_id", c.POINTER(c.POINTER(c.c_int32))), ("logits", c.POINTER(c.c_int8)),
+        ("n_seq_id", c.POINTER(c.c_int32)), ("seq_id", c.POINTER(c.POINTER(c.c_int32))),
+        ("logits", c.POINTER(c.c_int8)),
     ]  # fmt: skip
 
 
@@ -143,13 +144,14 @@ class Llama:
         top = logits.max(-1)
         return (chosen - top - np.log(np.exp(logits - top[:, None]).sum(-1))).astype(np.float32)
 
-    def continued(self, tokens: Sequence[int], count: int) -> list[int]:
-        """The likeliest next tokens, one by one; as many as asked, whatever they are."""
+    def continued(self, tokens: Sequence[int], count: int, stops: Collection[int] = ()) -> list[int]:
+        """The likeliest next tokens, one by one, up to one of `stops`; without, as many as asked."""
         logits, out = self.logits(tokens), []
         for at in range(count):
             out.append(int(logits[-1].argmax()))
-            if at + 1 < count:
-                logits = self.logits(out[-1:], len(tokens) + at)
+            if at + 1 == count or out[-1] in stops:
+                break
+            logits = self.logits(out[-1:], len(tokens) + at)
         return out
 
     def tokenised(self, text: str, special: bool = False) -> list[int]:
@@ -169,9 +171,9 @@ class Llama:
 
 
 def _context(parameters: _Parameters, context: int) -> tuple[_Parameters, bool]:
-    """For so many tokens at once, and whether attention is computed in float32: the types of keys and values stand behind
-    a callback and its data, both absent, as two times 1 (float16); whether it is fused stands last of four settings
-    that are left to the library (-1), before the two numbers of rotary positions."""
+    """For so many tokens at once, and whether attention is computed in float32: the types of keys and values stand
+    behind a callback and its data, both absent, as two times 1 (float16); whether it is fused stands last of four
+    settings that are left to the library (-1), before the two numbers of rotary positions."""
     numbers = list(parameters.numbers)
     if tuple(numbers[:3]) != DEFAULTS:
         raise ExportError("this release of xllamacpp has other parameters: pip install 'xllamacpp>=2026.10'")
@@ -196,5 +198,3 @@ def rounded(values: np.ndarray, kind: int) -> np.ndarray:
     assert written == out.nbytes, (written, out.nbytes)
     return out
 
-
-assert struct.calcsize("i") == 4

@@ -1,7 +1,8 @@
-"""Write a model as GGUF: what it is, its tokenizer, then one tensor after the other, never all of them rounded at once."""
+"""Write a model as GGUF: what it is, its tokenizer, then one tensor after the other, never all rounded at once."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def write(found: Opened, path: Path, dtype: str) -> list[str]:
         extra = families.extra(family, config)
         writer = gguf.GGUFWriter(path, family.architecture)
         writer.add_type("model")
-        writer.add_name(_name(found))
+        writer.add_name(_name(found, family))
         writer.add_file_type(gguf.LlamaFileType[numbers.TABLE[dtype].file_type])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         families.describe(writer, family, config, rows)
@@ -49,15 +50,15 @@ def write(found: Opened, path: Path, dtype: str) -> list[str]:
             _announce(writer, ours, shape, kinds[ours])
         for name, tensor in extra.items():
             _announce(writer, name, tuple(tensor.shape), "F32")
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for ours, theirs in layout.items():
-            tensor = families.laid_out(family, config, theirs, state[theirs])
-            writer.write_tensor_data(numbers.rounded(tensor, kinds[ours]))
-        for tensor in extra.values():
-            writer.write_tensor_data(numbers.rounded(tensor, "F32"))
-        writer.close()
+        with closing(writer):
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for ours, theirs in layout.items():
+                tensor = families.laid_out(family, config, theirs, state[theirs])
+                writer.write_tensor_data(numbers.rounded(tensor, kinds[ours]))
+            for tensor in extra.values():
+                writer.write_tensor_data(numbers.rounded(tensor, "F32"))
     return _remarks(family, config, dtype, kinds)
 
 
@@ -87,8 +88,11 @@ def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None
     writer.add_tensor_info(name, bytes_of, np.dtype(np.uint8), numbers.size(kind, shape), raw_dtype=kind_of)
 
 
-def _name(found: Opened) -> str:
-    return Path(found.name).name.removesuffix(".gguf") or found.name
+def _name(found: Opened, family: families.Family) -> str:
+    """By a name with phi-3 in it llama.cpp knows that white space behind special tokens is theirs."""
+    name = Path(found.name).name.removesuffix(".gguf") or found.name
+    strips = any(added.rstrip for added in found.tokenizer.added_tokens_decoder.values())
+    return f"phi-3 {name}" if strips and family.architecture == "phi3" else name
 
 
 def _remarks(family: families.Family, config: Any, dtype: str, kinds: dict[str, str]) -> list[str]:

@@ -37,7 +37,8 @@ class Turns:
             for role, (before, after) in self.around.items()
         )
         ends = "{{ end }}" * len(self.around)
-        first = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{_quoted(self.unasked)}{{{{ end }}}}' if self.unasked else ""
+        first = '{{ if ne (index .Messages 0).Role "system" }}' + _quoted(self.unasked) + "{{ end }}"
+        first = first if self.unasked else ""
         return f"{first}{{{{ range .Messages }}}}{roles}{ends}{{{{ end }}}}{_quoted(self.answer)}"
 
 
@@ -58,7 +59,9 @@ def turns(tokenizer: Any) -> Turns | None:
         ]  # fmt: skip
         for case in cases:
             messages = [{"role": role, "content": text} for role, text in case]
-            if found is None or found.render(messages) != _rendered(tokenizer, messages, True):
+            if case[0][0] not in found.around:
+                continue
+            if found.render(messages) != _rendered(tokenizer, messages, True):
                 return None
     except Exception:  # whatever a template says to conversations that it does not take
         return None
@@ -73,25 +76,26 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]], asked: bool) -> st
     return text.removeprefix(bos) if adds else text
 
 
-def _found(tokenizer: Any) -> Turns | None:
+def _found(tokenizer: Any) -> Turns:
     def said(*parts: tuple[str, str], asked: bool = False) -> str:
         return _rendered(tokenizer, [{"role": role, "content": text} for role, text in parts], asked)
 
     user, system, answer = ("user", U), ("system", S), ("assistant", A)
     one = said(user)
-    both = said(system, user)
     three = said(user, answer, user)
     head, after_user = one.split(U)
-    before_system, between = both.split(S)
-    between = between.split(U)[0]  # what closes the system's turn, and opens the user's
+    try:
+        before_system, between = said(system, user).split(S)
+        between = between.split(U)[0]  # what closes the system's turn, and opens the user's
+    except Exception:  # as a template says to a system's turn that knows none
+        before_system, between = None, head
     middle, before_second = three.split(U)[1].split(A)  # around an answer: with the end of one turn, the start of next
-    before_user = _common_end(between, before_second, head)
-    if not middle.startswith(after_user):
-        return None
+    before_user = _common_end(between, before_second, head).removeprefix(after_user)  # all turns end alike, mostly
     opened = middle.removeprefix(after_user)
+    knows = {} if before_system is None else {"system": (before_system, between.removesuffix(before_user))}
     return Turns(
         {
-            "system": (before_system, between.removesuffix(before_user)),
+            **knows,
             "user": (before_user, after_user),
             "assistant": (opened, before_second.removesuffix(before_user)),
         },
@@ -114,7 +118,7 @@ def text(found: Opened, weights: str, adapter: str | None = None) -> str:
     if told is not None:
         lines.append(f'TEMPLATE """{told.template()}"""')
     elif found.tokenizer.chat_template:
-        lines.append("# The chat template is more than texts around texts: Ollama reads it from the weights, if it knows it.")
+        lines.append("# The chat template is more than texts around texts: Ollama takes the file's own if it knows it.")
     else:
         lines.append("# The model has no chat template: prompts go to it as they are.")
     for token in sorted(found.renderer.stop_tokens()):

@@ -1,7 +1,7 @@
 """The types of numbers of a GGUF file: which tensor gets which, and the rounding to it.
 
-Blocks: https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-common.h. Plain blocks are rounded by the package
-`gguf`; the K types, which it does not write, by ggml's own code inside xllamacpp.
+Blocks: https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-common.h. Plain blocks are rounded by the
+package `gguf`; the K types, which it does not write, by ggml's own code inside xllamacpp.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import ExportError
 from . import library
 
 
@@ -102,6 +103,10 @@ def rounded(tensor: Tensor, kind: str) -> np.ndarray:
     if kind == "F32":
         return values
     if kind == "F16":
-        return values.astype(np.float16)
+        with np.errstate(over="ignore"):
+            narrow = values.astype(np.float16)
+        if not np.isfinite(narrow).all() and np.isfinite(values).all():
+            raise ExportError(f"dtype=F16: weights up to {abs(values).max():.3g} are beyond its 65504; use BF16")
+        return narrow
     found = gguf.GGMLQuantizationType[kind]
     return library.rounded(values, found.value) if kind in K else gguf.quants.quantize(values, found)

@@ -41,6 +41,16 @@ class Vocabulary:
     scores: list[float] = field(default_factory=list)
     flags: dict[str, bool] = field(default_factory=dict)
     charsmap: bytes = b""
+    prefix: str = "none"
+    """Where texts are given a space: `each` part between special tokens, the `first`, or none."""
+
+    @property
+    def remarks(self) -> list[str]:
+        if self.prefix != "first":
+            return []
+        if self.flags["add_space_prefix"]:
+            return ["llama.cpp puts a space after each special token, and transformers only before a text"]
+        return ["llama.cpp puts no space before a text that does not begin with a special token; conversations do"]
 
 
 def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
@@ -69,7 +79,9 @@ def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
         made.flags["remove_extra_whitespaces"] = bool(made.charsmap)
     else:
         raise _refused(f"its model is {kind}" + (" without bytes for unknown characters" if kind == "BPE" else ""))
-    made.flags |= {"add_space_prefix": _prefixed(state)} | _ends(tokenizer)
+    made.prefix = _prefix(state)
+    spaced = made.prefix == "each" or (made.prefix == "first" and not tokenizer.chat_template)
+    made.flags |= {"add_space_prefix": spaced} | _ends(tokenizer)
     return made
 
 
@@ -134,15 +146,15 @@ def _charsmap(state: Mapping) -> bytes:
     return b""
 
 
-def _prefixed(state: Mapping) -> bool:
-    """Whether a text is given a space at its start."""
+def _prefix(state: Mapping) -> str:
+    """Where texts are given a space: llama.cpp knows `each` and `none` alone."""
     for step in _steps(state["normalizer"], "normalizers"):
         if step["type"] == "Prepend":
-            return True
+            return "each"
     for step in _steps(state["pre_tokenizer"], "pretokenizers"):
         if step["type"] == "Metaspace":
-            return step.get("prepend_scheme", "always") != "never"
-    return False
+            return {"never": "none", "first": "first"}.get(step.get("prepend_scheme", ""), "each")
+    return "none"
 
 
 def _ends(tokenizer: Any) -> dict[str, bool]:

@@ -19,7 +19,8 @@ def main() -> None:
     longest = max([len(d) for d in documents] + [len(p) + count for p in prompts])
     threads = min(os.cpu_count() or 1, int(os.environ.get("OMP_NUM_THREADS", 64)))
     llama = Llama(request["model"], -(-longest // 256) * 256, threads, request.get("adapter"))
-    ids = [llama.tokenised(text, special=True) for text in request.get("texts", [])]
+    texts = zip(request.get("texts", []), request.get("whole", []))
+    ids = [llama.tokenised(text, special=whole) for text, whole in texts]
     found = {
         "logprobs": np.concatenate([llama.logprobs(d) for d in documents]),
         "greedy": np.asarray([llama.continued(p, count) for p in prompts], np.int64),

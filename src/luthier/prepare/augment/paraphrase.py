@@ -47,7 +47,7 @@ class Paraphrase(Way):
         if any(is_tagged(given, text) for text in texts) or spans_of(given.values):
             raise Refused("words would move, and their tags or labelled stretches not with them")
         questions = [self._question(text.text, draw, tools) for text in texts]
-        answers = yield questions
+        answers = [answer.said() for answer in (yield questions)]
         values = given.values
         for text, answer in zip(texts, answers):
             if answer.cut:

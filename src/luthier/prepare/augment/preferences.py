@@ -14,7 +14,7 @@ from ...data.conversations import BadRow, Conversation
 from ...data.sources import Row
 from ...errors import RewardError
 from ...rewards import Completed, Rewards, faults, scoring
-from ..chat_client import Question
+from ..chat_client import Question, fence
 from .answering import Answering
 from .way import Draw, Given, Refused, Steps, Tools, Way
 
@@ -74,7 +74,7 @@ class Preferences(Way):
             scores: list[float | None] = list(self._rewarded(given, conversation, messages, texts, tools))
         else:
             grades = yield [self._judging(messages, text, draw) for text in texts]
-            scores = [grade(answer.text) for answer in grades]
+            scores = [grade(answer.said().text) for answer in grades]
         ranked = sorted((score, -i) for i, score in enumerate(scores) if score is not None)
         if len(ranked) < 2:
             raise Refused("the judge graded fewer than two answers")
@@ -104,7 +104,8 @@ class Preferences(Way):
 
     def _judging(self, messages: Sequence[dict], answer: str, draw: Draw) -> Question:
         prompt = "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
-        parts = re.split(r"(\{prompt\}|\{answer\})", self.instruction)
+        told = re.sub("-{5,}", fence(prompt, answer), self.instruction)
+        parts = re.split(r"(\{prompt\}|\{answer\})", told)
         asked = "".join({"{prompt}": prompt, "{answer}": answer}.get(part, part) for part in parts)
         assert self.judge is not None
         return Question((("user", asked),), seed=draw.seed(), **self.judge.sampling(), to="judge")

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from ...data.holdout import PARENT
 from ...errors import DataError
 from ..chat_client import Answer, Question
 from .rouge import Pool
-from .way import PARENT, Draw, Given, Refused, Tools, Way
+from .way import Draw, Given, Refused, Tools, Way
 
 ASKED = (
     "Below are tasks that people give an assistant that reads and writes text. Write {new} more, unlike these and "
@@ -98,6 +99,7 @@ class SelfInstruct(Way):
 
     def instructions(self, answer: Answer) -> list[str]:
         """The numbered lines of an answer that may be instructions; of one that was cut without the last."""
+        answer = answer.said()
         lines = [match[2] for line in answer.text.splitlines() if (match := NUMBERED.match(line))]
         fit = []
         for line in lines[:-1] if answer.cut else lines:

@@ -15,7 +15,6 @@ from ..chat_client import Answer, Question
 from ..encoded import dumps
 from ..views import Text, View
 
-PARENT = "_parent"  # the key of a new row under which it says what it was made of
 ASKING = ("user", "text")  # the roles whose texts are a model's input
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...data import formats
+from ...data.holdout import PARENT
 from ...data.sources import Row
 from ...errors import CheckpointError, ConfigError, DataError
 from ..checks.exact_duplicates import repeated
@@ -30,7 +31,7 @@ from .answering import Own, Server
 from .making import Making, New
 from .recipe import Augmentation
 from .self_instruct import SelfInstruct
-from .way import PARENT, Given
+from .way import Given
 
 REFUSED = "refused"
 REASONS = ("", "the same input as a given row", "the same as another new row", "its input is in the validation set")
@@ -236,10 +237,18 @@ def _offsets(done: Sequence[Done]) -> list[int]:
 # ---------------------------------------------------------------------------- the whole
 
 
+class Augmented(dict):
+    """What was done, as JSON; `exit_code` is for pipelines: new rows were asked for, and there are none."""
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self["new"] or self["new_before"] else DataError.exit_code
+
+
 def augment(
     source: str | Sequence[str], out: Path, recipe: Augmentation, *, workers: int | None = None,
     say: Say = lambda text: None, split: str = "train",
-) -> dict:  # fmt: skip
+) -> Augmented:  # fmt: skip
     """Write the given rows with new ones behind them; what was done, as JSON."""
     if problems := recipe.problems():
         raise ConfigError(problems)
@@ -271,7 +280,7 @@ def augment(
     return _told(done, out, sides[REFUSED])
 
 
-def _told(done: Sequence[Done], out: Path, refused: Path) -> dict:
+def _told(done: Sequence[Done], out: Path, refused: Path) -> Augmented:
     counts, new = Counter(), Counter()
     reasons: dict[str, Counter[str]] = {}
     for d in done:
@@ -284,7 +293,7 @@ def _told(done: Sequence[Done], out: Path, refused: Path) -> dict:
         "new_before": counts["new_before"], "new": sum(new.values()), "ways": dict(new),
         "refused": {way: dict(why) for way, why in reasons.items()}, "out": str(out),
     }  # fmt: skip
-    return told | ({"refused_rows": str(refused)} if refused.exists() else {})
+    return Augmented(told | ({"refused_rows": str(refused)} if refused.exists() else {}))
 
 
 def _workers(recipe: Augmentation, workers: int | None) -> int | None:

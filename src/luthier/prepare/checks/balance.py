@@ -21,7 +21,7 @@ RARE, DOMINANT, SINGLE, MISSING, UNKNOWN = "rare", "dominant", "single", "missin
 
 class Balance(Check):
     """Of labelled rows, with one label each. What is so of a whole class, and not of each of its rows, is told at the
-    first row that has it; a missing class at the first labelled row."""
+    first row that has it; missing classes at the first labelled row of which nothing else is told."""
 
     whats: ClassVar = (RARE, DOMINANT, SINGLE, MISSING, UNKNOWN)
 
@@ -68,9 +68,7 @@ class Balance(Check):
     def _decision(self, gathered: Sequence[Gathered], counts: Counter[str], first: dict[str, int]) -> Decision:
         total, meant = counts.total(), self.classes or sorted(counts)
         even = total / len(meant)
-        told: list[tuple[int, str, str]] = [
-            (min(first.values()), MISSING, f"no row is labelled {name!r}") for name in meant if not counts[name]
-        ]
+        told: list[tuple[int, str, str]] = []
         (most, many), least = counts.most_common(1)[0], min(meant, key=lambda name: counts[name])
         if len(counts) == 1:
             told.append((first[most], SINGLE, f"all {total:,} rows are labelled {most!r}"))
@@ -82,18 +80,27 @@ class Balance(Check):
         for name in rare:
             detail = f"one of {counts[name]:,} rows labelled {name!r}; a class has {even:,.0f} on average"
             told += [(row, RARE, detail) for row in _rows_of(gathered, name)]
+        if missing := [name for name in meant if not counts[name]]:
+            detail = f"no row is labelled {', '.join(map(repr, missing))}"
+            told.append((_free(gathered, {row for row, _, _ in told}), MISSING, detail))
         rows = _merged(told)
         summary = {
             "rows": total, "classes": len(counts), "counts": dict(counts.most_common()),
             "largest": {"class": most, "share": round(many / total, 4)},
             "rarest": {"class": least, "rows": counts[least], "share": round(counts[least] / total, 6)},
-            "missing": [name for name in meant if not counts[name]],
+            "missing": missing,
         }  # fmt: skip
         whats = {found: place for place, found in enumerate(dict.fromkeys(rows.values()))}
         return Decision(
             np.array(sorted(rows), np.int64), [(what, _braced(detail)) for what, detail in whats],
             np.array([whats[rows[row]] for row in sorted(rows)], np.int64), summary=summary,
         )  # fmt: skip
+
+
+def _free(gathered: Sequence[Gathered], taken: set[int]) -> int:
+    """The first labelled row that is not taken; of none the first."""
+    rows = (row + g.first for g in gathered for row in g.arrays["rows"].tolist())
+    return next((row for row in rows if row not in taken), min(taken, default=0))
 
 
 def _merged(told: Sequence[tuple[int, str, str]]) -> dict[int, tuple[str, str]]:

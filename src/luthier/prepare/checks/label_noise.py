@@ -1,4 +1,4 @@
-"""Rows with a wrong label: confident learning (arXiv:1911.00068) on predictions of classifiers that have not seen them.
+"""Rows with a wrong label, by held-out predictions: those likely wrong by a noise model, or by confident learning.
 
 An audit finds them and, in its folder, writes a file with a line for each: what the label is and what it looks like. A
 person may take lines out or change them; cleaning then does what the file says, so that doing it twice changes nothing.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -22,8 +22,9 @@ from pydantic import Field, model_validator
 from ...data.formats import FORMATS
 from ...errors import DataError
 from ...labels import WrongLabel, called
-from ..bag_of_words import BITS, Features, Words
-from ..confident import FilterBy, Joint, issues, joint
+from .. import noise_model
+from ..bag_of_words import Features, Words
+from ..confident import FilterBy, issues, joint
 from ..views import View
 from .check import Again, Check, Decision, Finding, Gathered, Gatherer
 
@@ -41,10 +42,14 @@ class LabelNoise(Check):
 
     kind: Literal["label_noise"] = "label_noise"
     action: Literal["drop", "repair", "keep"] = "keep"
-    filter_by: FilterBy = "prune_by_noise_rate"
-    """Which rows they are, once it is known how many: those with the largest margin by which another class is likelier
-    than their label (prune_by_noise_rate), with the least probability of their label (prune_by_class), `both`, those
-    confidently of another class (confident_learning), or all whose likeliest class is another (predicted_neq_given)."""
+    filter_by: Literal["posterior"] | FilterBy = "posterior"
+    """Which rows they are: those whose label is wrong with a probability above `threshold` (posterior), or by confident
+    learning (arXiv:1911.00068), once it is known how many: those with the largest margin by which another class is
+    likelier than their label (prune_by_noise_rate), with the least probability of their label (prune_by_class), `both`,
+    those confidently of another class (confident_learning), or all whose likeliest class is another
+    (predicted_neq_given)."""
+    threshold: float = Field(0.4, gt=0.0, lt=1.0)
+    """Of `posterior`: the probability of being wrong above which a row is found; a lower one finds more rows."""
     least: float = Field(0.0, ge=0.0, lt=1.0)
     """The least probability of the suggested label with which a row is found."""
     folds: int = Field(5, ge=2, le=50)
@@ -52,8 +57,11 @@ class LabelNoise(Check):
     class with fewer different rows than folds is not judged."""
     seed: int = Field(0, ge=0)
     """Of drawing the folds."""
-    rounds: int = Field(2, ge=1, le=5)
-    """Of cross-validation. From the second on, rows that were found before (by `both` ways) are not learnt from."""
+    prune: bool = True
+    """Whether a classifier leaves out what looks wrong to others, which learn a part of the same rows only; without, a
+    fifth as much is learnt."""
+    most: int = Field(20_000, ge=100)
+    """Rows that a classifier learns; of more, some are drawn, of each class alike, and all are judged."""
     c: float = Field(20.0, gt=0.0)
     """Inverse strength of the classifier's L2 regularisation, as C of scikit-learn's LogisticRegression."""
     iterations: int = Field(50, ge=1)
@@ -126,11 +134,12 @@ class LabelNoise(Check):
             return Decision(summary=summary)
         # Of own predictions, classes that no row is labelled with come after those that are.
         given = labels[judged] if classes is names else np.array([classes.index(n) for n in names])[labels[judged]]
-        told = joint(given, probabilities)
         likeliest = probabilities.argmax(axis=1)
-        wrong = issues(given, probabilities, told, self.filter_by)
-        wrong &= probabilities[np.arange(len(given)), likeliest] >= self.least
-        summary |= _summary(told, classes, given, likeliest, wrong)
+        wrong, estimated, doubt = self._wrong(given, probabilities)
+        wrong &= (probabilities[np.arange(len(given)), likeliest] >= self.least) & (likeliest != given)
+        summary |= _summary(estimated, classes, given, likeliest, wrong)
+        if doubt is not None and wrong.any():
+            summary["expected_precision"] = round(float(doubt[wrong].mean()), 4)
         pairs, codes = np.unique(given[wrong] * len(classes) + likeliest[wrong], return_inverse=True)
         details = [(classes[pair // len(classes)], classes[pair % len(classes)]) for pair in pairs.tolist()]
         sure = probabilities[wrong, likeliest[wrong]]
@@ -138,8 +147,19 @@ class LabelNoise(Check):
             rows[judged][wrong], [(MISLABELLED, _told(*pair) + ": {number:.3f}") for pair in map(_braced, details)],
             codes.astype(np.int64), numbers=sure.astype(float), summary=summary,
         )  # fmt: skip
-        lines = self._lines(found, gathered, details, kinds, again)
+        lines = self._lines(found, None if doubt is None else doubt[wrong], details, kinds, again)
         return replace(found, files={FILE: lines})
+
+    def _wrong(
+        self, given: np.ndarray, probabilities: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
+        """(which labels are held to be wrong [J] bool, rows by label and by what they really are [K, K], the
+        probability of being wrong [J], None of confident learning)."""
+        if self.filter_by != "posterior":
+            told = joint(given, probabilities)
+            return issues(given, probabilities, told, self.filter_by), told.estimated, None
+        doubt, expected = noise_model.wrong(given, probabilities, noise_model.fitted(given, probabilities))
+        return doubt > self.threshold, expected, doubt
 
     def _predicted(
         self, gathered: Sequence[Gathered], rows: np.ndarray, names: list[str], labels: np.ndarray
@@ -161,34 +181,27 @@ class LabelNoise(Check):
         self, gathered: Sequence[Gathered], names: list[str], labels: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """By the classifier. Rows of a class with fewer than folds are learnt as all others, and not judged."""
-        from ..logistic import Matrix, held_out
+        from ..held_out import Learning, held_out
 
-        lengths = np.concatenate([g.arrays["lengths"] for g in gathered])
-        features = Features(
-            np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-            np.concatenate([g.arrays["ids"] for g in gathered]),
-            np.concatenate([g.arrays["times"] for g in gathered]),
-        )
-        bits = min(BITS, max(12, 24 - int(np.ceil(np.log2(len(names))))))  # 2^24 weights: 64 MiB, some twenty times
-        matrix = Matrix(features, bits)
-        alike = np.concatenate([g.arrays["alike"] for g in gathered])
-        different = np.unique(np.stack([labels, alike]), axis=1)[0]
+        features = [
+            Features(
+                np.concatenate([[0], np.cumsum(g.arrays["lengths"], dtype=np.int64)]), g.arrays["ids"],
+                g.arrays["times"],
+            )
+            for g in gathered
+        ]  # fmt: skip
+        _, alike = np.unique(np.concatenate([g.arrays["alike"] for g in gathered]), return_inverse=True)
+        different = np.unique(alike * len(names) + labels) % len(names)
         judged = np.bincount(different, minlength=len(names))[labels] >= self.folds
-        right = np.ones(len(labels), bool)
-
-        def predicted(seed: int) -> np.ndarray:
-            made = held_out(matrix, labels, right, len(names), self.folds, seed, self.c, self.iterations, alike)
-            return made[judged].astype(np.float64)
-
-        made = predicted(self.seed)
-        for number in range(1, self.rounds if judged.any() else 1):
-            right[judged] = ~issues(labels[judged], made, joint(labels[judged], made), "both")
-            made = predicted(self.seed + number)
-        return judged, made
+        if not judged.any():
+            return judged, np.zeros((0, len(names)))
+        how = Learning(self.folds, self.seed, self.c, self.iterations, self.prune, self.most)
+        made = held_out(features, labels, alike, len(names), how)
+        return judged, made if judged.all() else made[judged]
 
     def _lines(
-        self, found: Decision, gathered: Sequence[Gathered], details: Sequence[tuple[str, str]],
-        kinds: Mapping[str, Any], again: Again,
+        self, found: Decision, doubt: np.ndarray | None, details: Sequence[tuple[str, str]], kinds: Mapping[str, Any],
+        again: Again,
     ) -> list[dict]:  # fmt: skip
         wanted = {row: place for place, row in enumerate(found.rows.tolist())}
         made: list[dict] = []
@@ -200,6 +213,7 @@ class LabelNoise(Check):
             made.append(
                 {"row": number, "text_hash": text_hash(view).hex(), "label": label,
                  "suggested": kinds.get(other, other), "probability": round(sure, 4),
+                 **({} if doubt is None else {"wrong": round(float(doubt[place]), 4)}),
                  "text": " | ".join(text.text for text in view.texts)[:SHOWN]}
             )  # fmt: skip
             if len(made) == len(wanted):
@@ -235,19 +249,19 @@ def _braced(pair: tuple[str, str]) -> tuple[str, str]:
     return tuple(name.replace("{", "{{").replace("}", "}}") for name in pair)  # type: ignore[return-value]
 
 
-def _summary(told: Joint, names: list[str], given: np.ndarray, likeliest: np.ndarray, wrong: np.ndarray) -> dict:
-    off = told.estimated.copy()
+def _summary(
+    estimated: np.ndarray, names: list[str], given: np.ndarray, likeliest: np.ndarray, wrong: np.ndarray
+) -> dict:  # fmt: skip
+    off = estimated.copy()
     np.fill_diagonal(off, 0)
     order = np.argsort(-off, axis=None, kind="stable")[:PAIRS]
-    pairs = [(int(i // len(names)), int(i % len(names))) for i in order]
+    pairs = [(int(i // len(names)), int(i % len(names)), round(float(off.flat[i]))) for i in order]
     by_class = np.bincount(given[wrong], minlength=len(names))
     return {
         "agreement": round(float((likeliest == given).mean()), 4),  # of held-out predictions with the labels
-        "estimated_noise": round(told.noise, 4),
+        "estimated_noise": round(float(off.sum() / len(given)), 4),
         "found_by_label": {names[i]: int(by_class[i]) for i in np.argsort(-by_class, kind="stable") if by_class[i]},
-        "mistaken": [
-            {"label": names[i], "looks_like": names[j], "rows": int(off[i, j])} for i, j in pairs if off[i, j]
-        ],
+        "mistaken": [{"label": names[i], "looks_like": names[j], "rows": rows} for i, j, rows in pairs if rows],
     }  # fmt: skip
 
 
@@ -273,20 +287,26 @@ def _of_column(
     gathered: Sequence[Gathered], names: list[str], column: str
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:  # fmt: skip
     classes: dict[str, int] = {name: place for place, name in enumerate(names)}
-    parts, judged = [], []
-    for g in gathered:
-        lines = g.arrays["predicted"].tobytes().decode().splitlines()
-        for line in lines:
-            told = json.loads(line)
-            judged.append(told is not None)
-            if told is not None:
-                parts.append({classes.setdefault(str(name), len(classes)): float(p) for name, p in told.items()})
-    made = np.zeros((len(parts), len(classes)))
-    for place, told in enumerate(parts):
-        made[place, list(told)] = list(told.values())
+    judged = []
+    for told in _told_of(gathered):
+        judged.append(told is not None)
+        for name in told or ():
+            classes.setdefault(name, len(classes))
+    made, place = np.zeros((sum(judged), len(classes))), 0
+    for told in _told_of(gathered):
+        if told is not None:
+            made[place, [classes[name] for name in told]] = list(told.values())
+            place += 1
     if not len(made):
         raise DataError(f"checks.label_noise.predictions={column!r}: no labelled row has probabilities in this column")
     return np.array(judged, bool), _checked(made, f"the column {column!r}"), list(classes)
+
+
+def _told_of(gathered: Sequence[Gathered]) -> Iterator[dict[str, float] | None]:
+    """Of each row what its column says; None of one that says nothing."""
+    for g in gathered:
+        for line in g.arrays["predicted"].tobytes().splitlines():
+            yield json.loads(line)
 
 
 def _of_file(path: Path, names: list[str]) -> tuple[np.ndarray, list[str]]:

@@ -90,7 +90,7 @@ class NearDuplicates(Check):
         told = [
             (SAME, "the same as row {other} but for case, marks and spacing"),
             (NEAR, "{number:.0%} like row {other}"),
-            (NEAR, "like rows that are like row {other}, itself {number:.0%}"),
+            (NEAR, "linked to row {other} by rows in between, each like the next; itself {number:.0%} like it"),
         ]
         codes = np.where(near, np.where(alike >= self.threshold, 1, 2), 0).astype(np.uint8)
         sizes = np.unique(best, return_counts=True)[1]

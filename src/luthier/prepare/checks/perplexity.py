@@ -20,6 +20,7 @@ DENSE, THIN = "dense", "thin"  # of bits a byte: more than words have, or fewer
 BOUNDS = ("max", "min", "max_bits_per_byte", "min_bits_per_byte")
 TOGETHER = 512  # rows that are scored, and kept, at a time
 _FLOOR = 0.1  # of the deviation of log perplexities: rows that are all about as likely are no reason to find some
+_WIDER = 1.5  # of bits themselves; of logarithms, a bound is beyond all that a byte can cost where rows differ much
 _BOUND = 700.0  # of what is put into an exponential
 
 
@@ -43,7 +44,8 @@ class Perplexity(Check):
     """The fewest."""
     deviations: float = Field(3.5, gt=0)
     """Without any of these, how far out is far, of logarithms: multiples of a robust standard deviation (1.4826 x MAD;
-    3.5 is that of Iglewicz and Hoaglin, 1993)."""
+    3.5 is that of Iglewicz and Hoaglin, 1993). Of the most bits also 1.5 times as many of the bits themselves, where
+    that is less."""
     least: int = Field(8, ge=1)
     """Rows with fewer learnt tokens are not judged: a word more or less decides over them."""
     max_length: int = Field(1024, ge=2)
@@ -105,6 +107,7 @@ class Perplexity(Check):
         if not any(bound is not None for bound in allowed.values()):
             lowest, highest = bounds(logs, self.deviations)
             fewest, most = bounds(np.log(np.clip(bits, 1e-9, 1e9)), self.deviations)
+            most = min(most, above(bits, _WIDER * self.deviations))
             allowed = {
                 "max": highest, "min": max(1.0, lowest), "max_bits_per_byte": most, "min_bits_per_byte": fewest,
             }  # fmt: skip
@@ -158,6 +161,12 @@ def bounds(logs: np.ndarray, deviations: float) -> tuple[float, float]:
     spread = max(1.4826 * float(np.median(np.abs(logs - middle))), _FLOOR)
     low, high = (math.exp(min(middle + sign * deviations * spread, _BOUND)) for sign in (-1, 1))
     return _rounded(low), _rounded(high)
+
+
+def above(bits: np.ndarray, deviations: float) -> float:
+    """Highest value: so many robust standard deviations above the median, of the values themselves."""
+    middle = float(np.median(bits))
+    return _rounded(middle + deviations * max(1.4826 * float(np.median(np.abs(bits - middle))), _FLOOR))
 
 
 def _rounded(value: float) -> float:

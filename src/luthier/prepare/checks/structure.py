@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from ...data.conversations import BadRow, Conversation, check_roles
 from ...data.formats import FORMATS
-from ..views import View
-from .check import Check, Finding
+from ..views import UNKNOWN, View
+from .check import Action, Again, Check, Decision, Finding, Gathered, Gatherer
 
 _SAID = ("text", "unpaired")  # kinds of rows whose answers are learnt
 UNREADABLE = "unreadable"
+OTHER = "other_format"
 
 
 class Structure(Check):
-    """Unreadable rows, wrong fields, an order of roles that no conversation has, empty turns and answers."""
+    """Unreadable rows, wrong fields, an order of roles that no conversation has, empty turns and answers.
+
+    Rows of no known format among others that have one are told of and stay, unless `actions` says otherwise.
+    """
 
     whats: ClassVar = (
         UNREADABLE, "format", "role_order", "empty_answer", "empty_turn", "empty_text", "no_trained_token",
-        "equal_answers", "label",
+        "equal_answers", "label", OTHER,
     )  # fmt: skip
 
     kind: Literal["structure"] = "structure"
     action: Literal["drop", "keep"] = "drop"
+
+    def action_of(self, what: str) -> Action:
+        return self.actions.get(OTHER, "keep") if what == OTHER else super().action_of(what)
+
+    def decides(self) -> bool:
+        return self.action_of(OTHER) == "drop"
+
+    def gatherer(self) -> Gatherer:
+        return _Formats()
+
+    def decide(self, gathered: Sequence[Gathered], again: Again) -> Decision:
+        rows = np.concatenate([g.arrays["rows"] + g.first for g in gathered])
+        if not sum(int(g.arrays["known"][0]) for g in gathered):  # a set of another kind, not some rows of it
+            rows = rows[:0]
+        return Decision(rows, [(OTHER, "its keys are of no known format; those of other rows are")])
 
     def look(self, view: View) -> Sequence[Finding]:
         form = FORMATS.get(view.format)
@@ -44,6 +66,22 @@ class Structure(Check):
         if form.kind == "labelled" and conversation.label in (None, ""):
             return [Finding("label", "the label is empty")]
         return _empty_turns(conversation)
+
+
+class _Formats(Gatherer):
+    """Rows of no known format, and how many have one."""
+
+    def __init__(self) -> None:
+        self.rows, self.known = array("q"), 0
+
+    def add(self, number: int, view: View) -> None:
+        if view.format == UNKNOWN:
+            self.rows.append(number)
+        else:
+            self.known += 1
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"rows": np.array(self.rows, np.int64), "known": np.array([self.known], np.int64)}
 
 
 def _sound(view: View) -> bool:

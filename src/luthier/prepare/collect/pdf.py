@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from ...data.readers import shown
 from ...errors import DataError
 from .base import Document, File, How, Part, Unreadable, problem_of
 
@@ -22,7 +23,10 @@ def read(file: File, how: How) -> Iterator[Document]:
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of what it mends
     with open(file.path, "rb") as raw:
-        opened = pypdf.PdfReader(raw)
+        try:
+            opened = pypdf.PdfReader(raw)
+        except Exception as error:
+            raise Unreadable(f"a damaged PDF ({shown(str(error))}); write or print it to PDF again") from None
         if opened.is_encrypted and not opened.decrypt(""):
             raise Unreadable("the PDF has a password; save it without one")
         title = _title(opened)

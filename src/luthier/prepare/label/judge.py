@@ -17,7 +17,7 @@ from ...data.sources import Row
 from ...errors import LuthierError
 from ...settings import Settings
 from ..augment.answering import Answerer, Answering, Own, Server, Store
-from ..chat_client import Question
+from ..chat_client import Answer, Question, fence
 from ..pieces import Piece, Say, Work, rows_of
 from ..views import view
 from .existing import settled
@@ -28,7 +28,7 @@ from .words import words_of
 VOTES = "votes"
 AT_ONCE = 64  # questions between two words on how far it is; with a model of ours rather a batch or two
 USELESS = 20  # first answers, of which at least one must be understood
-OBJECT = re.compile(r"\{.*\}", re.S)
+DECODER = json.JSONDecoder()
 
 
 class Judge(Settings):
@@ -111,15 +111,20 @@ def _conversation(values: dict) -> str:
 
 
 def _fenced(name: str, text: str) -> str:
-    return f"{name}:\n-----\n{text}\n-----"
+    dashes = fence(text)
+    return f"{name}:\n{dashes}\n{text}\n{dashes}"
 
 
 # ---------------------------------------------------------------------------- understanding
 
 
-def understood(task: AnyTask, answer: str, values: Mapping, turned: bool = False) -> Label | None:
-    """The label that an answer names; None where it names none, or several for one."""
+def understood(task: AnyTask, answer: str, values: Mapping, turned: bool = False, cut: bool = False) -> Label | None:
+    """The label that an answer names; None where it names none, or several for one. Of one that was cut only JSON that
+    came to its end counts."""
+    answer, cut = Answer(answer, cut).said()
     given = _object(answer)
+    if cut and given is None:
+        return None
     try:
         if isinstance(task, Spans):
             return None if given is None else task.checked(_quoted(task, given["spans"], values), values)
@@ -138,15 +143,16 @@ def understood(task: AnyTask, answer: str, values: Mapping, turned: bool = False
 
 
 def _object(answer: str) -> dict | None:
-    """The object of JSON in an answer, which may have words or fences around it."""
-    match = OBJECT.search(answer)
-    if match is None:
-        return None
-    try:
-        found = parse_json(match[0])
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    """The object of JSON in an answer, which may have words or fences around it; None of several that differ."""
+    found, at = [], answer.find("{")
+    while at >= 0:
+        try:
+            _, end = DECODER.raw_decode(answer, at)
+            found.append(parse_json(answer[at:end]))
+        except (ValueError, RecursionError):
+            end = at + 1
+        at = answer.find("{", end)
+    return found[0] if found and all(one == found[0] for one in found) else None
 
 
 def _one(names: Sequence[str], said: object) -> str | None:
@@ -190,7 +196,7 @@ def ask(pieces: Sequence[Piece], task: AnyTask, judge: Judge, existing: str, fol
     def flush() -> None:
         nonlocal understood_so_far, answered
         for (values, vote), answer in zip(asked, answerer(waiting)):
-            understood_so_far += understood(task, answer.text, values, swapped(vote)) is not None
+            understood_so_far += understood(task, answer.text, values, swapped(vote), answer.cut) is not None
             if not understood_so_far and answered < USELESS <= answered + 1:
                 raise LuthierError(
                     f"{_name(judge.model)}: none of the first {USELESS} answers names a label; the last is "
@@ -268,7 +274,7 @@ class Judging(Work):
 
     def _judged(self, values: dict) -> Judged:
         answers = self.answerer(questions(self.task, self.judge, values))
-        votes = [understood(self.task, a.text, values, swapped(i)) for i, a in enumerate(answers)]
+        votes = [understood(self.task, a.text, values, swapped(i), a.cut) for i, a in enumerate(answers)]
         valid = [vote for vote in votes if vote is not None]
         if not valid:
             return Judged(None, 0.0, votes)

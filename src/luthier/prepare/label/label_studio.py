@@ -13,6 +13,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from ...data import sources
+from ...data.readers import parse_json
 from ...data.sources import Row
 from ...errors import ConfigError, DataError
 from .. import agreement
@@ -39,6 +40,15 @@ class Reading:
         self.task, self.control, self.predictions = task, control, predictions
         self.type = TYPES[task.kind]
         self.controls: set[str] = set()
+        self.others: set[str] = set()  # types of results that are not the task's
+
+    def check(self) -> None:
+        """DataError where nobody said anything of the task's kind, and something of another: that is no empty label."""
+        if self.others and not self.controls:
+            raise DataError(
+                f"task.kind={self.task.kind!r} is what results of type {self.type!r} say, and here are only "
+                f"{', '.join(map(repr, sorted(self.others)))}: another task.kind, or another project"
+            )
 
     def values(self, told: Mapping) -> dict:
         data = told.get("data")
@@ -63,6 +73,7 @@ class Reading:
     def _label(self, results: Sequence[Mapping], values: Mapping) -> Label | None:
         mine = [r for r in results if r.get("type") == self.type and self.control in (None, r.get("from_name"))]
         self.controls |= {str(r.get("from_name")) for r in mine}
+        self.others |= {str(r.get("type")) for r in results if r not in mine and r.get("type") != "relation"}
         if self.control is None and len(self.controls) > 1:
             raise ConfigError(
                 f"--control: several controls of type {self.type}: {', '.join(sorted(self.controls))}; name one"
@@ -114,6 +125,35 @@ def _by(one: Mapping, place: int) -> str:
     return str(who) if who is not None else f"annotation {place + 1}"
 
 
+def tasks_of(source: str | Sequence[str]) -> Iterator[Row]:
+    """All tasks: of lists of them as exports are, and of files of one task each, as storages synchronise them."""
+    number = 0
+    for name in [source] if isinstance(source, str) else source:
+        files = sources.files_of(name)
+        for file in [name] if files is None else map(str, files):
+            if (one := _alone(Path(file))) is not None:
+                yield Row(number, one, file)
+                number += 1
+                continue
+            for row in sources.read(file):
+                yield row._replace(number=number)
+                number += 1
+
+
+def _alone(path: Path) -> dict | None:
+    """The task that is all of a file."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        if not file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            return None
+    try:
+        made = parse_json(path.read_bytes().decode("utf-8-sig"))
+    except ValueError:  # lines of JSON; what is neither, the reader of rows tells
+        return None
+    return made if isinstance(made, dict) and isinstance(made.get("data"), dict) else None
+
+
 def read(
     source: str | Sequence[str], out: Path, task: AnyTask, *, control: str | None = None, predictions: bool = False
 ) -> dict:
@@ -126,15 +166,20 @@ def read(
     reading = Reading(task, control, predictions)
     told: dict[str, Any] = {"rows": 0, "labelled": 0, "labels": Counter(), "aside": Counter()}
     votes: dict[str, dict] = {}
+    first = ""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.import.{os.getpid()}")
     folder.mkdir()
     try:
         with writer(folder, 0, ["", ASIDE], suffix) as write:
-            for row in sources.read(source if isinstance(source, str) else list(source)):
+            for row in tasks_of(source):
                 told["rows"] += 1
                 stream, values = _imported(reading, row, told, votes)
+                first = first or (f"{row.place}: {values['why']}" if stream else "")
                 write(stream, values)
+        reading.check()
+        if not told["labelled"]:
+            raise DataError(f"none of {told['rows']:,} tasks gives a labelled row; nothing was written. {first}")
         side = beside(out, ASIDE)
         assembled(folder, [Written(0, 0, write.rows)], out, suffix, shard_names([out], suffix), {ASIDE: side})
     finally:
@@ -143,7 +188,11 @@ def read(
         folder.rmdir()
     aside = {"aside_rows": str(side)} if ASIDE in write.rows else {}
     counts = {"labels": dict(told["labels"].most_common()), "aside": dict(told["aside"])}
-    return told | {"out": str(out)} | counts | aside | {"agreement": agreement.summary(votes)}
+    agreed = agreement.summary(votes) | {
+        "annotators": {by: len({row for row, _ in votes[by]}) for by in sorted(votes)},
+        "of": "words" if isinstance(task, Spans) else "rows",
+    }
+    return told | {"out": str(out)} | counts | aside | {"agreement": agreed}
 
 
 def _imported(reading: Reading, row: Row, told: dict, votes: dict[str, dict]) -> tuple[str, dict]:

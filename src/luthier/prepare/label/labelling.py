@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
+from ...errors import ConfigError, DataError
 from .. import agreement
 from ..journal import finished
 from ..outputs import beside
@@ -21,10 +21,18 @@ COUNTED = ("rows", "overlaps", "conflicts")  # of each rule
 VERSION = 1  # of what the same settings make of the same rows
 
 
+class Labelled(dict):
+    """What was done, as JSON; `exit_code` is for pipelines: where no row has a label, nothing can be trained on."""
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self["labelled"] or self["kept"] else DataError.exit_code
+
+
 def by_rules(
     source: str | Sequence[str], out: Path, plan: Plan, *, workers: int | None = None, say: Say = lambda text: None,
     split: str = "train",
-) -> dict:  # fmt: skip
+) -> Labelled:  # fmt: skip
     _check(plan, "rules")
     assert plan.rules is not None
     settings = {"what": "label rules", "version": VERSION, "plan": plan.model_dump(mode="json", exclude={"judge"})}
@@ -37,13 +45,13 @@ def by_rules(
     for i, name in enumerate(plan.rules.names()):
         counts = _sum(done, lambda end, i=i: end["rules"][i])
         told["rules"].append({"name": name, **{key: counts[key] for key in COUNTED}, **_right(counts)})
-    return told
+    return Labelled(told)
 
 
 def by_model(
     source: str | Sequence[str], out: Path, plan: Plan, *, workers: int | None = None, say: Say = lambda text: None,
     split: str = "train",
-) -> dict:  # fmt: skip
+) -> Labelled:  # fmt: skip
     """Rows are asked about in this process, each answer is kept at once, and labels are made of them in pieces."""
     _check(plan, "judge")
     judge = plan.judge
@@ -73,7 +81,7 @@ def by_model(
     told |= {"asked": asked, "votes": counts["votes"], "not_understood": counts["not_understood"],
              "mean_agreement": round(sum(d.end["sum"] for d in done) / asked, 4) if asked else None}  # fmt: skip
     alpha = agreement.krippendorff_of(expanded(patterns))
-    return told | {"krippendorff": None if alpha != alpha else round(alpha, 4)}
+    return Labelled(told | {"krippendorff": None if alpha != alpha else round(alpha, 4)})
 
 
 def _check(plan: Plan, way: Any) -> None:

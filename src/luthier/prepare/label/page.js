@@ -2,6 +2,11 @@
 // The labelling page. What rows say is put into the page as text only, never as markup.
 const $ = (id) => document.getElementById(id);
 const KEYS = "1234567890qwertyiopdfghjklzxvbnm"; // of labels, in order; those of actions (u, s, a, c) are not among them
+const LONG = 100000; // characters of a text that are shown at once
+const RUN = 1000; // letters without a blank, after which a line may break: browsers take minutes to lay out more
+const LEFTWARD = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}\p{Script=Adlam}]/u;
+let onward = []; // for each word, the step to the right
+let cells = []; // of a row of words: {gap, word, drawn}, in order
 let task = null, row = null, by = "", chosen = [], spans = [], at = 0, from = 0, busy = false, again = false, since = 0;
 
 async function ask(what, body) {
@@ -9,7 +14,8 @@ async function ask(what, body) {
     method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({by, ...body}),
   });
   const told = await answer.json();
-  if (!answer.ok) throw new Error(told.error || answer.statusText);
+  if (answer.status === 404) throw new Error("This address is of a server that has ended; open the one that the new server printed.");
+  if (!answer.ok) throw Object.assign(new Error(told.error || answer.statusText), {state: answer.status});
   return told;
 }
 
@@ -19,7 +25,10 @@ async function act(what, body) {
   busy = true;
   $("problem").textContent = "";
   try { show(await ask(what, {again, seconds: (performance.now() - since) / 1000, ...body})); }
-  catch (error) { $("problem").textContent = error instanceof TypeError ? "The server cannot be reached; nothing of this was kept. Start it again: it goes on where it stood." : error.message; }
+  catch (error) {
+    if (error.state === 409) await ask("next", {again}).then(show, () => {}); // said in another window
+    $("problem").textContent = error instanceof TypeError ? "The server cannot be reached; nothing of this was kept. Start it again: it goes on where it stood." : error.message;
+  }
   finally { busy = false; document.body.dataset.ready = String(Date.now()); }
 }
 
@@ -29,8 +38,20 @@ function element(name, properties, ...children) {
   return made;
 }
 
+function broken(said) { // as it is, with places where long runs of letters may break
+  const parts = said.split(new RegExp(`(\\S{${RUN}})`, "u")).filter(Boolean);
+  return parts.flatMap((part) => part.length >= RUN ? [part, element("wbr", {})] : [part]);
+}
+
 function text(role, said) {
-  return element("div", {className: "text"}, element("span", {className: "role", textContent: role}), element("div", {className: "said", textContent: said}));
+  const shown = element("div", {className: "said"}, ...broken(said.length > LONG ? said.slice(0, LONG) : said));
+  const made = element("div", {className: "text"}, element("span", {className: "role", textContent: role}), shown);
+  if (said.length > LONG) {
+    const rest = element("button", {type: "button", className: "rest", textContent: `Show the other ${(said.length - LONG).toLocaleString("en")} characters`});
+    rest.onclick = () => { shown.replaceChildren(...broken(said)); rest.remove(); };
+    made.append(rest);
+  }
+  return made;
 }
 
 function button(name, key, press) {
@@ -93,26 +114,34 @@ function showEdit() {
 
 function showSpans() {
   spans = (row.before || []).map((one) => [...one]);
+  onward = directions(row.words);
+  cells = row.words.map(([gap, word], i) => {
+    const made = {gap: gap ? element("span", {}, ...broken(gap)) : null, word: element("span", {className: "word"}, ...broken(word)), drawn: ""};
+    made.word.dataset.at = i;
+    if (gap) made.gap.dataset.gap = i;
+    return made;
+  });
+  $("words").replaceChildren(...cells.flatMap((one) => one.gap ? [one.gap, one.word] : [one.word]), ...broken(row.tail));
   $("choices").replaceChildren(...task.labels.map((name, i) => button(name, KEYS[i], () => tag(name))), button("no entity", "backspace", untag));
   drawWords();
 }
 
-function drawWords() {
-  const made = [];
+function drawWords() { // what has changed only: rows can have tens of thousands of words
   const [low, high] = [Math.min(from, at), Math.max(from, at)];
-  row.words.forEach(([gap, word], i) => {
-    const span = spans.find((one) => one[0] <= i && i <= one[1]);
-    const before = span && i > span[0];
-    if (gap) made.push(element("span", {className: before ? "word inside" : "", textContent: gap}));
-    const one = element("span", {className: "word", textContent: word});
-    one.dataset.at = i;
-    if (span) one.classList.add("inside");
-    if (i >= low && i <= high) one.classList.add("chosen");
-    if (i === at) one.classList.add("at");
-    if (span && i === span[1]) one.append(element("span", {className: "tag", textContent: span[2]}));
-    made.push(one);
+  const of = new Map();
+  for (const one of spans) for (let i = one[0]; i <= one[1]; i++) of.set(i, one);
+  cells.forEach((cell, i) => {
+    const span = of.get(i), last = span && i === span[1];
+    const names = ["word", span && "inside", i >= low && i <= high && "chosen", i === at && "at"].filter(Boolean).join(" ");
+    const before = span && i > span[0] ? "word inside" : "";
+    const drawn = JSON.stringify([names, before, last && span[2]]);
+    if (drawn === cell.drawn) return;
+    cell.drawn = drawn;
+    cell.word.className = names;
+    if (cell.gap) cell.gap.className = before;
+    cell.word.querySelector(".tag")?.remove();
+    if (last) cell.word.append(element("span", {className: "tag", textContent: span[2]}));
   });
-  $("words").replaceChildren(...made, row.tail);
 }
 
 function clear() {
@@ -134,12 +163,27 @@ function move(step, extend) {
   at = Math.max(0, Math.min(row.words.length - 1, at + step));
   if (!extend) from = at;
   drawWords();
-  $("words").querySelector(".at").scrollIntoView({block: "nearest"});
+  cells[at].word.scrollIntoView({block: "nearest"});
+}
+
+function directions(words) { // of each word: 1, or -1 in a paragraph whose first letter is of a script that runs to the left
+  const made = [];
+  let first = 0, sign = 0;
+  words.forEach(([gap, word], i) => {
+    if (gap.includes("\n")) [first, sign] = [i, 0];
+    const letter = sign ? null : word.match(/\p{L}/u);
+    if (letter) made.fill(sign = LEFTWARD.test(letter[0]) ? -1 : 1, first);
+    made[i] = sign || 1;
+  });
+  return made;
 }
 
 function nearest(event) { // the word under the mouse, else the one closest to it
+  const under = document.elementFromPoint(event.clientX, event.clientY)?.closest("#words span[data-at], #words span[data-gap]");
+  if (under && under.dataset.at) return Number(under.dataset.at);
+  const gap = under && Number(under.dataset.gap);
   let found = 0, least = Infinity;
-  for (const one of $("words").querySelectorAll(".word[data-at]")) {
+  for (const {word: one} of under ? cells.slice(Math.max(0, gap - 1), gap + 1) : cells) {
     for (const box of one.getClientRects()) {
       const beside = Math.max(box.left - event.clientX, 0, event.clientX - box.right);
       const above = Math.max(box.top - event.clientY, 0, event.clientY - box.bottom);
@@ -170,7 +214,10 @@ function drag(event) {
 function save() {
   if (!row || task.kind === "preference") return;
   if (task.kind === "spans") return act("label", {row: row.row, label: spans});
-  if (task.kind === "edit") return act("label", {row: row.row, label: $("edited").value});
+  if (task.kind === "edit") { // a text field has its own line breaks; what was not changed stays as it was
+    const was = row.before || "", now = $("edited").value;
+    return act("label", {row: row.row, label: now === was.replace(/\r\n?/g, "\n") ? was : now});
+  }
   if (task.several) return act("label", {row: row.row, label: chosen});
   if (chosen.length) return act("label", {row: row.row, label: chosen[0]});
 }
@@ -204,7 +251,7 @@ function handled(event, key) {
     return $("choices").children[i].click(), true;
   }
   if (task.kind === "spans") {
-    if (key === "arrowright" || key === "arrowleft") return move(key === "arrowright" ? 1 : -1, event.shiftKey), true;
+    if (key === "arrowright" || key === "arrowleft") return move(key === "arrowright" ? onward[at] : -onward[at], event.shiftKey), true;
     if (key === "backspace" || key === "delete") return untag(), true;
   }
   const i = key.length === 1 ? KEYS.indexOf(key) : -1;

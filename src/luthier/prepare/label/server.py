@@ -73,6 +73,7 @@ class Desk:
 
     def _label(self, by: str, body: Mapping) -> dict:
         row = self._row(body)
+        self._not_elsewhere(by, row)
         values, label = self.project.values(row), body.get("label")
         shown = None
         try:
@@ -88,8 +89,16 @@ class Desk:
         return self._next(by, body)
 
     def _skip(self, by: str, body: Mapping) -> dict:
-        self._say(by, self._row(body), None)
+        row = self._row(body)
+        self._not_elsewhere(by, row)
+        self._say(by, row, None)
         return self._next(by, body)
+
+    def _not_elsewhere(self, by: str, row: int) -> None:
+        """Two windows of one annotator may show the same row: the second one must not undo in silence what the first
+        one said."""
+        if self.handed.get(by) != row and row in self.project.journal.said.get(by, {}):
+            raise Refused(409, f"row {row} was done in another window of {by}; here is the next one")
 
     def _say(self, by: str, row: int, label: Any, **more: Any) -> None:
         before = self._said(by, row)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from ...labels import OUTSIDE
 
+JOINERS = ("\u200c", "\u200d")  # of no width, between letters or signs
 WORD = re.compile(r"\w+(?:['’\-]\w+)*|[^\w\s]")
 
 
@@ -33,12 +35,32 @@ def words_of(values: Mapping) -> Words:
     tokens = values.get("tokens")
     if tokens is None:
         text = values["text"]
-        return Words(text, [match.span() for match in WORD.finditer(text)])
+        return Words(text, _borders(text))
     borders, at = [], 0
     for token in tokens:
         borders.append((at, at + len(token)))
         at += len(token) + 1
     return Words(" ".join(tokens), borders)
+
+
+def _borders(text: str) -> list[tuple[int, int]]:
+    """Accents, vowel signs and joiners belong to what they stand on: no word is torn, and no emoji of several signs."""
+    made: list[tuple[int, int]] = []
+    for match in WORD.finditer(text):
+        start, end = match.span()
+        if made and made[-1][1] == start and not text[start - 1 : start + 1].isascii():
+            first, before, here = text[made[-1][0]], text[start - 1], text[start]
+            goes_on = here.isalnum() and _on_a_letter(before) and (first.isalnum() or _on_a_letter(first))
+            joins = _on_a_letter(here) or here in JOINERS or "\U0001f3fb" <= here <= "\U0001f3ff" or before in JOINERS
+            if joins or goes_on:
+                made[-1] = (made[-1][0], end)
+                continue
+        made.append((start, end))
+    return made
+
+
+def _on_a_letter(letter: str) -> bool:
+    return unicodedata.category(letter)[0] == "M"
 
 
 def snapped(words: Words, spans: Sequence[Span]) -> list[Span]:

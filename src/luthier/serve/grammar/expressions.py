@@ -1,7 +1,7 @@
 """Expressions over bytes: literals, sets, sequences, choices, repetitions and rules that may call themselves.
 
-They are read lazily, as partial derivatives (Antimirov, 1996, https://doi.org/10.1016/0304-3975(95)00182-4) over a stack
-of what is still to come, so a repetition of a thousand costs nothing before it is reached.
+They are read lazily, as partial derivatives (Antimirov, 1996, https://doi.org/10.1016/0304-3975(95)00182-4) over a
+stack of what is still to come, so a repetition of a thousand costs nothing before it is reached.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Grammar:
                 made = Repeat(self.short(node.part), node.low, node.low) if node.low else EMPTY
             else:
                 made = node
-            node._short = made
+            node._short = made  # type: ignore[attr-defined]
         return made
 
 

@@ -64,7 +64,8 @@ class Masks:
         found = self._made.get(state)
         if found is None:
             ends = self.ends(state)
-            found = Mask(self._tensor(state, ends != DEAD), float(self.machine.least[ends].max(initial=0.0, where=ends > 0)))
+            least = float(self.machine.least[ends].max(initial=0.0, where=ends > 0))
+            found = Mask(self._tensor(state, ends != DEAD), least)
             self._made[state] = found
             if len(self._made) > MOST_MASKS:
                 self._made.popitem(last=False)

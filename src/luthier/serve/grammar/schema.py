@@ -52,7 +52,8 @@ FORMATS = {
 }
 """Some texts of each format, enough for an answer; formats that are not here say nothing, as in JSON Schema itself."""
 WIDE = {
-    "duration": r"^P([0-9]{1,4}Y)?([0-9]{1,4}M)?[0-9]{1,4}D$|^PT([0-9]{1,4}H)?([0-9]{1,4}M)?[0-9]{1,4}S$|^P[0-9]{1,4}W$",
+    "duration": r"^P([0-9]{1,4}Y)?([0-9]{1,4}M)?[0-9]{1,4}D$|"
+    r"^PT([0-9]{1,4}H)?([0-9]{1,4}M)?[0-9]{1,4}S$|^P[0-9]{1,4}W$",
 }
 FORMATS |= WIDE
 
@@ -456,7 +457,8 @@ def _counts(schema: Mapping, least: str, most: str, where: str, limit: int) -> t
 
 
 def _tighter(inclusive: Any, exclusive: Any, pick: Callable) -> tuple[Decimal | None, bool]:
-    given = [(Decimal(repr(value)), strict) for value, strict in ((inclusive, False), (exclusive, True)) if value is not None]
+    told = ((inclusive, False), (exclusive, True))
+    given = [(Decimal(repr(value)), strict) for value, strict in told if value is not None]
     if not given:
         return None, False
     bound = pick(value for value, _ in given)

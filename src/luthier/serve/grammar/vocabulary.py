@@ -29,7 +29,7 @@ def token_bytes(tokenizer: Any) -> list[bytes | None]:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     kinds = _kinds(described.get("decoder") or {})
     known: dict[str, int] = tokenizer.get_vocab()
-    added = {token: kept for token, kept in tokenizer.added_tokens_decoder.items()}
+    added = dict(tokenizer.added_tokens_decoder)
     made: list[bytes | None] = [None] * (1 + max(known.values(), default=-1))
     alphabet = _alphabet()
     if "ByteLevel" not in kinds and not ({"ByteFallback", "Replace"} & kinds):

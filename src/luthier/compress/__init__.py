@@ -1,0 +1,1 @@
+"""After the run: models made smaller, or several into one."""

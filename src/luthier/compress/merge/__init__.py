@@ -1,0 +1,1 @@
+"""Merging: several models, or several LoRAs, of one base into one."""

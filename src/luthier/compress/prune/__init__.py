@@ -1,0 +1,1 @@
+"""Pruning: fewer layers, narrower layers, or weights that are 0; and healing what is left."""

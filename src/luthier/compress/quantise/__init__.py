@@ -1,0 +1,1 @@
+"""Fewer bits for a weight: schemes, rounding, calibration, formats, and what it costs, measured."""

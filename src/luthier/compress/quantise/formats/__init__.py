@@ -1,0 +1,1 @@
+"""Files of quantised models, one for each library that reads them."""
