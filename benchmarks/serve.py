@@ -1,5 +1,4 @@
-"""Servers side by side: tokens per second of `luthier serve`, `transformers serve` and llama.cpp's server; and 200
-clients for a minute.
+"""Servers side by side: tokens a second of luthier's, transformers' and llama.cpp's, and 200 clients for a minute.
 
     python benchmarks/serve.py [--clients 8] [--requests 24] [--new 32] [--threads 1] [--only luthier ...]
     python benchmarks/serve.py --minute 60 --clients 200 --new 8 --only luthier
@@ -107,7 +106,9 @@ def llama_cpp(folder, threads, clients):
         "print('listens at', s.listening_address, flush=True)\nsys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, model_path(), str(min(clients, 64)), str(threads)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.PIPE, text=True
+    )
     try:
         port = next(int(found[1]) for line in process.stdout if (found := re.search(r"listens at .*:(\d+)", line)))
         threading.Thread(target=process.stdout.read, daemon=True).start()
@@ -171,10 +172,12 @@ def load(port, model, clients, new, requests, seconds):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
         while (number := more()) is not None:
             question = QUESTIONS[number % len(QUESTIONS)]
-            body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": new}
+            turns = [{"role": "user", "content": question}]
+            body = json.dumps({"model": model, "messages": turns, "temperature": 0, "max_tokens": new})
             started = time.monotonic()
             try:
-                connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+                kind = {"Content-Type": "application/json"}
+                connection.request("POST", "/v1/chat/completions", body, kind)
                 answer = connection.getresponse()
                 said = json.loads(answer.read())
                 count = said["usage"]["completion_tokens"] if answer.status == 200 else 0
@@ -198,7 +201,8 @@ def load(port, model, clients, new, requests, seconds):
     cuts = statistics.quantiles(times, n=20) if len(times) > 1 else [float("nan")] * 19
     return {
         "clients": clients, "answers": dict(counts), "tokens": tokens[0], "seconds": round(wall, 1),
-        "tokens_per_second": round(tokens[0] / wall, 1), "half_within": round(cuts[9], 2), "95_percent_within": round(cuts[18], 2),
+        "tokens_per_second": round(tokens[0] / wall, 1), "half_within": round(cuts[9], 2),
+        "95_percent_within": round(cuts[18], 2),
     }  # fmt: skip
 
 

@@ -299,6 +299,29 @@ def test_more_than_may_wait_are_refused(url):
     fails(url, 400, {"model": "model", "prompt": ["a"] * 200}, "/v1/completions")
 
 
+def test_nothing_is_kept_of_what_is_over(url, server):
+    """Of hundreds of requests, many of them wrong, no stream is left beyond what the cache may keep, nor is a guide."""
+    import gc
+
+    from luthier.serve.grammar import Guide
+    from luthier.serve.requests import Stream
+
+    def alive():
+        gc.collect()
+        found = gc.get_objects()
+        return sum(type(one) is Stream for one in found), sum(type(one) is Guide for one in found)
+
+    engine = next(iter(server[1].served.engines.values()))
+    for number in range(200):
+        ask(url, [chat(), chat(max_tokens=9, response_format={"type": "json_object"}), chat(n=99), b"{"][number % 4])
+    streams, guides = alive()
+    assert streams <= engine.limits.kept + engine.limits.slots
+    assert guides <= engine.limits.kept + engine.limits.slots
+    for number in range(200):
+        ask(url, [chat(), chat(max_tokens=9, response_format={"type": "json_object"}), chat(n=99), b"{"][number % 4])
+    assert alive() <= (streams + 2, guides + 2)
+
+
 def test_an_answer_that_takes_too_long(folder):
     with in_thread(folder, timeout=0.2, max_new_tokens=1500) as (url, _):
         assert "after 0.2 s" in fails(url, 408, chat(max_tokens=1500, logprobs=True))

@@ -229,7 +229,7 @@ def test_arguments_for_vllm(tmp_path, monkeypatch):
     given, environment = vllm.arguments(str(base), settings)
     assert given == [
         "serve", str(base), "--host", "0.0.0.0", "--port", "9000", "--served-model-name", "base",
-        "--max-num-seqs", "64", "--enable-lora", "--max-lora-rank", "16",
+        "--max-model-len", "2048", "--max-num-seqs", "64", "--enable-lora", "--max-lora-rank", "16",
         "--lora-modules", f"tuned={adapter}",
     ]  # fmt: skip
     assert environment == {"VLLM_API_KEY": key}
