@@ -21,7 +21,7 @@ from ..errors import LuthierError
 from . import answers, asking, page, saying, schemas
 from .gauges import Gauges
 from .guard import Guard
-from .pooled import of_network, shortened
+from .pooled import check, of_network, shortened
 from .problems import Problem, failed, of_error
 from .served import Answering, Entry, Scoring, Served
 from .settings import Serving
@@ -129,19 +129,17 @@ def _numbers(app: FastAPI, served: Served, log: Callable) -> None:
     async def embeddings(body: schemas.EmbeddingRequest) -> Response:
         """Vectors of length 1."""
         entry, source = doing(body.model, "embeddings")
-        tokenizer = source.tokenizer if isinstance(source, Answering) else entry.judge.tokenizer
+        tokenizer = source.tokenizer if isinstance(source, Answering) else entry.encoder.tokenizer
         rows = await anyio.to_thread.run_sync(lambda: asking.texts_or_tokens(body.input, tokenizer))
         if not rows:
             raise Problem(400, "there is no input", "input")
         if isinstance(source, Answering):
             engine = source.engine
-            from .pooled import check
-
             check(rows, engine.length, engine.vocabulary)
             on, how = engine.variants[entry.adapter or ""], served.settings.pooling or "last"
             vectors = await asked(source, lambda: of_network(engine.network, rows, on, how))
         else:
-            vectors = await asked(source, lambda: entry.judge.embed(rows))
+            vectors = await asked(source, lambda: entry.encoder.embed(rows))
         vectors = shortened(vectors, body.dimensions).numpy().astype("<f4")
         as_text = body.encoding_format == "base64"
         data = [

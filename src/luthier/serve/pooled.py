@@ -51,7 +51,7 @@ def shortened(vectors: Tensor, dimensions: int | None) -> Tensor:
 class Encoder:
     """An encoder without a head, as sentence-transformers and transformers keep it."""
 
-    def __init__(self, source: str, settings: Serving, tell: Any = None):
+    def __init__(self, source: str, settings: Serving):
         import transformers
 
         named = names.resolved(Model(name=source))  # type: ignore[call-arg]
@@ -89,6 +89,21 @@ class Encoder:
             for i, vector in zip(part, pooled(hidden, inside, self.how).cpu()):
                 out[i] = vector
         return torch.stack(out)
+
+
+class NetworkEncoder:
+    """The network of a run that gives scores: its hidden states before the head."""
+
+    def __init__(self, network: Network, tokenizer: Any, settings: Serving):
+        self.network, self.tokenizer = network, tokenizer
+        self.how = settings.pooling or ("last" if network.causal else "mean")
+        longest = getattr(network.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        self.longest = min(longest - network.first_position, settings.max_length or longest)
+        self.on = frozenset(module.name for module in surgery.switched(network.model) if module.enabled)
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        check(rows, self.longest, self.network.model.get_input_embeddings().weight.shape[0])
+        return of_network(self.network, rows, self.on, self.how)
 
 
 def _kept(source: str) -> str | None:

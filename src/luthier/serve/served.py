@@ -16,8 +16,10 @@ from .. import adapters, opened, surgery
 from ..data.masks import Renderer
 from ..errors import AdapterError, ConfigError, ModelError
 from ..trainable import saved
+from ..trainable.adapter import Adapting
 from .engine import Engine, Limits
 from .grammar import Machines, Vocabulary
+from .pooled import Encoder, NetworkEncoder
 from .requests import Busy
 from .settings import Serving
 from .tools import Style, style_of
@@ -36,6 +38,7 @@ class Entry:
     source: Answering | Scoring | None = None
     base: str | None = None
     judge: Any = None  # classifier or rater
+    encoder: Any = None  # of embeddings, where the network gives no answers
     created: int = field(default_factory=lambda: int(time.time()))
 
     def told(self) -> dict[str, Any]:
@@ -170,15 +173,11 @@ def served(source: str, settings: Serving, tell: Say = lambda text: None) -> Ser
     scoring = Scoring(settings.waiting)
     made.scoring.append(scoring)
     if ends == "embeddings":
-        from .pooled import Encoder
-
-        model = Encoder(source, settings, tell)
-        made.add(Entry(name, ("embeddings",), source=scoring, judge=model))
+        made.add(Entry(name, ("embeddings",), source=scoring, encoder=Encoder(source, settings)))
         return made
-    if settings.pooling:
-        raise ConfigError("--pooling is of embeddings, and this model gives texts scores")
     does, judge = _judge(source, tell)
-    made.add(Entry(name, (does,), source=scoring, judge=judge))
+    encoder = NetworkEncoder(judge.network, judge.renderer.tokenizer, settings)
+    made.add(Entry(name, (does, "embeddings"), source=scoring, judge=judge, encoder=encoder))
     return made
 
 
@@ -217,7 +216,7 @@ def _serve_answers(made: Served, source: str, name: str) -> None:
     settings = made.settings
     main = opened.opened(source, made.tell)
     at_start = frozenset(module.name for module in surgery.switched(main.model) if module.enabled)
-    beneath = frozenset(entry.name or "" for entry in main.made.config.model.beneath) if main.made else frozenset()
+    beneath = frozenset(entry.name for entry in main.made.config.model.beneath) if main.made else frozenset()
     variants = {name: at_start}
     base_name = None
     moved = main.made is not None and not _in_adapters(main)
@@ -262,8 +261,6 @@ def _in_adapters(main: opened.Opened) -> bool:
     if made.sources is not None and saved.TRAINED in made.sources.files:
         return False  # it went on with a saved adapter, which is its base
     added = {id(p) for p in surgery.added(made.network.model)}
-    from ..trainable.adapter import Adapting
-
     return isinstance(made.config.trainable, Adapting) and all(
         id(p) in added for name, p in made.parameters().items() if not name.startswith("objective.")
     )
