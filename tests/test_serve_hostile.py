@@ -262,7 +262,8 @@ def test_who_does_not_read_an_answer_is_let_go(folder):
     log = []
     with in_thread(folder, log, **LIMITS | {"write_timeout": 0.3, "waiting": 100}) as (url, server):
         data = json.dumps(chat(max_tokens=1500, stream=True, n=16, logprobs=True, top_logprobs=20)).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
         host, port = url.removeprefix("http://").rsplit(":", 1)
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -1,4 +1,4 @@
-"""What runs and plain models are served as: base and tuned, labels, scores, embeddings; arguments for vLLM; the verb."""
+"""What runs and plain models are served as: base and tuned, labels, scores, embeddings; vLLM's arguments; the verb."""
 
 import json
 import urllib.error
@@ -104,7 +104,8 @@ def test_a_classifier_labels_and_embeds(classify):  # noqa: F811
         assert ask(url, "/v1/embeddings", {"model": "labels", "input": texts})["data"][1]["index"] == 1
         told = ask(url, "/v1/score", {"model": "labels", "input": ["a\tb"]})
         assert (told["status"], told["error"]["param"]) == (400, "model")
-        assert ask(url, "/v1/chat/completions", {"model": "labels", "messages": [{"role": "user", "content": "x"}]})["status"] == 400
+        asked = {"model": "labels", "messages": [{"role": "user", "content": "x"}]}
+        assert ask(url, "/v1/chat/completions", asked)["status"] == 400
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -113,7 +114,8 @@ def test_a_reward_model_scores(settings, tmp_path):
     from luthier.rating import Rater
 
     path = write_rows(tmp_path / "pairs.jsonl", PAIRS)
-    config = configure(settings | {"data": settings["data"] | {"train": str(path)}, "batch": {"examples": 4, "micro_tokens": 256}},
+    data = settings["data"] | {"train": str(path)}
+    config = configure(settings | {"data": data, "batch": {"examples": 4, "micro_tokens": 256}},
                        {"max_steps": 2}, method="reward")  # fmt: skip
     train(config, QUIET)
     made, _ = restore(Path(config.output_dir))
@@ -168,10 +170,10 @@ def test_what_cannot_be_served_is_told(tmp_path, tiny_model, monkeypatch):
         served(str(tiny_model), Serving(adapters={"a": str(other)}))
     with pytest.raises(LuthierError):
         served(str(tmp_path / "nowhere"), Serving())
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
+    monkeypatch.setattr("luthier.serve.served.opened.problem", lambda name: None)
     with pytest.raises(ModelError, match="serve the run"):
-        (tmp_path / "bert").mkdir()
-        (tmp_path / "bert" / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
-        monkeypatch.setattr("luthier.serve.served.opened.problem", lambda name: None)
         served(str(tmp_path / "bert"), Serving())
 
 
@@ -223,10 +225,12 @@ def test_arguments_for_vllm(tmp_path, monkeypatch):
     base.mkdir()
     adapter = write_adapter(tmp_path / "adapter", base, rank=12)
     key = "a-key-of-sufficient-length"
-    settings = Serving(host="0.0.0.0", port=9000, keys=(key,), adapters={"tuned": str(adapter)}, max_length=2048, slots=64)
+    named = {"tuned": str(adapter)}
+    settings = Serving(host="0.0.0.0", port=9000, keys=(key,), adapters=named, max_length=2048, slots=64)
     given, environment = vllm.arguments(str(base), settings)
     assert given == [
-        "serve", str(base), "--host", "0.0.0.0", "--port", "9000", "--served-model-name", "base", "--max-model-len", "2048",
+        "serve", str(base), "--host", "0.0.0.0", "--port", "9000", "--served-model-name", "base",
+        "--max-model-len", "2048",
         "--max-num-seqs", "64", "--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"tuned={adapter}",
     ]  # fmt: skip
     assert environment == {"VLLM_API_KEY": key}
@@ -234,7 +238,8 @@ def test_arguments_for_vllm(tmp_path, monkeypatch):
     told = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(told | {"use_dora": True}))
     for source, wrong, match in (
-        (base, {"adapters": {"tuned": str(adapter)}}, "plain LoRA"), (base, {"adapters": {"x": str(base)}}, "no adapter_config"),
+        (base, {"adapters": {"tuned": str(adapter)}}, "plain LoRA"),
+        (base, {"adapters": {"x": str(base)}}, "no adapter_config"),
         (base, {"rate": 3.0}, "--rate"), (base, {"base": True}, "--base"), (base, {"pooling": "mean"}, "--pooling"),
         (base, {"keys": (key, key + "2")}, "one key"),
     ):  # fmt: skip

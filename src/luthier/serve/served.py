@@ -216,7 +216,7 @@ def _serve_answers(made: Served, source: str, name: str) -> None:
     settings = made.settings
     main = opened.opened(source, made.tell)
     at_start = frozenset(module.name for module in surgery.switched(main.model) if module.enabled)
-    beneath = frozenset(entry.name for entry in main.made.config.model.beneath) if main.made else frozenset()
+    beneath = frozenset(entry.name or "" for entry in main.made.config.model.beneath) if main.made else frozenset()
     variants = {name: at_start}
     base_name = None
     moved = main.made is not None and not _in_adapters(main)
