@@ -3,8 +3,8 @@
     python benchmarks/serve.py [--clients 8] [--requests 24] [--new 32] [--threads 1] [--only luthier ...]
     python benchmarks/serve.py --minute 60 --clients 200 --new 8 --only luthier
 
-The demo's model: float32 for the first two, its 4-bit file for llama.cpp. Each server is a process of its own, asked over
-HTTP on loopback by so many clients at once, each of which asks again as soon as it is answered; answers are greedy. The
+The demo's model: float32 for the first two, its 4-bit file for llama.cpp. Each server is a process of its own, asked on
+loopback by so many clients at once, each of which asks again as soon as it is answered; answers are greedy. The
 first round, which makes kernels and caches ready, is not counted.
 """
 
