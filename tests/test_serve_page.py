@@ -9,10 +9,7 @@ from test_label_page import FLAGS
 pytest.importorskip("fastapi", reason="no fastapi here (the serve extra has it)")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-<<<<<<< HEAD
 HI = [{"role": "user", "content": "hi there"}]
-=======
->>>>>>> main
 KEY = "a-key-of-sufficient-length"
 BAD = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
 
@@ -72,12 +69,7 @@ def test_base_and_tuned_answer_side_by_side(page, server):
     page.wait_for_function("() => document.querySelectorAll('.told').length == 2")
     shown = [div.text_content() for div in page.query_selector_all(".assistant")]
     for model, text in zip(("model", "tuned"), shown):
-<<<<<<< HEAD
         body = {"model": model, "messages": HI, "temperature": 0, "max_tokens": 12}
-=======
-        asked = [{"role": "user", "content": "hi there"}]
-        body = {"model": model, "messages": asked, "temperature": 0, "max_tokens": 12}
->>>>>>> main
         request = urllib.request.Request(
             server[0] + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
         )
@@ -127,14 +119,9 @@ def test_what_is_said_is_text(page):
     assert not page.query_selector_all("main img, main script")
     assert page.title() == "Luthier"
     # and even a script that got in would not run, nor would anything be sent elsewhere
-<<<<<<< HEAD
     page.evaluate(
         "document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title=1'}))"
     )
-=======
-    made = "Object.assign(document.createElement('script'), {textContent: 'document.title=1'})"
-    page.evaluate(f"document.body.append({made})")
->>>>>>> main
     sent = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')")
     assert (page.title(), sent) == ("Luthier", "refused")
     assert any("Content Security Policy" in text for text in page.wrong)
